@@ -1,0 +1,152 @@
+"""FGSM and PGD."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.tree_util import Partial
+
+from awp_jax import checks
+from awp_jax.ascent import loop
+from awp_jax.attacks._losses import LOSSES
+from awp_jax.attacks._result import AttackResult, judge, worse
+from awp_jax.balls import NORMS, ImageBall
+from awp_jax.random import example_keys, fold_keys
+
+Loss = str | Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def loss_function(loss: Loss) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """A per-example loss ``(logits, labels) -> [batch]`` by name, or the callable itself."""
+    return loss if callable(loss) else LOSSES[checks.choice(loss, LOSSES, "loss")]
+
+
+def as_pytree_function(function: Callable) -> Partial:
+    """Wraps any callable so that it passes through ``jit`` as an argument."""
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class PGD:
+    """Projected gradient descent (Madry et al. 2018; AWP, NeurIPS 2020, eq. 14).
+
+    ``attack = PGD(epsilon="8/255", steps=20); attack(logits_fn, key, images, labels)`` is a pure
+    function: it can be called as it is, or inside ``jit``, ``vmap`` and ``shard_map``.
+
+    Attributes:
+        epsilon: Radius in pixel units, images in [0, 1]: a number or a fraction such as "8/255".
+        steps: Number of gradient steps (10 for training, 20 or 100 for tests in the AWP papers).
+        step_size: In pixel units; ``None`` for 2.5 * epsilon / steps (Madry et al., section 5).
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        loss: ``"cross_entropy"``, ``"margin"`` or ``(logits, labels) -> [batch]`` to ascend.
+        start: ``"uniform"``, ``"gaussian"`` (0.001, TRADES) or ``"none"``; see ``ImageBall.start``.
+        restarts: Independent runs; the worst is kept per example.
+        unroll: See ``awp_jax.ascent.loop``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from awp_jax.attacks import PGD
+        >>> logits_fn = lambda images: jnp.stack([images.mean((1, 2, 3)), 0.5 + 0 * images[:, 0, 0, 0]], 1)
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.52), jnp.array([0, 1])
+        >>> PGD(epsilon="8/255", steps=5)(logits_fn, jax.random.key(0), images, labels).success
+        Array([ True,  True], dtype=bool)
+
+    Raises:
+        ValueError: For a negative epsilon, an unknown norm, loss or start, or steps below 0; when
+            called, for images outside [0, 1], wrong dtypes or wrong shapes.
+    """
+
+    epsilon: Any = 8 / 255
+    steps: int = 20
+    step_size: Any = None
+    norm: str = "linf"
+    loss: Loss = "cross_entropy"
+    start: str = "uniform"
+    restarts: int = 1
+    unroll: bool | None = None
+
+    def __post_init__(self):
+        checks.positive_integer(self.steps, "steps", minimum=0)
+        checks.positive_integer(self.restarts, "restarts")
+        checks.choice(self.norm, NORMS, "norm")
+        checks.choice(self.start, ("uniform", "gaussian", "none"), "start")
+        loss_function(self.loss)
+        epsilon = checks.radius(self.epsilon, "epsilon")
+        size = 2.5 * epsilon / max(self.steps, 1) if self.step_size is None else self.step_size
+        object.__setattr__(self, "epsilon", epsilon)
+        object.__setattr__(self, "step_size", checks.radius(size, "step_size"))
+
+    def perturb(
+        self, logits_fn: Callable, key: jax.Array, images: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        """One run without the verdict.
+
+        Args:
+            logits_fn: ``images -> logits [batch, classes]``.
+            key: One typed key, or one per example.
+            images: float ``[batch, ...]`` in [0, 1].
+            labels: int ``[batch]``.
+
+        Returns:
+            The last iterate, ``[batch, ...]``, inside the ball.
+        """
+        ball = ImageBall(self.norm, self.epsilon)
+        point = ball.start(example_keys(key, images.shape[0]), images, self.start)
+        if self.steps == 0:
+            return ball.project(images, point)
+        body = Partial(_pgd_step, self, as_pytree_function(logits_fn), images, labels)
+        return loop(body, point, self.steps, unroll=self.unroll)
+
+    def __call__(
+        self, logits_fn: Callable, key: jax.Array, images: jax.Array, labels: jax.Array
+    ) -> AttackResult:
+        """Attacks a batch.
+
+        Args:
+            logits_fn: ``images -> logits [batch, classes]``; a ``jax.tree_util.Partial`` over the
+                parameters is compiled once for all parameters.
+            key: One typed key, or one per example (then the result does not depend on batching).
+            images: float ``[batch, height, width, channels]`` in [0, 1].
+            labels: int ``[batch]``.
+
+        Returns:
+            An ``AttackResult``.
+        """
+        checks.images_and_labels(images, labels)
+        keys = example_keys(key, images.shape[0])
+        function = as_pytree_function(logits_fn)
+        result = None
+        for restart in range(self.restarts):
+            keys_now = keys if self.restarts == 1 else fold_keys(keys, restart)
+            found = _judge(function, self.perturb(function, keys_now, images, labels), labels)
+            result = found if result is None else worse(result, found)
+        return result
+
+
+def _pgd_step(attack: PGD, logits_fn: Partial, images, labels, index, point):
+    del index
+    loss = loss_function(attack.loss)
+    gradient = jax.grad(lambda x: loss(logits_fn(x), labels).sum())(point)
+    return ImageBall(attack.norm, attack.epsilon).step(images, point, gradient, attack.step_size)
+
+
+_judge = jax.jit(judge)
+
+
+def FGSM(epsilon: Any = 8 / 255, *, norm: str = "linf", loss: Loss = "cross_entropy") -> PGD:
+    """Fast gradient sign method (Goodfellow et al. 2015; AWP eq. 13).
+
+    One step of length epsilon from the clean image: ``x + epsilon * sign(gradient)``, clipped to
+    [0, 1]; for L2 along the normalised gradient.
+
+    Args:
+        epsilon: Radius in pixel units.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        loss: As in ``PGD``.
+
+    Returns:
+        An attack, called as ``attack(logits_fn, key, images, labels)``.
+    """
+    return PGD(epsilon, steps=1, step_size=epsilon, norm=norm, loss=loss, start="none")

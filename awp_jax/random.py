@@ -1,0 +1,50 @@
+"""Random keys: one typed key in, folded by global example index.
+
+Every draw for an example comes from a key of its own, so results depend neither on how examples
+are cut into batches nor on how many devices there are.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def check_key(key: jax.Array) -> None:
+    """Raises ``ValueError`` unless ``key`` is a typed key (``jax.random.key(seed)``)."""
+    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(
+            f"key is {type(key).__name__}, but a typed key was expected: jax.random.key(seed)."
+        )
+
+
+def example_keys(key: jax.Array, batch: int, first: int | jax.Array = 0) -> jax.Array:
+    """One key per example.
+
+    Args:
+        key: A typed key, or already one key per example, ``[batch]`` (returned as it is).
+        batch: Number of examples.
+        first: Global index of the first example.
+
+    Returns:
+        Typed keys ``[batch]``; the key of global example ``i`` is ``fold_in(key, i)``.
+
+    Raises:
+        ValueError: For a raw ``uint32`` key or a number of keys that is not ``batch``.
+    """
+    check_key(key)
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(batch))
+    if key.shape != (batch,):
+        raise ValueError(f"key has shape {key.shape}, but one key, or {batch} of them, was expected.")
+    return key
+
+
+def fold_keys(keys: jax.Array, data: int | jax.Array) -> jax.Array:
+    """Folds the same ``data`` (a step or a restart) into every key of ``[batch]``."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
+
+
+def leaf_keys(key: jax.Array, tree):
+    """One key per leaf of ``tree``, in the tree's structure."""
+    check_key(key)
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, list(jax.random.split(key, max(len(leaves), 1)))[: len(leaves)])

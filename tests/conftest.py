@@ -1,0 +1,29 @@
+"""Settings for the whole suite."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Several fake devices, so that sharded and mapped code is exercised everywhere.
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture
+def x64():
+    """Runs a test in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_root():
+    """The folder with real data sets, or a skip."""
+    fallback = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = pathlib.Path(os.environ.get("AWP_JAX_DATA", fallback))
+    if not root.is_dir():
+        pytest.skip("no real data: set AWP_JAX_DATA to a folder with mnist/ and cifar10/")
+    return root
