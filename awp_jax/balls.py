@@ -31,6 +31,12 @@ def _per_example(values: jax.Array, like: jax.Array) -> jax.Array:
     return values.reshape((-1,) + (1,) * (like.ndim - 1))
 
 
+def _at_least_float32(array: jax.Array) -> jax.Array:
+    # Half precision is summed and divided in float32; float64 stays float64.
+    wide = jnp.issubdtype(array.dtype, jnp.floating) and jnp.finfo(array.dtype).bits >= 32
+    return array if wide else array.astype(jnp.float32)
+
+
 def image_norms(images: jax.Array, norm: str) -> jax.Array:
     """The norm of each example.
 
@@ -39,9 +45,9 @@ def image_norms(images: jax.Array, norm: str) -> jax.Array:
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
 
     Returns:
-        ``[batch]``, in the units of ``images``.
+        ``[batch]``, in the units of ``images``; float32 for half precision.
     """
-    flat = _flat(images)
+    flat = _at_least_float32(_flat(images))
     if norm == "linf":
         return jnp.abs(flat).max(axis=1)
     if norm == "l1":
@@ -52,6 +58,7 @@ def image_norms(images: jax.Array, norm: str) -> jax.Array:
 def _project_l1(displacement: jax.Array, radius: jax.Array) -> jax.Array:
     """Euclidean projection on the L1 ball, by sorting (Duchi et al., ICML 2008, figure 1)."""
     flat = _flat(displacement)
+    radius = jnp.asarray(radius, flat.dtype)
     magnitude = jnp.sort(jnp.abs(flat), axis=1)[:, ::-1]
     excess = jnp.cumsum(magnitude, axis=1) - radius
     counts = jnp.arange(1, flat.shape[1] + 1, dtype=flat.dtype)[None, :]
@@ -88,7 +95,7 @@ class ImageBall:
 
     def __post_init__(self):
         checks.choice(self.norm, NORMS, "norm")
-        object.__setattr__(self, "radius", checks.radius(self.radius, "epsilon"))
+        object.__setattr__(self, "radius", checks.radius(self.radius, "epsilon", self.norm))
         if not self.low < self.high:
             raise ValueError(f"The pixel range [{self.low}, {self.high}] is empty.")
 
@@ -106,6 +113,7 @@ class ImageBall:
             Images of the shape of ``centre``.
         """
         checks.choice(how, ("uniform", "gaussian", "none"), "start")
+        centre = jnp.asarray(centre)
         if how == "none":
             return centre
         if how == "gaussian":
@@ -116,11 +124,13 @@ class ImageBall:
 
     def sample(self, key: jax.Array, centre: jax.Array) -> jax.Array:
         """Draws a random point of the ball (see ``start``) and projects it on the pixel range."""
+        centre = jnp.asarray(centre)
         keys = example_keys(key, centre.shape[0])
         shape, dtype = centre.shape[1:], centre.dtype
+        radius = jnp.asarray(self.radius, dtype)
         if self.norm == "linf":
             unit = jax.vmap(lambda k: jax.random.uniform(k, shape, dtype, -1.0, 1.0))(keys)
-            return self.project(centre, centre + self.radius * unit)
+            return self.project(centre, centre + radius * unit)
         draw = jax.random.normal if self.norm == "l2" else jax.random.laplace
 
         def one(k):
@@ -128,9 +138,9 @@ class ImageBall:
             return draw(direction_key, shape, dtype), jax.random.uniform(length_key, (), dtype)
 
         direction, length = jax.vmap(one)(keys)
-        norms = image_norms(direction, self.norm) + _IMAGE_NORM_FLOOR
+        norms = (image_norms(direction, self.norm) + _IMAGE_NORM_FLOOR).astype(dtype)
         return self.project(
-            centre, centre + direction * _per_example(length / norms, centre) * self.radius
+            centre, centre + direction * _per_example(length / norms, centre) * radius
         )
 
     def direction(self, gradient: jax.Array, room: jax.Array | None = None) -> jax.Array:
@@ -147,12 +157,14 @@ class ImageBall:
             return jnp.sign(gradient)
         if self.norm == "l2":
             norms = image_norms(gradient, "l2") + _IMAGE_NORM_FLOOR
-            return gradient / _per_example(norms, gradient)
+            unit = _at_least_float32(gradient) / _per_example(norms, gradient)
+            return unit.astype(gradient.dtype)
         magnitude = _flat(jnp.abs(gradient))
         if room is not None:
-            magnitude = magnitude * _flat(room)
+            magnitude = jnp.where(_flat(room), magnitude, jnp.zeros_like(magnitude))
         chosen = jax.nn.one_hot(magnitude.argmax(axis=1), magnitude.shape[1], dtype=gradient.dtype)
-        return (chosen * (magnitude > 0)).reshape(gradient.shape) * jnp.sign(gradient)
+        chosen = jnp.where(magnitude > 0, chosen, jnp.zeros_like(chosen))
+        return chosen.reshape(gradient.shape) * jnp.sign(gradient)
 
     def step(
         self, centre: jax.Array, point: jax.Array, gradient: jax.Array, size: Any
@@ -171,6 +183,7 @@ class ImageBall:
         room = None
         if self.norm == "l1":
             room = jnp.where(gradient > 0, point < self.high, point > self.low)
+        size = jnp.asarray(size, gradient.dtype)
         return self.project(centre, point + size * self.direction(gradient, room))
 
     def project(self, centre: jax.Array, point: jax.Array) -> jax.Array:
@@ -181,11 +194,14 @@ class ImageBall:
         """
         displacement = point - centre
         if self.norm == "linf":
-            displacement = jnp.clip(displacement, -self.radius, self.radius)
+            radius = jnp.asarray(self.radius, displacement.dtype)
+            displacement = jnp.clip(displacement, -radius, radius)
         elif self.norm == "l2":
             norms = image_norms(displacement, "l2")
-            scale = jnp.where(norms > self.radius, self.radius / jnp.maximum(norms, 1e-30), 1.0)
-            displacement = displacement * _per_example(scale, displacement)
+            radius = jnp.asarray(self.radius, norms.dtype)
+            scale = jnp.where(norms > radius, radius / jnp.maximum(norms, 1e-30), 1.0)
+            scaled = _at_least_float32(displacement) * _per_example(scale, displacement)
+            displacement = scaled.astype(displacement.dtype)
         else:
             displacement = _project_l1(displacement, self.radius)
         return jnp.clip(centre + displacement, self.low, self.high)
@@ -257,6 +273,7 @@ class WeightBall:
             axes = None
             if self.scope == "filter" and leaf.ndim > 1:
                 axes = tuple(range(leaf.ndim - 1))
+            leaf = _at_least_float32(leaf)
             powers = jnp.abs(leaf) if self.size == "l1" else jnp.square(leaf)
             return jnp.sum(powers, axis=axes, keepdims=axes is not None)
 
@@ -274,16 +291,18 @@ class WeightBall:
     def direction(self, gradient: Any, centre: Any) -> Any:
         """g/||g|| * ||w|| per scope (eq. 10 of AWP without eta2); zero where either is zero."""
 
-        def scaled(keep, g, g_norm, w_norm):
+        def scaled(keep, g, w, g_norm, w_norm):
             if not keep:
-                return jnp.zeros_like(g)
+                return jnp.zeros_like(w)
+            # float16 could not hold the ratio of a small gradient.
             ratio = w_norm / (g_norm + _WEIGHT_NORM_FLOOR)
-            return g * ratio.astype(g.dtype)
+            return (_at_least_float32(g) * ratio).astype(w.dtype)
 
         return jax.tree.map(
             scaled,
             self.mask_of(centre),
             gradient,
+            centre,
             self.norms(gradient, centre),
             self.norms(centre, centre),
         )
@@ -310,10 +329,10 @@ class WeightBall:
         def rescale(keep, v, v_norm, w_norm):
             if not keep:
                 return jnp.zeros_like(v)
-            limit = self.gamma * w_norm
+            limit = jnp.asarray(self.gamma, w_norm.dtype) * w_norm
             # 1e-30 only guards the division that `where` throws away.
             scale = jnp.where(v_norm > limit, limit / jnp.maximum(v_norm, 1e-30), 1.0)
-            return v * scale.astype(v.dtype)
+            return (_at_least_float32(v) * scale).astype(v.dtype)
 
         return jax.tree.map(
             rescale,
@@ -326,7 +345,7 @@ class WeightBall:
     def sample(self, key: jax.Array, centre: Any) -> Any:
         """A Gaussian direction scaled onto the sphere ``||v_l|| = gamma * ||w_l||``."""
         noise = jax.tree.map(
-            lambda k, leaf: jax.random.normal(k, jnp.shape(leaf), leaf.dtype),
+            lambda k, leaf: jax.random.normal(k, jnp.shape(leaf), jnp.result_type(leaf)),
             leaf_keys(key, centre),
             centre,
         )

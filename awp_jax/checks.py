@@ -16,13 +16,14 @@ def is_concrete(value: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
-def radius(value: Any, name: str = "epsilon") -> Any:
+def radius(value: Any, name: str = "epsilon", norm: str = "linf") -> Any:
     """Reads a radius or step size: a number, or text such as ``"8/255"``, ``"0.03"``.
 
     Args:
         value: A number >= 0, a fraction as text, or an array/tracer (passed through unchanged, so
             that schedules and injected hyperparameters work).
         name: What to call it in messages.
+        norm: What it is measured in; an L1 radius above 1 is usual (12 in AutoAttack).
 
     Returns:
         A Python float in the units of ``value``, or the array itself.
@@ -45,7 +46,7 @@ def radius(value: Any, name: str = "epsilon") -> Any:
         ) from None
     if not math.isfinite(number) or number < 0:
         raise ValueError(f"{name} is {value!r}, but a finite number of at least 0 was expected.")
-    if number > 1:
+    if number > 1 and norm != "l1":
         warnings.warn(
             f"{name} is {value}, above 1: images are in [0, 1] and weight sizes are relative, "
             f"so was {value}/255 meant?",
@@ -93,12 +94,12 @@ def images_and_labels(images: Any, labels: Any, num_classes: int | None = None) 
     """
     if not hasattr(images, "dtype") or not hasattr(labels, "dtype"):
         raise ValueError("images and labels must be arrays, not lists or numbers.")
-    if not np.issubdtype(images.dtype, np.floating) and images.dtype != jax.numpy.bfloat16:
+    if not jax.numpy.issubdtype(images.dtype, np.floating):
         raise ValueError(
             f"images have dtype {images.dtype}, but floats in [0, 1] were expected "
             "(divide uint8 images by 255)."
         )
-    if not np.issubdtype(labels.dtype, np.integer):
+    if not jax.numpy.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels have dtype {labels.dtype}, but integers were expected.")
     if images.ndim < 2 or labels.ndim != 1 or images.shape[0] != labels.shape[0]:
         raise ValueError(

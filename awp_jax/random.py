@@ -34,7 +34,9 @@ def example_keys(key: jax.Array, batch: int, first: int | jax.Array = 0) -> jax.
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(batch))
     if key.shape != (batch,):
-        raise ValueError(f"key has shape {key.shape}, but one key, or {batch} of them, was expected.")
+        raise ValueError(
+            f"key has shape {key.shape}, but one key, or {batch} of them, was expected."
+        )
     return key
 
 
@@ -47,4 +49,6 @@ def leaf_keys(key: jax.Array, tree):
     """One key per leaf of ``tree``, in the tree's structure."""
     check_key(key)
     leaves, structure = jax.tree.flatten(tree)
-    return jax.tree.unflatten(structure, list(jax.random.split(key, max(len(leaves), 1)))[: len(leaves)])
+    return jax.tree.unflatten(
+        structure, list(jax.random.split(key, max(len(leaves), 1)))[: len(leaves)]
+    )

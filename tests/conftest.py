@@ -2,12 +2,17 @@
 
 import os
 import pathlib
+import tempfile
 
 import jax
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The same small programs are compiled by many tests: compile each once per test session.
+_CACHE = os.environ.setdefault("AWP_JAX_TEST_CACHE", tempfile.mkdtemp(prefix="awp-jax-xla-"))
+jax.config.update("jax_compilation_cache_dir", _CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 # Several fake devices, so that sharded and mapped code is exercised everywhere.
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -1,10 +1,34 @@
 """Input attacks: pure functions ``attack(logits_fn, key, images, labels) -> AttackResult``."""
 
+from awp_jax.attacks._apgd import APGD as APGD
+from awp_jax.attacks._apgd import APGDTargeted as APGDTargeted
+from awp_jax.attacks._apgd import checkpoints as checkpoints
+from awp_jax.attacks._autoattack import AutoAttackResult as AutoAttackResult
+from awp_jax.attacks._autoattack import AutoAttackState as AutoAttackState
+from awp_jax.attacks._autoattack import Row as Row
+from awp_jax.attacks._autoattack import autoattack as autoattack
+from awp_jax.attacks._autoattack import run_stage as run_stage
+from awp_jax.attacks._autoattack import start_state as start_state
+from awp_jax.attacks._ensemble import ensemble as ensemble
+from awp_jax.attacks._fab import FAB as FAB
+from awp_jax.attacks._fab import FABResult as FABResult
+from awp_jax.attacks._fab import FABTargeted as FABTargeted
+from awp_jax.attacks._feature import FeatureAttack as FeatureAttack
 from awp_jax.attacks._losses import LOSSES as LOSSES
+from awp_jax.attacks._losses import HingedMargin as HingedMargin
 from awp_jax.attacks._losses import cross_entropy as cross_entropy
+from awp_jax.attacks._losses import dlr as dlr
 from awp_jax.attacks._losses import kl_divergence as kl_divergence
 from awp_jax.attacks._losses import largest_wrong as largest_wrong
 from awp_jax.attacks._losses import margin as margin
+from awp_jax.attacks._losses import targeted_dlr as targeted_dlr
+from awp_jax.attacks._losses import targeted_margin as targeted_margin
+from awp_jax.attacks._pgd import CW as CW
 from awp_jax.attacks._pgd import FGSM as FGSM
 from awp_jax.attacks._pgd import PGD as PGD
 from awp_jax.attacks._result import AttackResult as AttackResult
+from awp_jax.attacks._spsa import SPSA as SPSA
+from awp_jax.attacks._square import Square as Square
+from awp_jax.attacks._stepped import SteppedAttack as SteppedAttack
+from awp_jax.attacks._survivors import Progress as Progress
+from awp_jax.attacks._transfer import transfer as transfer

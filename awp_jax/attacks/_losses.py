@@ -1,4 +1,6 @@
-"""Per-example losses that an adversary ascends: ``(logits, labels) -> [batch]``, higher is worse."""
+"""Losses that an adversary ascends: ``(logits, labels) -> [batch]``, higher is worse."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,10 @@ def largest_wrong(values: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.max(jnp.where(is_label, -jnp.inf, values), axis=1)
 
 
+def _label_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+
+
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The CW loss ``max_{j != y} z_j - z_y`` of each example: positive when misclassified.
 
@@ -52,8 +58,78 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Returns:
         ``[batch]``, in units of logits.
     """
-    label_logits = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    return largest_wrong(logits, labels) - label_logits
+    return largest_wrong(logits, labels) - _label_logits(logits, labels)
 
 
-LOSSES = {"cross_entropy": cross_entropy, "margin": margin}
+# Added to the denominators of DLR (fra31/auto-attack, autopgd_base.py).
+_DLR_FLOOR = 1e-12
+
+
+def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Difference of logits ratio: ``-(z_y - max_{j != y} z_j) / (z_(1) - z_(3) + 1e-12)``.
+
+    Croce and Hein, ICML 2020, eq. 6. It does not change when logits are shifted or scaled.
+
+    Args:
+        logits: float ``[batch, classes]``, at least 3 classes.
+        labels: integer ``[batch]``.
+
+    Returns:
+        ``[batch]``, in [-1, 1]: positive when misclassified.
+
+    Raises:
+        ValueError: For fewer than 3 classes.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(f"The DLR loss needs at least 3 classes, not {logits.shape[1]}.")
+    top = jax.lax.top_k(logits, 3)[0]
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + _DLR_FLOOR)
+
+
+def targeted_dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
+    """Targeted DLR: ``-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12)``.
+
+    Croce and Hein, ICML 2020, eq. 7.
+
+    Args:
+        logits: float ``[batch, classes]``, at least 4 classes.
+        labels: integer ``[batch]``.
+        targets: integer ``[batch]``, the classes to move to.
+
+    Returns:
+        ``[batch]``, without unit: positive when the target is above the label.
+
+    Raises:
+        ValueError: For fewer than 4 classes.
+    """
+    if logits.shape[1] < 4:
+        raise ValueError(f"The targeted DLR loss needs at least 4 classes, not {logits.shape[1]}.")
+    top = jax.lax.top_k(logits, 4)[0]
+    scale = top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + _DLR_FLOOR
+    return targeted_margin(logits, labels, targets) / scale
+
+
+def targeted_margin(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
+    """``z_t - z_y`` of each example, ``[batch]``, in units of logits: for any number of classes."""
+    return _label_logits(logits, targets) - _label_logits(logits, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class HingedMargin:
+    """The CW loss cut off at a confidence: ``min(max_{j != y} z_j - z_y, kappa)``.
+
+    Carlini and Wagner 2017, as an L-infinity loss for PGD (AWP, Table 2). Above kappa the gradient
+    is zero and the point rests.
+
+    Attributes:
+        kappa: In units of logits, >= 0.
+    """
+
+    kappa: float = 10.0  # the released RWP code
+
+    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """``(logits [batch, classes], labels [batch]) -> [batch]``."""
+        return jnp.minimum(margin(logits, labels), self.kappa)
+
+
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}

@@ -1,15 +1,17 @@
-"""FGSM and PGD."""
+"""FGSM, PGD and the CW loss by PGD."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from awp_jax import checks
-from awp_jax.ascent import loop
-from awp_jax.attacks._losses import LOSSES
+from awp_jax.ascent import is_traced, loop
+from awp_jax.attacks._gradient import loss_and_gradient, model_key, with_key
+from awp_jax.attacks._losses import LOSSES, HingedMargin
 from awp_jax.attacks._result import AttackResult, judge, worse
 from awp_jax.balls import NORMS, ImageBall
 from awp_jax.random import example_keys, fold_keys
@@ -43,12 +45,17 @@ class PGD:
         loss: ``"cross_entropy"``, ``"margin"`` or ``(logits, labels) -> [batch]`` to ascend.
         start: ``"uniform"``, ``"gaussian"`` (0.001, TRADES) or ``"none"``; see ``ImageBall.start``.
         restarts: Independent runs; the worst is kept per example.
+        momentum: Decay mu of the accumulated gradient ``g <- mu g + grad / mean|grad|``, along
+            which steps are taken (MI-FGSM, Dong et al. 2018, eq. 6, there 1.0); 0 for none.
+        eot: 0 for a deterministic ``logits_fn(images)``. Above: the model is randomised and called
+            as ``logits_fn(images, key)``; each step follows the average gradient of this many
+            passes, and the verdict is one more pass.
         unroll: See ``awp_jax.ascent.loop``.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from awp_jax.attacks import PGD
-        >>> logits_fn = lambda images: jnp.stack([images.mean((1, 2, 3)), 0.5 + 0 * images[:, 0, 0, 0]], 1)
+        >>> logits_fn = lambda images: (images.mean((1, 2)) - 0.5) * jnp.array([[1.0, 0.0]])
         >>> images, labels = jnp.full((2, 4, 4, 1), 0.52), jnp.array([0, 1])
         >>> PGD(epsilon="8/255", steps=5)(logits_fn, jax.random.key(0), images, labels).success
         Array([ True,  True], dtype=bool)
@@ -65,18 +72,23 @@ class PGD:
     loss: Loss = "cross_entropy"
     start: str = "uniform"
     restarts: int = 1
+    momentum: float = 0.0
+    eot: int = 0
     unroll: bool | None = None
 
     def __post_init__(self):
         checks.positive_integer(self.steps, "steps", minimum=0)
+        checks.positive_integer(self.eot, "eot", minimum=0)
+        if not self.momentum >= 0:
+            raise ValueError(f"momentum is {self.momentum!r}, but at least 0 was expected.")
         checks.positive_integer(self.restarts, "restarts")
         checks.choice(self.norm, NORMS, "norm")
         checks.choice(self.start, ("uniform", "gaussian", "none"), "start")
         loss_function(self.loss)
-        epsilon = checks.radius(self.epsilon, "epsilon")
+        epsilon = checks.radius(self.epsilon, "epsilon", self.norm)
         size = 2.5 * epsilon / max(self.steps, 1) if self.step_size is None else self.step_size
         object.__setattr__(self, "epsilon", epsilon)
-        object.__setattr__(self, "step_size", checks.radius(size, "step_size"))
+        object.__setattr__(self, "step_size", checks.radius(size, "step_size", self.norm))
 
     def perturb(
         self, logits_fn: Callable, key: jax.Array, images: jax.Array, labels: jax.Array
@@ -93,11 +105,14 @@ class PGD:
             The last iterate, ``[batch, ...]``, inside the ball.
         """
         ball = ImageBall(self.norm, self.epsilon)
-        point = ball.start(example_keys(key, images.shape[0]), images, self.start)
+        keys = example_keys(key, images.shape[0])
+        point = ball.start(keys, images, self.start)
         if self.steps == 0:
             return ball.project(images, point)
-        body = Partial(_pgd_step, self, as_pytree_function(logits_fn), images, labels)
-        return loop(body, point, self.steps, unroll=self.unroll)
+        model_keys = keys if self.eot else None
+        body = Partial(_pgd_step, self, as_pytree_function(logits_fn), images, labels, model_keys)
+        velocity = jnp.zeros_like(images) if self.momentum else None
+        return loop(body, (point, velocity), self.steps, unroll=self.unroll)[0]
 
     def __call__(
         self, logits_fn: Callable, key: jax.Array, images: jax.Array, labels: jax.Array
@@ -117,22 +132,48 @@ class PGD:
         checks.images_and_labels(images, labels)
         keys = example_keys(key, images.shape[0])
         function = as_pytree_function(logits_fn)
+        traced = is_traced(function, images, labels)
+        if not traced:
+            checks.images_and_labels(images, labels, _number_of_classes(self, function, keys, images))
+        judge_now = _judge if traced else _compiled_judge
         result = None
         for restart in range(self.restarts):
             keys_now = keys if self.restarts == 1 else fold_keys(keys, restart)
-            found = _judge(function, self.perturb(function, keys_now, images, labels), labels)
+            point = self.perturb(function, keys_now, images, labels)
+            judge_key = model_key(keys_now, self.steps) if self.eot else None
+            found = judge_now(function, point, labels, judge_key)
             result = found if result is None else worse(result, found)
         return result
 
 
-def _pgd_step(attack: PGD, logits_fn: Partial, images, labels, index, point):
-    del index
+def _pgd_step(attack: PGD, logits_fn: Partial, images, labels, keys, index, state):
+    point, velocity = state
     loss = loss_function(attack.loss)
-    gradient = jax.grad(lambda x: loss(logits_fn(x), labels).sum())(point)
-    return ImageBall(attack.norm, attack.epsilon).step(images, point, gradient, attack.step_size)
+    key = model_key(keys, index) if attack.eot else None
+    _, _, gradient = loss_and_gradient(
+        logits_fn, lambda logits: loss(logits, labels), point, key, attack.eot
+    )
+    if velocity is not None:
+        axes = tuple(range(1, gradient.ndim))
+        # 1e-30 keeps a zero gradient zero instead of NaN.
+        scale = jnp.maximum(jnp.abs(gradient).mean(axes, keepdims=True), 1e-30)
+        velocity = attack.momentum * velocity + gradient / scale
+        gradient = velocity
+    point = ImageBall(attack.norm, attack.epsilon).step(images, point, gradient, attack.step_size)
+    return point, velocity
 
 
-_judge = jax.jit(judge)
+def _judge(logits_fn, images, labels, key=None):
+    return judge(logits_fn if key is None else with_key(logits_fn, key), images, labels)
+
+
+_compiled_judge = jax.jit(_judge)
+
+
+def _number_of_classes(attack: PGD, function: Partial, keys, images) -> int:
+    from awp_jax.attacks._stepped import number_of_classes  # which imports this module
+
+    return number_of_classes(function, images, keys[0] if attack.eot else None)
 
 
 def FGSM(epsilon: Any = 8 / 255, *, norm: str = "linf", loss: Loss = "cross_entropy") -> PGD:
@@ -150,3 +191,30 @@ def FGSM(epsilon: Any = 8 / 255, *, norm: str = "linf", loss: Loss = "cross_entr
         An attack, called as ``attack(logits_fn, key, images, labels)``.
     """
     return PGD(epsilon, steps=1, step_size=epsilon, norm=norm, loss=loss, start="none")
+
+
+def CW(
+    epsilon: Any = 8 / 255,
+    *,
+    steps: int = 100,
+    kappa: float = 10.0,
+    norm: str = "linf",
+    step_size: Any = None,
+    restarts: int = 1,
+) -> PGD:
+    """CW-infinity: PGD on the margin ``max_{j != y} z_j - z_y`` (AWP, NeurIPS 2020, Table 2).
+
+    Args:
+        epsilon: Radius in pixel units.
+        steps: Number of gradient steps (100 in the paper).
+        kappa: Confidence in units of logits at which the margin is cut off (10 in the released RWP
+            code).
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        step_size: As in ``PGD``.
+        restarts: As in ``PGD``.
+
+    Returns:
+        An attack, called as ``attack(logits_fn, key, images, labels)``.
+    """
+    loss = HingedMargin(float(kappa))
+    return PGD(epsilon, steps, step_size, norm, loss, restarts=restarts)

@@ -16,11 +16,14 @@ class AttackResult(NamedTuple):
             else the one with the highest loss. Inside the ball and the pixel range.
         success: bool ``[batch]``: whether ``images`` are misclassified.
         loss: float ``[batch]``: the highest cross-entropy over restarts, in nats (the robust loss).
+        steps: int ``[batch]``: steps (or queries) until the first success, 0 for a misclassified
+            clean image and where nothing was found; ``None`` for attacks that do not look.
     """
 
     images: jax.Array
     success: jax.Array
     loss: jax.Array
+    steps: jax.Array | None = None
 
 
 def judge(logits_fn, images: jax.Array, labels: jax.Array) -> AttackResult:
@@ -34,9 +37,13 @@ def worse(first: AttackResult, second: AttackResult) -> AttackResult:
     better_found = second.success & ~first.success
     same_and_higher = (second.success == first.success) & (second.loss > first.loss)
     take = better_found | same_and_higher
+    steps = None
+    if first.steps is not None and second.steps is not None:
+        steps = jnp.where(first.success, first.steps, second.steps)
     shape = (-1,) + (1,) * (first.images.ndim - 1)
     return AttackResult(
         jnp.where(take.reshape(shape), second.images, first.images),
         first.success | second.success,
         jnp.maximum(first.loss, second.loss),
+        steps,
     )

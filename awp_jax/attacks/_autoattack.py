@@ -1,0 +1,331 @@
+"""AutoAttack: an ensemble of parameter-free attacks (Croce and Hein, ICML 2020)."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from awp_jax import checks
+from awp_jax.attacks._apgd import APGD
+from awp_jax.attacks._ensemble import ensemble, is_random
+from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.attacks._stepped import SteppedAttack, number_of_classes
+from awp_jax.attacks._survivors import Progress, attack_keys, attack_survivors, evaluate
+from awp_jax.balls import ImageBall
+from awp_jax.random import check_key, example_keys
+
+
+class Row(NamedTuple):
+    """One line of the table of results.
+
+    Attributes:
+        name: Of the attack; ``"clean"`` for the first line.
+        accuracy: Share of examples still robust after it, in [0, 1].
+        broke: How many examples it broke.
+        median_steps: Over those, steps (APGD, FAB) or queries (Square) to the first success,
+            counted over all targets and restarts; ``None`` where not known or none broke.
+        seconds: Wall time, compilation included.
+    """
+
+    name: str
+    accuracy: float
+    broke: int
+    median_steps: float | None
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoAttackState:
+    """Everything that has to be saved to go on after any attack: NumPy arrays and plain values.
+
+    Attributes:
+        images: float ``[examples, ...]``: adversarial where one was found, else clean.
+        robust: bool ``[examples]``: not broken so far.
+        rows: One ``Row`` per finished attack, the clean accuracy first.
+    """
+
+    images: np.ndarray
+    robust: np.ndarray
+    rows: tuple[Row, ...]
+
+    @property
+    def finished(self) -> int:
+        """Number of finished attacks."""
+        return len(self.rows) - 1
+
+
+class AutoAttackResult(NamedTuple):
+    """The outcome of an ensemble.
+
+    Attributes:
+        images: float ``[examples, ...]``: inside the ball and [0, 1]; adversarial where found.
+        robust: bool ``[examples]``: by a last forward pass on ``images``.
+        clean_accuracy: In [0, 1].
+        accuracy: Robust accuracy in [0, 1].
+        rows: A ``Row`` per attack, ``"clean"`` first.
+        norm: Of the ball.
+        epsilon: Its exact radius in pixel units.
+    """
+
+    images: np.ndarray
+    robust: np.ndarray
+    clean_accuracy: float
+    accuracy: float
+    rows: tuple[Row, ...]
+    norm: str
+    epsilon: float
+
+
+def _judging(plan, norm, epsilon) -> SteppedAttack:
+    """Settings for the verdict: only whether the model is random matters."""
+    return APGD(epsilon, norm=norm, eot=int(is_random(plan)))
+
+
+def start_state(
+    plan: Sequence[tuple[str, Callable]],
+    logits_fn: Callable,
+    key: jax.Array,
+    images: Any,
+    labels: Any,
+    *,
+    batch_size: int = 250,
+) -> AutoAttackState:
+    """Looks at the clean images: the state before the first attack.
+
+    Args:
+        plan: From ``ensemble``.
+        logits_fn: ``images -> logits [batch, classes]``; ``(images, key) -> logits`` for ``rand``.
+        key: One typed key, or one per example.
+        images: float ``[examples, height, width, channels]`` in [0, 1].
+        labels: int ``[examples]``.
+        batch_size: Largest number of examples per forward pass.
+
+    Returns:
+        An ``AutoAttackState``.
+
+    Raises:
+        ValueError: For bad images, labels outside the classes, or a model that returns NaN.
+    """
+    began = time.perf_counter()
+    images, labels = np.asarray(images), np.asarray(labels)
+    function = as_pytree_function(logits_fn)
+    _classes(plan, function, images, labels, batch_size)
+    keys = example_keys(key, len(labels))
+    judging = APGD(eot=int(is_random(plan)))
+    wrong, loss = evaluate(function, judging, keys, images, labels, batch_size)
+    _check_finite(loss, "clean")
+    row = Row("clean", float(np.mean(~wrong)), int(wrong.sum()), None, time.perf_counter() - began)
+    return AutoAttackState(images.copy(), ~wrong, (row,))
+
+
+def _classes(plan, function: Partial, images, labels, batch_size) -> int:
+    checks.positive_integer(batch_size, "batch_size")
+    checks.images_and_labels(images, labels)
+    key = jax.random.key(0) if is_random(plan) else None
+    few = jax.ShapeDtypeStruct((min(batch_size, len(labels)), *images.shape[1:]), images.dtype)
+    classes = number_of_classes(function, few, key)
+    checks.images_and_labels(images, labels, classes)
+    return classes
+
+
+def _check_finite(loss, what):
+    if np.isnan(loss).any():
+        raise ValueError(
+            f"The model returns NaN for {int(np.isnan(loss).sum())} of {len(loss)} {what} images: "
+            "no verdict is possible."
+        )
+
+
+def run_stage(
+    plan: Sequence[tuple[str, Callable]],
+    state: AutoAttackState,
+    logits_fn: Callable,
+    key: jax.Array,
+    images: Any,
+    labels: Any,
+    *,
+    norm: str = "linf",
+    epsilon: Any = 8 / 255,
+    batch_size: int = 250,
+    progress: Callable[[Progress], Any] | None = None,
+) -> AutoAttackState:
+    """Runs the next attack of the plan on what is still robust.
+
+    The images it returns are projected on the ball and judged anew, so that an attack's own word
+    never counts. States may be saved and loaded between calls: the result does not change.
+
+    Args:
+        plan: From ``ensemble``.
+        state: From ``start_state`` or the last call.
+        logits_fn: The model, as in ``start_state``.
+        key: The same key in every call.
+        images: The clean images.
+        labels: int ``[examples]``.
+        norm: Of the ball.
+        epsilon: Its radius in pixel units.
+        batch_size: Largest number of examples per step.
+        progress: Called with a ``Progress`` now and then.
+
+    Returns:
+        The next state.
+
+    Raises:
+        ValueError: As ``start_state``; also when the state belongs to other images, or no attack
+            is left.
+    """
+    began = time.perf_counter()
+    if state.finished >= len(plan):
+        raise ValueError(f"All {len(plan)} attacks have run.")
+    name, attack = plan[state.finished]
+    images, labels = np.asarray(images), np.asarray(labels)
+    if state.images.shape != images.shape or state.robust.shape != labels.shape:
+        raise ValueError(
+            f"The state holds images {state.images.shape}, but {images.shape} were handed in."
+        )
+    function = as_pytree_function(logits_fn)
+    classes = _classes(plan, function, images, labels, batch_size)
+    keys = example_keys(key, len(labels))
+    if isinstance(attack, APGD) and attack.loss == "dlr" and classes < 3:
+        raise ValueError(f"Attack {name!r} (DLR loss) needs at least 3 classes, not {classes}.")
+    found = attack_survivors(
+        name,
+        attack,
+        function,
+        attack_keys(keys, state.finished),
+        images,
+        labels,
+        state.robust,
+        classes=classes,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    broken, adversarial = _confirm(
+        found, function, _judging(plan, norm, epsilon), keys, images, labels, batch_size
+    )
+    robust = state.robust & ~broken
+    result = state.images.copy()
+    result[broken] = adversarial[broken]
+    known = found.steps is not None and broken.any()
+    steps = float(np.median(found.steps[broken])) if known else None  # type: ignore[index]
+    seconds = time.perf_counter() - began
+    row = Row(name, float(robust.mean()), int(broken.sum()), steps, seconds)
+    return AutoAttackState(result, robust, (*state.rows, row))
+
+
+def _confirm(found, function, judging, keys, images, labels, batch_size):
+    """Projects what was found and judges it: ``(broken, images)``."""
+    rows = np.flatnonzero(found.success)
+    broken, adversarial = np.zeros(len(labels), bool), images.copy()
+    if len(rows) == 0:
+        return broken, adversarial
+    adversarial[rows] = _inside(judging.ball, images[rows], found.images[rows])
+    wrong, loss = evaluate(
+        function, judging, keys[rows], adversarial[rows], labels[rows], batch_size
+    )
+    _check_finite(loss, "attacked")
+    broken[rows] = wrong
+    return broken, adversarial
+
+
+def _inside(ball: ImageBall, centre: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """The projection, and for L2 a shrinking by the rounding error that float32 leaves."""
+    point = np.array(ball.project(jnp.asarray(centre), jnp.asarray(point)))
+    if ball.norm == "l2":
+        move = point.astype(np.float64) - centre
+        axes = tuple(range(1, move.ndim))
+        lengths = np.sqrt((move**2).sum(axis=axes, keepdims=True))
+        scale = np.minimum(1.0, ball.radius / np.maximum(lengths, 1e-30))
+        point = np.where(lengths > ball.radius, (centre + scale * move), point).astype(point.dtype)
+    return np.clip(point, ball.low, ball.high)
+
+
+def autoattack(
+    logits_fn: Callable,
+    key: jax.Array,
+    images: Any,
+    labels: Any,
+    *,
+    norm: str = "linf",
+    epsilon: Any = 8 / 255,
+    version: str = "standard",
+    attacks: Iterable[Any] | None = None,
+    batch_size: int = 250,
+    progress: Callable[[Progress], Any] | None = None,
+    state: AutoAttackState | None = None,
+    on_stage: Callable[[AutoAttackState], Any] | None = None,
+) -> AutoAttackResult:
+    """Robust accuracy by AutoAttack: every attack sees only what is still robust.
+
+    Not to be jitted: it drops broken examples between and during attacks, and compiles each attack
+    for at most three batch sizes. A fixed key gives the same result for any ``batch_size``, up to
+    what the rounding of a differently shaped matrix product changes.
+
+    Args:
+        logits_fn: ``images -> logits [batch, classes]``; for ``rand`` and other attacks with
+            ``eot``: ``(images, key) -> logits``. A ``jax.tree_util.Partial`` over the parameters
+            is compiled once for all parameters.
+        key: One typed key, or one per example.
+        images: float ``[examples, height, width, channels]`` in [0, 1].
+        labels: int ``[examples]``.
+        norm: ``"linf"`` or ``"l2"``.
+        epsilon: Radius in pixel units: 8/255 or ``"8/255"``; 0 gives the clean accuracy.
+        version: ``"standard"``, ``"plus"``, ``"rand"`` or ``"custom"``; see ``ensemble``.
+        attacks: See ``ensemble``.
+        batch_size: Largest number of examples per step.
+        progress: Called with a ``Progress`` now and then.
+        state: Where to go on; ``None`` to begin.
+        on_stage: Called with the ``AutoAttackState`` after every attack, to save it.
+
+    Returns:
+        An ``AutoAttackResult``.
+
+    Raises:
+        ValueError: For an unknown norm, version or attack, an empty selection, a negative epsilon,
+            bad images or labels, or a model that returns NaN.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from awp_jax.attacks import autoattack
+        >>> logits_fn = lambda images: (images.mean((1, 2)) - 0.5) * jnp.array([[1.0, -1.0]])
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.9).at[1].set(0.51), jnp.array([0, 0])
+        >>> result = autoattack(logits_fn, jax.random.key(0), images, labels, attacks=["apgd-ce"])
+        >>> result.clean_accuracy, result.accuracy
+        (1.0, 0.5)
+    """
+    checks.choice(norm, ("linf", "l2"), "norm")
+    check_key(key)
+    radius = float(checks.radius(epsilon, "epsilon"))
+    plan = ensemble(version, norm=norm, epsilon=radius, attacks=attacks)
+    if state is None:
+        state = start_state(plan, logits_fn, key, images, labels, batch_size=batch_size)
+        if on_stage is not None:
+            on_stage(state)
+    while radius > 0 and state.finished < len(plan):
+        state = run_stage(
+            plan,
+            state,
+            logits_fn,
+            key,
+            images,
+            labels,
+            norm=norm,
+            epsilon=radius,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        if on_stage is not None:
+            on_stage(state)
+    return AutoAttackResult(
+        state.images,
+        state.robust,
+        state.rows[0].accuracy,
+        float(state.robust.mean()),
+        state.rows,
+        norm,
+        radius,
+    )

@@ -1,0 +1,252 @@
+"""Square attack: random search without gradients (Andriushchenko et al., ECCV 2020)."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from awp_jax.attacks._losses import margin
+from awp_jax.attacks._stepped import SteppedAttack, choose, per_example
+from awp_jax.balls import image_norms
+from awp_jax.random import fold_keys
+
+# After these many queries p is halved (section 4 of the paper, for 10,000 queries).
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+def window_sizes(queries: int, p: float, height: int, width: int, norm: str = "linf") -> np.ndarray:
+    """The side of the square window at each query.
+
+    Args:
+        queries: Number of queries.
+        p: First share of pixels to change.
+        height: Of the images.
+        width: Of the images.
+        norm: ``"linf"``, or ``"l2"``: there sides are odd and at least 3.
+
+    Returns:
+        int ``[queries]``, between 1 and the shorter side of the image.
+    """
+    halvings = np.searchsorted(np.array(HALVINGS), np.arange(queries), side="left")
+    sides = np.rint(np.sqrt(p * 0.5**halvings * height * width)).astype(int)
+    if norm == "l2":
+        sides = np.maximum(sides, 3)
+        sides += 1 - sides % 2
+    return np.clip(sides, 1, min(height, width))
+
+
+def _pyramid(rows: int, columns: int) -> np.ndarray:
+    """Nested rectangles with weights 1/1, 1/4, 1/9, ... from the middle outwards."""
+    if rows == 0:
+        return np.zeros((rows, columns))
+    middle_row, middle_column = rows // 2, columns // 2
+    layers = max(middle_row, middle_column) + 1
+    ring = np.maximum(
+        np.abs(np.arange(rows) - middle_row)[:, None],
+        np.abs(np.arange(columns) - middle_column)[None, :],
+    )
+    weights = 1.0 / np.arange(1, layers + 1) ** 2
+    tails = np.cumsum(weights[::-1])[::-1]
+    values = tails[np.minimum(ring, layers - 1)]
+    return values / np.linalg.norm(values)
+
+
+def l2_pattern(side: int) -> np.ndarray:
+    """The L2 update of the paper (eq. 2): a bump and a dip side by side, of unit norm.
+
+    Args:
+        side: Of the window.
+
+    Returns:
+        ``[side, side]``.
+    """
+    half = side // 2
+    pattern = np.concatenate([_pyramid(half, side), -_pyramid(side - half, side)])
+    return pattern / np.linalg.norm(pattern)
+
+
+class SquareState(NamedTuple):
+    """Everything the search remembers; each leaf has the batch as its first axis."""
+
+    keys: jax.Array
+    images: jax.Array
+    labels: jax.Array
+    best: jax.Array
+    loss: jax.Array
+    success: jax.Array
+    first: jax.Array
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Square(SteppedAttack):
+    """Square attack: one random square per query, kept when the margin loss improves.
+
+    Each example draws windows of its own, as in the paper (the released AutoAttack shares one over
+    the batch), anywhere in the image. An example that is misclassified stays as it is.
+
+    Attributes:
+        epsilon, norm, restarts, unroll: As in ``SteppedAttack``.
+        steps: Queries after the first one (5000, AutoAttack).
+        p: First share of pixels to change (0.8, AutoAttack), halved after 10, 50, 200, 500, 1000,
+            2000, 4000, 6000 and 8000 queries.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from awp_jax.attacks import Square
+        >>> logits_fn = lambda images: images.mean((1, 2)) * jnp.array([[1.0, -1.0]])
+        >>> images = jnp.full((1, 4, 4, 1), 0.01)
+        >>> Square("8/255", steps=50)(logits_fn, jax.random.key(0), images, jnp.array([1])).success
+        Array([ True], dtype=bool)
+    """
+
+    steps: int = 5000
+    p: float = 0.8
+
+    segment: ClassVar[int] = 100
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.p <= 1:
+            raise ValueError(f"p is {self.p!r}, but a number in (0, 1] was expected.")
+
+    def begin(self, function, keys, images, labels, rank, restart) -> SquareState:
+        """The first query: vertical stripes for Linf, a grid of bumps and dips for L2."""
+        del rank, restart
+        if images.ndim != 4:
+            raise ValueError(
+                f"Square needs images [batch, height, width, channels], not {images.shape}."
+            )
+        _, height, width, channels = images.shape
+        start_keys = fold_keys(keys, 0)
+        if self.norm == "linf":
+            signs = jax.vmap(lambda k: _signs(k, (1, width, channels), images.dtype))(start_keys)
+            noise = jnp.broadcast_to(self.epsilon * signs, images.shape)
+        else:
+            noise = jax.vmap(lambda k: _grid(k, height, width, channels, images.dtype))(start_keys)
+            noise = _of_length(noise, self.epsilon)
+        point = self.ball.project(images, images + noise)
+        logits = function(point)
+        return SquareState(
+            keys=keys,
+            images=images,
+            labels=labels,
+            best=point,
+            loss=margin(logits, labels),
+            success=logits.argmax(axis=1) != labels,
+            first=jnp.zeros(labels.shape, jnp.int32),
+        )
+
+    def step(self, function, index, state: SquareState) -> SquareState:
+        """One query per example."""
+        s = state
+        keys = fold_keys(s.keys, index + 1)
+        propose = self._linf if self.norm == "linf" else self._l2
+        point = self.ball.project(s.images, propose(keys, index, s.images, s.best))
+        logits = function(point)
+        loss = margin(logits, s.labels)
+        wrong = logits.argmax(axis=1) != s.labels
+        keep = ~s.success & (wrong | (loss > s.loss))
+        return s._replace(
+            best=choose(keep, point, s.best),
+            loss=jnp.where(keep, loss, s.loss),
+            first=jnp.where(wrong & ~s.success, index.astype(jnp.int32) + 1, s.first),
+            success=s.success | wrong,
+        )
+
+    def _linf(self, keys, index, images, best):
+        """``+-2 epsilon`` per channel on a window (algorithm 2), +-epsilon once projected."""
+        _, height, width, channels = images.shape
+        side = jnp.asarray(window_sizes(self.steps, self.p, height, width))[index]
+
+        def one(key):
+            corner_key, sign_key = jax.random.split(key)
+            corner = _corner(corner_key, side, height, width)
+            window = _window(corner, side, height, width, images.dtype)
+            return window[..., None] * _signs(sign_key, (1, 1, channels), images.dtype)
+
+        return best + 2 * self.epsilon * jax.vmap(one)(keys)
+
+    def _l2(self, keys, index, images, best):
+        """Moves the mass of one window, and what is left of epsilon, to another (algorithm 3)."""
+        _, height, width, channels = images.shape
+        sides = window_sizes(self.steps, self.p, height, width, "l2")
+        different, which = np.unique(sides, return_inverse=True)
+        canvas = np.zeros((2, len(different), height, width))
+        for row, n in enumerate(different):
+            canvas[0, row, :n, :n] = l2_pattern(n)
+            canvas[1, row, :n, :n] = l2_pattern(n).T
+        side = jnp.asarray(sides)[index]
+        pattern, turned = jnp.asarray(canvas, images.dtype)[:, jnp.asarray(which)[index]]
+
+        def one(key, delta):
+            corner_key, other_key, turn_key, sign_key = jax.random.split(key, 4)
+            corner = _corner(corner_key, side, height, width)
+            target = _window(corner, side, height, width, images.dtype)[..., None]
+            other = _corner(other_key, side, height, width)
+            source = _window(other, side, height, width, images.dtype)[..., None]
+            shape = jnp.where(jax.random.bernoulli(turn_key), turned, pattern)
+            bump = jnp.roll(shape, corner, axis=(0, 1))[..., None]
+            bump = bump * _signs(sign_key, (1, 1, channels), images.dtype)
+            old = delta * target
+            new = bump + old / (_channel_norms(old) + 1e-12)
+            unused = jnp.maximum(self.epsilon**2 - jnp.sum(delta**2), 0.0) / channels
+            moved = _channel_norms(delta * jnp.maximum(target, source)) ** 2
+            new = new / (_channel_norms(new) + 1e-12) * jnp.sqrt(unused + moved)
+            return jnp.where(target > 0, new, jnp.where(source > 0, 0.0, delta))
+
+        return images + _of_length(jax.vmap(one)(keys, best - images), self.epsilon)
+
+    def candidate(self, state: SquareState) -> jax.Array:
+        """The best point."""
+        return state.best
+
+
+def _signs(key, shape, dtype):
+    return jax.random.rademacher(key, shape).astype(dtype)
+
+
+def _corner(key, side, height, width):
+    """A window's upper left corner, uniform over all places where it fits."""
+    limit = jnp.stack([height - side + 1, width - side + 1]).astype(jnp.int32)
+    draw = jax.random.uniform(key, (2,))
+    return jnp.minimum((draw * limit.astype(draw.dtype)).astype(jnp.int32), limit - 1)
+
+
+def _window(corner, side, height, width, dtype):
+    """A mask ``[height, width]`` of zeros and ones."""
+    rows, columns = jnp.arange(height) - corner[0], jnp.arange(width) - corner[1]
+    inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
+    return (inside_rows[:, None] & inside_columns[None, :]).astype(dtype)
+
+
+def _channel_norms(image):
+    return jnp.sqrt(jnp.sum(image**2, axis=(0, 1), keepdims=True))
+
+
+def _of_length(noise, length):
+    return noise * per_example(length / (image_norms(noise, "l2") + 1e-12), noise)
+
+
+def _grid(key, height, width, channels, dtype):
+    """The first L2 point: tiles of a fifth of the image, each a pattern with a random sign."""
+    side = max(min(height, width) // 5, 1)
+    rows, columns = height // side, width // side
+    sign_key, turn_key = jax.random.split(key)
+    signs = _signs(sign_key, (rows, 1, columns, 1, channels), dtype)
+    turn = jax.random.bernoulli(turn_key, shape=(rows, 1, columns, 1, 1))
+    pattern = jnp.asarray(l2_pattern(side), dtype)
+    tile, turned = pattern[None, :, None, :, None], pattern.T[None, :, None, :, None]
+    tiles = (signs * jnp.where(turn, turned, tile)).reshape(rows * side, columns * side, channels)
+    spare_rows, spare_columns = height - rows * side, width - columns * side
+    before = (spare_rows // 2, spare_columns // 2)
+    return jnp.pad(
+        tiles,
+        (
+            (before[0], spare_rows - before[0]),
+            (before[1], spare_columns - before[1]),
+            (0, 0),
+        ),
+    )

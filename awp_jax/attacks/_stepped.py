@@ -1,0 +1,197 @@
+"""What the step-by-step evaluation attacks share: runs, state per example, the verdict."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from awp_jax import checks
+from awp_jax.ascent import loop
+from awp_jax.attacks._gradient import model_key, with_key
+from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.attacks._result import AttackResult, judge, worse
+from awp_jax.balls import ImageBall
+from awp_jax.random import example_keys, fold_keys
+
+
+def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
+    """``[batch]`` with axes added, so that it broadcasts against ``like``."""
+    return values.reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def choose(mask: jax.Array, first: Any, second: Any) -> Any:
+    """``first`` where ``mask [batch]``, else ``second``."""
+    return jnp.where(per_example(mask, first), first, second)
+
+
+@jax.jit
+def predict(function: Partial, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """The logits, compiled."""
+    return function(images) if key is None else function(images, key)
+
+
+def number_of_classes(function: Partial, images: Any, key: jax.Array | None = None) -> int:
+    """Classes according to the shape of the logits, without running the model.
+
+    Raises:
+        ValueError: When the model returns no ``[batch, classes]``, or fewer than 2 classes.
+    """
+    shape = getattr(predict.eval_shape(function, images, key), "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != images.shape[0] or shape[1] < 2:
+        raise ValueError(
+            f"logits_fn returned {shape} for {images.shape[0]} images, but logits "
+            "[batch, classes] with at least 2 classes were expected."
+        )
+    return shape[1]
+
+
+def check_logits(values: Any) -> None:
+    """Raises ``ValueError`` when logits or losses that can be looked at hold NaN."""
+    leaves = jax.tree.leaves(values)
+    if checks.is_concrete(values) and any(bool(jnp.isnan(leaf).any()) for leaf in leaves):
+        raise ValueError("The model returns NaN: no verdict is possible.")
+
+
+def ranked_targets(logits: jax.Array, labels: jax.Array, rank: jax.Array) -> jax.Array:
+    """The class of the given rank, ``[batch]``: 2 is the most likely class other than the label.
+
+    The label counts as rank 1, so for correctly classified images these are the ranks of the
+    clean logits.
+    """
+    is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
+    order = jnp.argsort(jnp.where(is_label, jnp.inf, logits), axis=1, descending=True)
+    return jnp.take(order, rank - 1, axis=1).astype(labels.dtype)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class SteppedAttack:
+    """Base of attacks whose state holds everything per example.
+
+    Because every leaf of the state has the batch as its first axis, ``autoattack`` can drop
+    finished examples on the way; and because targets are data, one compilation serves all of them.
+
+    Attributes:
+        epsilon: Radius in pixel units, images in [0, 1]: a number or a fraction such as "8/255".
+        steps: Number of steps or queries of one run.
+        norm: ``"linf"`` or ``"l2"``.
+        restarts: Runs from new random starts; the worst is kept per example.
+        unroll: See ``awp_jax.ascent.loop``.
+    """
+
+    epsilon: Any = 8 / 255
+    steps: int = 100
+    norm: str = "linf"
+    restarts: int = 1
+    unroll: bool | None = None
+
+    # After how many steps autoattack looks which examples are done.
+    segment: ClassVar[int] = 10
+    targets: ClassVar[int] = 0
+    eot: ClassVar[int] = 0
+
+    def __post_init__(self):
+        checks.positive_integer(self.steps, "steps")
+        checks.positive_integer(self.restarts, "restarts")
+        checks.choice(self.norm, ("linf", "l2"), "norm")
+        object.__setattr__(self, "epsilon", float(checks.radius(self.epsilon, "epsilon")))
+
+    @property
+    def ball(self) -> ImageBall:
+        """The ball that the attack moves in."""
+        return ImageBall(self.norm, self.epsilon)
+
+    def runs(self, classes: int) -> list[tuple[int, int]]:
+        """All runs as ``(rank of the target class or 0, restart)``."""
+        ranks = range(2, min(self.targets + 1, classes) + 1) if self.targets else (0,)
+        return [(rank, restart) for rank in ranks for restart in range(self.restarts)]
+
+    def begin(self, function, keys, images, labels, rank, restart) -> Any:
+        """The state before the first step."""
+        raise NotImplementedError
+
+    def step(self, function, index, state) -> Any:
+        """The state after one more step."""
+        raise NotImplementedError
+
+    def candidate(self, state) -> jax.Array:
+        """The images to be judged."""
+        raise NotImplementedError
+
+    def highest_loss(self, state, loss: jax.Array) -> jax.Array:
+        """The highest cross-entropy that was seen, given that of the candidate."""
+        del state
+        return loss
+
+    def __call__(
+        self, logits_fn: Callable, key: jax.Array, images: jax.Array, labels: jax.Array
+    ) -> AttackResult:
+        """Attacks a batch; clean images that are misclassified count as found.
+
+        Args:
+            logits_fn: ``images -> logits [batch, classes]``; a ``jax.tree_util.Partial`` over the
+                parameters is compiled once for all parameters.
+            key: One typed key, or one per example (then the result does not depend on batching).
+            images: float ``[batch, height, width, channels]`` in [0, 1].
+            labels: int ``[batch]``.
+
+        Returns:
+            An ``AttackResult``.
+
+        Raises:
+            ValueError: For bad images or labels, or a model that returns NaN.
+        """
+        function, keys, classes = prepare(self, logits_fn, key, images, labels)
+        result = judged(self, function, keys, images, labels)
+        check_logits(result.loss)
+        result = result._replace(steps=jnp.zeros(labels.shape, jnp.int32))
+        for number, (rank, restart) in enumerate(self.runs(classes)):
+            state = begin(self, function, keys, images, labels, rank, restart)
+            state = loop(Partial(advance, self, function), state, self.steps, unroll=self.unroll)
+            found = finish(self, function, state)
+            done = jnp.where(found.success, found.steps + number * self.steps, 0)
+            result = worse(result, found._replace(steps=done))
+        check_logits(result.loss)
+        return result
+
+
+def prepare(attack, logits_fn, key, images, labels) -> tuple[Partial, jax.Array, int]:
+    """Checks the arguments and gives the function as a pytree, a key per example, the classes."""
+    checks.images_and_labels(images, labels)
+    keys = example_keys(key, images.shape[0])
+    function = as_pytree_function(logits_fn)
+    classes = number_of_classes(function, images, keys[0] if attack.eot else None)
+    checks.images_and_labels(images, labels, classes)
+    return function, keys, classes
+
+
+@jax.jit
+def begin(attack, function, keys, images, labels, rank, restart):
+    """The first state of one run; every run has keys of its own."""
+    run_keys = fold_keys(fold_keys(keys, rank), restart)
+    return attack.begin(function, run_keys, images, labels, rank, restart)
+
+
+def advance(attack, function, index, state):
+    """One step, as the body of a loop."""
+    return attack.step(function, index, state)
+
+
+@jax.jit
+def judged(attack, function, keys, images, labels) -> AttackResult:
+    """The verdict on images, by a random pass for a randomised model."""
+    if attack.eot:
+        function = with_key(function, model_key(keys, attack.steps + 1))
+    return judge(function, images, labels)
+
+
+@jax.jit
+def finish(attack, function, state) -> AttackResult:
+    """Projects and judges what a run found."""
+    images = attack.ball.project(state.images, attack.candidate(state))
+    verdict = judged(attack, function, state.keys, images, state.labels)
+    loss = attack.highest_loss(state, verdict.loss)
+    return verdict._replace(loss=loss, steps=state.first)

@@ -1,0 +1,188 @@
+"""Runs attacks on the examples that are still robust, in padded batches of a few fixed sizes."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from awp_jax.ascent import loop
+from awp_jax.attacks._result import AttackResult
+from awp_jax.attacks._stepped import SteppedAttack, advance, begin, finish, judged
+from awp_jax.random import fold_keys
+
+
+class Progress(NamedTuple):
+    """Where an evaluation stands, for a progress bar.
+
+    Attributes:
+        attack: Name of the attack.
+        done: Share of this attack that is done, in [0, 1]; it jumps ahead when examples break.
+        robust: Number of examples still robust.
+        examples: Number of examples.
+    """
+
+    attack: str
+    done: float
+    robust: int
+    examples: int
+
+
+class Found(NamedTuple):
+    """What one attack did to all examples (NumPy arrays, ``[examples]``).
+
+    Attributes:
+        images: Adversarial where found, else as they were.
+        success: Which it broke.
+        steps: Steps or queries to the first success, 0 elsewhere; ``None`` when not known.
+    """
+
+    images: np.ndarray
+    success: np.ndarray
+    steps: np.ndarray | None
+
+
+def batch_sizes(batch_size: int) -> tuple[int, ...]:
+    """The only sizes that are ever compiled: the full one, a third and a ninth, largest first."""
+    return tuple(sorted({batch_size, -(-batch_size // 3), -(-batch_size // 9)}, reverse=True))
+
+
+def padded(rows: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    """Repeats the first of ``rows`` until the smallest of ``sizes`` that fits is full."""
+    size = min(n for n in sizes if n >= len(rows))
+    return np.concatenate([rows, np.full(size - len(rows), rows[0])]).astype(int)
+
+
+def batches(rows: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:
+    """Cuts ``rows`` into batches of the largest size; the last may be shorter (pad it)."""
+    return [rows[first : first + sizes[0]] for first in range(0, len(rows), sizes[0])]
+
+
+@jax.jit
+def _take(tree, rows):
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+
+def attack_survivors(
+    name: str,
+    attack: Callable,
+    function: Partial,
+    keys: jax.Array,
+    images: np.ndarray,
+    labels: np.ndarray,
+    robust: np.ndarray,
+    *,
+    classes: int,
+    batch_size: int,
+    progress: Callable[[Progress], Any] | None = None,
+) -> Found:
+    """Attacks the examples in ``robust``; what breaks goes on to no further target or restart.
+
+    Args:
+        name: Of the attack, for ``progress``.
+        attack: A ``SteppedAttack``, which is stopped early, or any
+            ``(logits_fn, key, images, labels) -> AttackResult``.
+        function: The model.
+        keys: One typed key per example, ``[examples]``.
+        images: Clean images ``[examples, ...]``.
+        labels: ``[examples]``.
+        robust: bool ``[examples]``.
+        classes: Number of classes.
+        batch_size: Largest number of examples per step.
+        progress: Called with a ``Progress`` now and then.
+
+    Returns:
+        A ``Found``.
+    """
+    sizes = batch_sizes(min(batch_size, len(labels)))
+    found = Found(images.copy(), np.zeros(len(labels), bool), np.zeros(len(labels), int))
+    stepped = isinstance(attack, SteppedAttack)
+    runs = attack.runs(classes) if stepped else [(0, 0)]  # type: ignore[attr-defined]
+    known = True
+
+    def report(share):
+        if progress is not None:
+            left = int(robust.sum() - found.success.sum())
+            progress(Progress(name, min(share, 1.0), left, len(labels)))
+
+    for number, (rank, restart) in enumerate(runs):
+        parts = batches(np.flatnonzero(robust & ~found.success), sizes)
+        for count, part in enumerate(parts):
+
+            def tick(share, count=count, parts=parts, number=number):
+                report((number + (count + share) / len(parts)) / len(runs))
+
+            padding = padded(part, sizes)
+            data = (keys[padding], jnp.asarray(images[padding]), jnp.asarray(labels[padding]))
+            if stepped:
+                results = _segments(attack, function, data, part, rank, restart, sizes, tick)
+            else:
+                results = [(part, attack(function, *data))]
+            before = number * attack.steps if stepped else 0  # type: ignore[attr-defined]
+            for which, result in results:
+                known = _record(found, which, result, before) and known
+    report(1.0)
+    return found if known else found._replace(steps=None)
+
+
+def _record(found: Found, rows: np.ndarray, result: AttackResult, steps_before: int) -> bool:
+    """Writes the successes among the first ``len(rows)`` results; whether steps are known."""
+    success = np.asarray(result.success)[: len(rows)]
+    broken = rows[success]
+    found.images[broken] = np.asarray(result.images)[: len(rows)][success]
+    found.success[broken] = True
+    if result.steps is None:
+        return False
+    assert found.steps is not None
+    found.steps[broken] = steps_before + np.asarray(result.steps)[: len(rows)][success]
+    return True
+
+
+def _segments(attack, function, data, rows, rank, restart, sizes, tick):
+    """One run, cut into segments; between them finished examples leave the batch.
+
+    Yields ``(rows, AttackResult)`` with one result for each of ``rows``.
+    """
+    state = begin(attack, function, *data, rank, restart)
+    body, index = Partial(advance, attack, function), 0
+    while True:
+        alive = ~np.asarray(state.success)[: len(rows)]
+        last = index >= attack.steps or not alive.any()
+        size = min(n for n in sizes if n >= alive.sum())
+        if last or size < len(state.success):
+            leaving = np.ones(len(rows), bool) if last else ~alive
+            # All are judged, in the size that is compiled already, and those that leave are kept.
+            verdict = finish(attack, function, state)
+            yield (
+                rows[leaving],
+                AttackResult(*(np.asarray(v)[: len(rows)][leaving] for v in verdict)),
+            )
+            if last:
+                return
+            rows = rows[alive]
+            state = _take(state, jnp.asarray(padded(np.flatnonzero(alive), sizes)))
+        steps = min(attack.segment, attack.steps - index)
+        state = loop(body, state, steps, unroll=attack.unroll, first=index)
+        index += steps
+        tick(index / attack.steps)
+
+
+def evaluate(function, attack, keys, images, labels, batch_size):
+    """Verdict on all images in padded batches: ``(success, loss)`` as NumPy arrays."""
+    sizes = batch_sizes(min(batch_size, len(labels)))
+    success, loss = np.zeros(len(labels), bool), np.zeros(len(labels), np.float64)
+    for part in batches(np.arange(len(labels)), sizes):
+        rows = padded(part, sizes)
+        verdict = judged(
+            attack, function, keys[rows], jnp.asarray(images[rows]), jnp.asarray(labels[rows])
+        )
+        success[part] = np.asarray(verdict.success)[: len(part)]
+        loss[part] = np.asarray(verdict.loss)[: len(part)]
+    return success, loss
+
+
+def attack_keys(keys: jax.Array, number: int) -> jax.Array:
+    """Keys of the attack of that number in a list, ``[examples]``."""
+    return fold_keys(keys, number)

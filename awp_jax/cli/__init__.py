@@ -1,0 +1,85 @@
+"""The command line: ``awp-jax train | evaluate | describe | report``."""
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from awp_jax.cli import _describe, _evaluate, _report, _train
+from awp_jax.cli._flags import Help, UsageError
+from awp_jax.training import NonFiniteError
+
+_COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "train": ("train a model from a config, or go on where it was stopped", _train.main),
+    "evaluate": ("measure clean and robust accuracy of a run's checkpoints", _evaluate.main),
+    "describe": ("show what a config stands for, without training", _describe.main),
+    "report": ("make the table and the learning curves of runs", _report.main),
+}
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10} {text}" for name, (text, _) in _COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: awp-jax COMMAND [--flags]",
+            "",
+            "Adversarial training with adversarial weight perturbation, in JAX.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "'awp-jax COMMAND --help' explains one command.",
+        ]
+    )
+
+
+def _plain_warnings() -> None:
+    """Warnings of this library go out as one plain line, each once."""
+    shown: set[str] = set()
+    ordinary = warnings.showwarning
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        text = str(message)
+        if category is not UserWarning:
+            ordinary(message, category, filename, lineno, file, line)
+        elif text not in shown:
+            shown.add(text)
+            print(f"awp-jax: warning: {text}", file=sys.stderr)
+
+    warnings.showwarning = show
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: Arguments without the program's name; ``sys.argv[1:]`` by default.
+
+    Returns:
+        Exit status: 0 done; 1 the work failed (a loss that is not finite); 2 wrong use, bad input.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        print(_usage())
+        return 0 if argv else 2
+    command, *rest = argv
+    if command not in _COMMANDS:
+        print(f"awp-jax: unknown command {command!r}.\n\n{_usage()}", file=sys.stderr)
+        return 2
+    try:
+        with warnings.catch_warnings():
+            _plain_warnings()
+            return _COMMANDS[command][1](rest)
+    except Help as text:
+        print(text)
+        return 0
+    except NonFiniteError as error:
+        print(f"awp-jax {command}: {error}", file=sys.stderr)
+        return 1
+    except (UsageError, ValueError, OSError, flags.Error) as error:
+        print(f"awp-jax {command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"awp-jax {command}: interrupted.", file=sys.stderr)
+        return 130

@@ -1,0 +1,131 @@
+"""``awp-jax describe``."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from awp_jax import data, objectives
+from awp_jax.balls import WeightBall
+from awp_jax.cli._flags import Command, read_config
+from awp_jax.reporting import markdown_table
+from awp_jax.training import Experiment, build
+
+_LARGEST = 12
+
+
+def main(argv: Sequence[str]) -> int:
+    """Describes; returns the exit status."""
+    command = Command(
+        "describe",
+        "Shows what a config stands for: its values, the model's parameters, steps per epoch,\n"
+        "what is perturbed and how much, and estimated memory. Nothing is trained or written.",
+        with_config=True,
+    )
+    config = read_config(command.parse(argv))
+    try:
+        experiment, note = build(config), ""
+    except data.DataError as error:
+        stand_in = data.published_sizes(config.data.name, config.data.validation_examples)
+        if stand_in is None:
+            raise
+        experiment = build(config, stand_in)
+        note = f"\nThe data was not found, so its published sizes are used: {error}\n"
+    print(describe(experiment) + note)
+    return 0
+
+
+def describe(experiment: Experiment) -> str:
+    """What an experiment is, as text for a person."""
+    config, splits = experiment.config, experiment.splits
+    state = experiment.abstract_state()
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    validation = 0 if splits.validation is None else len(splits.validation)
+    lines = [
+        str(config),
+        f"data: {len(splits.train)} training, {validation} validation, {len(splits.test)} test "
+        f"images of {' x '.join(map(str, splits.train.images.shape[1:]))}, "
+        f"{splits.train.num_classes} classes",
+        f"model: {config.model.name}, {count:,} parameters",
+        f"steps: {experiment.steps_per_epoch} per epoch, {experiment.total_steps:,} in all",
+        "",
+        _perturbed(experiment),
+        "",
+        _memory(experiment),
+    ]
+    return "\n".join(lines)
+
+
+def _perturbed(experiment: Experiment) -> str:
+    w = experiment.config.weights
+    if w.method == "none":
+        return "weights: not perturbed"
+    params = experiment.init().params
+    ball = WeightBall(w.gamma, w.size, w.scope)
+    mask = ball.mask_of(params)
+    rows = []
+    for (path, leaf), keep, norm in zip(
+        jax.tree_util.tree_leaves_with_path(params),
+        jax.tree.leaves(mask),
+        jax.tree.leaves(ball.norms(params, params)),
+        strict=True,
+    ):
+        if keep:
+            name = ".".join(str(entry.key) for entry in path)
+            mean_norm = float(jnp.mean(norm))
+            rows.append((leaf.size, name, leaf.shape, mean_norm, float(ball.gamma) * mean_norm))
+    inside = sum(row[0] for row in rows)
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    schedule = f" from epoch {w.start_epoch}" if w.start_epoch else ""
+    steps = f"A {w.alternations}, K2 {w.steps}, " if w.method == "awp" else ""
+    head = (
+        f"weights: {w.method}, gamma {w.gamma}, {steps}{w.size} size per {w.scope}{schedule}: "
+        f"{len(rows)} of {len(jax.tree.leaves(params))} tensors, {inside:,} of {total:,} "
+        "parameters (kernels; BatchNorm and biases stay)"
+    )
+    shown = sorted(rows, reverse=True)[:_LARGEST]
+    table = markdown_table(
+        ("tensor", "shape", "norm at the start", "radius of v"),
+        [
+            (n, "x".join(map(str, s)), f"{norm:.4g}", f"{radius:.4g}")
+            for _, n, s, norm, radius in shown
+        ],
+    )
+    more = f"\n(and {len(rows) - len(shown)} smaller ones)" if len(rows) > len(shown) else ""
+    return f"{head}\n{table}{more}"
+
+
+def _memory(experiment: Experiment) -> str:
+    config, splits = experiment.config, experiment.splits
+    state = experiment.abstract_state()
+    objective = objectives.create(config.objective.name)
+
+    def size(tree: Any) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    def backward(params, batch_stats, images):
+        def forward(p):
+            mode = "batch"
+            return experiment.classifier.apply(p, batch_stats, images, mode=mode)[0]
+
+        return jax.vjp(forward, params)[1]
+
+    shape = (config.batch_size, *splits.train.images.shape[1:])
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    kept = size(jax.eval_shape(backward, state.params, state.batch_stats, images))
+    kept -= size(state.params)
+    passes = len(objective.inputs)
+    working = 3 * size(state.params)  # w + v, v, gradient
+    dataset = splits.train.images.nbytes + splits.train.labels.nbytes
+    total = size(state) + working + dataset + passes * kept
+    gib = {
+        "state (parameters, statistics, momentum)": size(state),
+        "w + v, v and gradient": working,
+        "training set on the device": dataset,
+        f"kept for the backward pass of {config.batch_size} images": passes * kept,
+        "estimate of all": total,
+    }
+    rows = [(name, f"{value / 2**20:,.1f} MiB") for name, value in gib.items()]
+    head = "memory (estimated without compiling; XLA may need less by fusing, more by padding):"
+    return f"{head}\n{markdown_table(('what', 'size'), rows)}"

@@ -1,0 +1,146 @@
+"""Flags of one command: fresh for every call, so that commands can be called from Python."""
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from awp_jax.config import validate
+
+
+class UsageError(Exception):
+    """The command line is not understood; the message is one sentence."""
+
+
+class Help(Exception):
+    """Help was asked for; the message is the help."""
+
+
+class Command:
+    """The flags of one command.
+
+    Args:
+        name: Of the command.
+        summary: What it does, shown by ``--help``.
+        with_config: Whether it takes ``--config``.
+    """
+
+    def __init__(self, name: str, summary: str, *, with_config: bool = False):
+        self.name = name
+        self.summary = summary
+        self.with_config = with_config
+        self.values = flags.FlagValues()
+
+    def string(self, name: str, default: str | None, text: str) -> None:
+        """Declares a text flag."""
+        flags.DEFINE_string(name, default, text, flag_values=self.values)
+
+    def integer(self, name: str, default: int | None, text: str, minimum: int = 1) -> None:
+        """Declares an integer flag."""
+        flags.DEFINE_integer(name, default, text, flag_values=self.values, lower_bound=minimum)
+
+    def help(self) -> str:
+        """The text of ``--help``."""
+        lines = [f"usage: awp-jax {self.name} [--flags]", "", self.summary, "", "flags:"]
+        if self.with_config:
+            lines += [
+                "  --config=FILE[:ARGUMENT]  a Python file with get_config(ARGUMENT), such as "
+                "configs/quickstart.py:at",
+                "  --config.KEY=VALUE        overrides a value, e.g. --config.weights.gamma=0.005",
+            ]
+        for name in self.values:
+            if name == "config" or name.startswith("config."):
+                continue
+            default = self.values[name].default
+            shown = "" if default is None else f" (default: {default})"
+            lines.append(f"  --{name}=  {self.values[name].help}{shown}")
+        return "\n".join(lines)
+
+    def parse(self, argv: Sequence[str]) -> flags.FlagValues:
+        """Reads the command line.
+
+        Raises:
+            Help: When ``--help`` or ``-h`` is among the arguments.
+            UsageError: For unknown flags, stray arguments, and configs that cannot be read.
+        """
+        argv = list(argv)
+        if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv):
+            raise Help(self.help())
+        if self.with_config:
+            if any(a == "--config=" for a in argv):
+                raise UsageError("--config is empty: give a config file.")
+            self._check_config_file(argv)
+            config_flags.DEFINE_config_file(
+                "config",
+                None,
+                "config file",
+                flag_values=self.values,
+                sys_argv=[f"awp-jax {self.name}", *argv],
+            )
+        try:
+            rest = self.values([f"awp-jax {self.name}", *argv])
+        except (KeyError, AttributeError) as error:
+            # Unknown config keys arrive so, with "Did you mean".
+            raise UsageError(_one_sentence(error)) from None
+        except (TypeError, ValueError, flags.Error) as error:
+            raise UsageError(_one_sentence(error)) from None
+        except Exception as error:  # a config file is any Python
+            raise UsageError(f"The config cannot be read: {_one_sentence(error)}") from None
+        if len(rest) > 1:
+            raise UsageError(f"{rest[1]!r} was not expected: flags are written --name=value.")
+        if self.with_config and self.values["config"].value is None:
+            raise UsageError(
+                "--config is missing: give a config file, such as --config=configs/quickstart.py."
+            )
+        return self.values
+
+    def _check_config_file(self, argv: list[str]) -> None:
+        for place, argument in enumerate(argv):
+            value = None
+            if argument.startswith("--config="):
+                value = argument.partition("=")[2]
+            elif argument == "--config" and place + 1 < len(argv):
+                value = argv[place + 1]
+            if value is not None and not pathlib.Path(value.partition(":")[0]).is_file():
+                raise UsageError(f"There is no config file {value.partition(':')[0]!r}.")
+
+
+def read_config(values: flags.FlagValues) -> ConfigDict:
+    """The validated config of parsed flags."""
+    return validate(values["config"].value)
+
+
+def required(values: flags.FlagValues, name: str) -> str:
+    """The value of a flag that must be given.
+
+    Raises:
+        UsageError: When it is missing or empty.
+    """
+    value = values[name].value
+    if not value:
+        raise UsageError(f"--{name} is missing.")
+    return value
+
+
+def names(text: str, flag: str) -> list[str]:
+    """A comma-separated list without empty entries.
+
+    Raises:
+        UsageError: When nothing is left.
+    """
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise UsageError(f"--{flag} is empty.")
+    return found
+
+
+def _one_sentence(error: Exception) -> str:
+    text = str(error.args[0]) if error.args else str(error)
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    if any(line.startswith("Traceback") for line in lines):  # what a config file itself raised
+        return lines[-1].partition(": ")[2] or lines[-1]
+    if isinstance(error, KeyError | AttributeError) and len(lines) > 1:
+        lines[0] = f"Unknown config key {lines[0].strip(chr(39))!r}."
+        lines[-1] += "."
+    return " ".join(lines) if lines else type(error).__name__

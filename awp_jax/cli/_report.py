@@ -1,0 +1,45 @@
+"""``awp-jax report``."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+from awp_jax.cli._evaluate import EVALUATION
+from awp_jax.cli._flags import Command, UsageError, names, required
+from awp_jax.reporting import evaluation_table, learning_curves, save_figure
+from awp_jax.training import WorkdirError, read_config, read_metrics
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reports; returns the exit status."""
+    command = Command(
+        "report",
+        "Prints one table of evaluated runs and draws their learning curves, from the files of\n"
+        "the run directories alone.",
+    )
+    command.string("workdirs", None, "run directories, separated by commas")
+    command.string("output", None, "folder for report.md, learning_curves.png and .pdf")
+    values = command.parse(argv)
+    workdirs = [pathlib.Path(n) for n in names(required(values, "workdirs"), "workdirs")]
+    output = pathlib.Path(required(values, "output"))
+    results, curves = {}, {}
+    for workdir in workdirs:
+        if workdir.name in results:
+            raise UsageError(f"Two run directories are called {workdir.name!r}.")
+        read_config(workdir)
+        path = workdir / EVALUATION
+        if not path.exists():
+            raise WorkdirError(
+                f"{workdir} has not been evaluated: run awp-jax evaluate --workdir={workdir} first."
+            )
+        try:
+            results[workdir.name] = json.loads(path.read_text())
+        except ValueError as error:
+            raise WorkdirError(f"{path} is damaged: {error}.") from None
+        curves[workdir.name] = read_metrics(workdir)
+    table = evaluation_table(results)
+    files = save_figure(learning_curves(curves), output / "learning_curves")
+    (output / "report.md").write_text(table + "\n")
+    print(table)
+    print(f"\nWritten: {output / 'report.md'}, {', '.join(map(str, files))}")
+    return 0

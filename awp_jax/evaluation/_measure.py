@@ -1,0 +1,82 @@
+"""Accuracy and loss of any logits function on a whole data set, clean or attacked."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from awp_jax import checks
+from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.attacks._result import judge
+from awp_jax.data import as_float, padded_batches
+from awp_jax.random import example_keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What was measured on a set of images.
+
+    Attributes:
+        accuracy: Share classified correctly (after the attack), in [0, 1].
+        loss: Mean cross-entropy in nats; under attack the worst over restarts per example.
+        examples: Number of images.
+    """
+
+    accuracy: float
+    loss: float
+    examples: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+_judge = jax.jit(judge)
+
+
+def measure(
+    logits_fn: Callable,
+    images: Any,
+    labels: Any,
+    attack: Callable | None = None,
+    *,
+    key: jax.Array | None = None,
+    batch_size: int = 256,
+) -> Measurement:
+    """Accuracy and loss on all images; the last batch is padded and masked, never dropped.
+
+    Args:
+        logits_fn: ``images -> logits [batch, classes]``; a ``jax.tree_util.Partial`` over the
+            parameters is compiled once for all parameters.
+        images: ``[n, height, width, channels]``, uint8 or float in [0, 1].
+        labels: int ``[n]``.
+        attack: ``None`` for clean accuracy, or ``attack(logits_fn, key, images, labels)``.
+        key: One typed key, folded by the index of the example; needed with an attack.
+        batch_size: Images per forward pass; does not change the result.
+
+    Returns:
+        A ``Measurement``.
+
+    Raises:
+        ValueError: For bad images or labels, no examples, or a missing key.
+    """
+    n = len(labels)
+    logits_fn = as_pytree_function(logits_fn)
+    checks.images_and_labels(as_float(images), labels)
+    checks.positive_integer(batch_size, "batch_size")
+    if attack is not None and key is None:
+        raise ValueError("key is missing: an attack draws random starts from it.")
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    keys = None if key is None else example_keys(key, n)
+    correct, loss = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32)
+    for indices, mask in padded_batches(n, min(batch_size, n)):
+        batch, batch_labels = as_float(images[indices]), labels[indices]
+        if attack is None:
+            result = _judge(logits_fn, batch, batch_labels)
+        else:
+            result = attack(logits_fn, keys[indices], batch, batch_labels)
+        correct += jnp.sum(~result.success & mask)
+        loss += jnp.sum(jnp.where(mask, result.loss, 0.0)).astype(jnp.float32)
+    return Measurement(int(correct) / n, float(loss) / n, n)

@@ -1,0 +1,148 @@
+"""State dicts in ``.pt``, ``.pth`` and ``.safetensors`` files, as numpy arrays by name."""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+SAFETENSORS = ".safetensors"
+TORCH = (".pt", ".pth")
+# Under these keys training scripts put the state dict, beside the epoch and the accuracy.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not belong to the model."""
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors in the file at ``path``, unwrapped, by name.
+
+    Raises:
+        CheckpointError: when the file is missing, damaged, holds anything but tensors, or needs a
+            package that is not installed.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}.")
+    if path.suffix == SAFETENSORS:
+        return _read_safetensors(path)
+    return _read_torch(path)
+
+
+def write(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
+    """Writes ``state`` to ``path`` at once: readers see the old file or the new one, never half.
+
+    Raises:
+        CheckpointError: for a suffix other than .pt, .pth and .safetensors, or when the package
+            for it is not installed.
+    """
+    if path.suffix == SAFETENSORS:
+        content = _safetensors().save(dict(state))
+    elif path.suffix in TORCH:
+        torch = _torch()
+        buffer = io.BytesIO()
+        torch.save({name: torch.tensor(value) for name, value in state.items()}, buffer)
+        content = buffer.getvalue()
+    else:
+        raise CheckpointError(
+            f"The suffix of {path} must be .pt, .pth or .safetensors, not {path.suffix!r}."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise CheckpointError(
+            "Reading and writing .pt and .pth files needs PyTorch: pip install torch, or use "
+            ".safetensors."
+        ) from None
+    return torch
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise CheckpointError(
+            "Reading and writing .safetensors files needs that package: pip install safetensors."
+        ) from None
+    return safetensors.numpy
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    safetensors = _safetensors()
+    try:
+        return safetensors.load(path.read_bytes())
+    except Exception as error:  # its SafetensorError, or KeyError for a dtype numpy lacks
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error}).") from error
+
+
+def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+    torch = _torch()
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "nsupported" in str(error) or "GLOBAL" in str(error):
+            raise CheckpointError(
+                f"{path} holds Python objects beside tensors, and is refused because loading them "
+                "could run any code: save the state dict alone."
+            ) from error
+        raise CheckpointError(f"{path} is damaged, or not a PyTorch file.") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        raise CheckpointError(f"{path} is damaged, or not a PyTorch file.") from error
+
+    state = _unwrap(content, path, torch.is_tensor)
+    arrays = {}
+    for name, tensor in state.items():
+        if tensor.dtype == torch.bfloat16:  # numpy has none
+            tensor = tensor.float()
+        arrays[name] = tensor.detach().cpu().numpy()
+    return arrays
+
+
+def _numpy_scalars() -> list[Any]:
+    """What pickles an accuracy kept as a numpy number: harmless, and common."""
+    scalar = np.float64(0).__reduce__()[0]
+    return [
+        scalar,
+        (scalar, "numpy.core.multiarray.scalar"),  # its name before numpy 2
+        np.dtype,
+        *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32")),
+    ]
+
+
+def _unwrap(content: Any, path: pathlib.Path, is_tensor: Any) -> dict[str, Any]:
+    """The dict of tensors in ``content``, out of what a training script wrapped around it."""
+    while isinstance(content, Mapping):
+        if any(is_tensor(value) for value in content.values()):
+            for name, value in content.items():
+                if not is_tensor(value) or not isinstance(name, str):
+                    raise CheckpointError(
+                        f"{path} is not a state dict: its entry {name!r} is a "
+                        f"{type(value).__name__}, not a tensor."
+                    )
+            return dict(content)
+        inner = next((name for name in WRAPPERS if name in content), None)
+        if inner is None:
+            found = ", ".join(map(repr, list(content)[:5])) or "nothing"
+            raise CheckpointError(f"{path} is not a state dict: it holds {found}.")
+        content = content[inner]
+    raise CheckpointError(f"{path} is not a state dict: it holds a {type(content).__name__}.")

@@ -1,0 +1,122 @@
+"""Parameters under the names, and in the layout, of the released PyTorch models.
+
+The names are those of the code released with AWP, TRADES, MART and RST (wide ResNet,
+PreActResNet), of kuangliu's ResNet and VGG, and of TRADES' MNIST CNN. Models of other origin get
+their own paths, joined by dots.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from awp_jax.models.classifier import Classifier, Tree
+from awp_jax.models.vgg import CONVOLUTIONS
+
+Path = tuple[str, ...]
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def leaves(tree: Tree, prefix: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Paths and leaves of a nested dict."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(dict(value), (*prefix, name))
+        else:
+            yield (*prefix, name), value
+
+
+def nested(flat: Mapping[Path, Any]) -> Tree:
+    """The nested dict of paths and leaves."""
+    tree: Tree = {}
+    for path, value in flat.items():
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = value
+    return tree
+
+
+def torch_key(model_name: str, path: Path) -> str:
+    """The name a released PyTorch model gives to the leaf at ``path``.
+
+    Args:
+        model_name: name of the architecture, as in ``awp_jax.models.names``.
+        path: path in ``params`` or ``batch_stats``.
+
+    Example:
+        >>> torch_key("wrn-34-10", ("block1", "0", "shortcut", "kernel"))
+        'block1.layer.0.convShortcut.weight'
+    """
+    *modules, leaf = path
+    name = ".".join(modules)
+    if model_name.startswith("preact-resnet-"):
+        name = name.replace(".shortcut", ".shortcut.0")
+    elif model_name.startswith("resnet-"):
+        name = name.replace(".shortcut_conv", ".shortcut.0").replace(".shortcut_bn", ".shortcut.1")
+    elif model_name.startswith("wrn-"):
+        name = re.sub(r"^(block\d+)\.", r"\1.layer.", name).replace(".shortcut", ".convShortcut")
+    elif model_name.startswith("vgg-"):
+        name = _vgg_module(int(model_name.removeprefix("vgg-")), modules)
+    elif model_name == "mnist-cnn":
+        name = f"{'feature_extractor' if name.startswith('conv') else 'classifier'}.{name}"
+    return f"{name}.{_LEAVES.get(leaf, leaf)}" if name else _LEAVES.get(leaf, leaf)
+
+
+def _vgg_module(depth: int, modules: list[str]) -> str:
+    """PyTorch's VGG numbers convolutions, norms, activations and pools in one sequence."""
+    if modules[0] == "classifier":
+        return "classifier"
+    layer, index = modules[0], int(modules[1])
+    pools = 0
+    passed = 0
+    for repeats in CONVOLUTIONS[depth]:
+        passed += repeats
+        pools += passed <= index
+    return f"features.{3 * index + pools + (layer == 'bn')}"
+
+
+def to_torch_layout(value: np.ndarray) -> np.ndarray:
+    """Convolution kernels HWIO to OIHW, dense kernels transposed, the rest as it is."""
+    if value.ndim == 4:
+        return value.transpose(3, 2, 0, 1)
+    return value.T if value.ndim == 2 else value
+
+
+def from_torch_layout(value: np.ndarray) -> np.ndarray:
+    """The inverse of ``to_torch_layout``."""
+    if value.ndim == 4:
+        return value.transpose(2, 3, 1, 0)
+    return value.T if value.ndim == 2 else value
+
+
+def to_state_dict(classifier: Classifier, params: Tree, batch_stats: Tree) -> dict[str, np.ndarray]:
+    """The PyTorch state dict of ``params`` and ``batch_stats``, as contiguous numpy arrays.
+
+    Args:
+        classifier: the model they belong to.
+        params: as its ``init`` returns them.
+        batch_stats: as its ``init`` returns them.
+
+    Returns:
+        Arrays by PyTorch name, in PyTorch's layout; every BatchNorm also has the
+        ``num_batches_tracked`` that a strict ``load_state_dict`` asks for.
+    """
+    state: dict[str, np.ndarray] = {}
+    for path, value in (*leaves(params), *leaves(batch_stats)):
+        key = torch_key(classifier.name, path)
+        state[key] = np.ascontiguousarray(to_torch_layout(np.asarray(value)))
+        if key.endswith("running_var"):
+            tracked = key.removesuffix("running_var") + "num_batches_tracked"
+            state[tracked] = np.zeros((), np.int64)
+    return state

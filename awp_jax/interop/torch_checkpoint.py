@@ -1,0 +1,225 @@
+"""Checkpoints of the released PyTorch models, in and out."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from awp_jax.interop import files
+from awp_jax.interop.files import CheckpointError
+from awp_jax.interop.state_dict import (
+    from_torch_layout,
+    leaves,
+    nested,
+    to_state_dict,
+    to_torch_layout,
+    torch_key,
+)
+from awp_jax.models.classifier import Classifier, ImageShape, Tree
+from awp_jax.models.registry import create
+
+_MEAN_NAMES = ("mean", "mu", "_mean")
+_STD_NAMES = ("std", "sigma", "_std")
+
+
+def load_torch(
+    path: str | os.PathLike[str],
+    model: str | Classifier,
+    *,
+    image_shape: ImageShape = (32, 32, 3),
+    num_classes: int = 10,
+    **options: Any,
+) -> tuple[Tree, Tree]:
+    """Reads the checkpoint of a PyTorch model.
+
+    Understands the checkpoints released with AWP, TRADES, MART, RST and those of RobustBench:
+    prefixes that wrappers put before every name (``module.``, ``model.``, ``1.``, ...) are
+    stripped, nested ``state_dict``, ``model`` and ``net`` are opened, the dead ``sub_block1`` of
+    some wide ResNets and BatchNorm's ``num_batches_tracked`` are left out. Nothing in the file is
+    executed: PyTorch files are read with ``weights_only=True``.
+
+    Args:
+        path: ``.safetensors``, or else a PyTorch file (``.pt``, ``.pth``, ...).
+        model: the classifier it is for, or the name of one.
+        image_shape: height, width, channels; only for a name.
+        num_classes: number of logits; only for a name.
+        **options: options of ``awp_jax.models.create``; only for a name.
+
+    Returns:
+        ``(params, batch_stats)`` as the classifier takes them: float32, except that float64
+        tensors stay so where JAX has 64-bit types enabled.
+
+    Raises:
+        CheckpointError: when the file is missing or damaged, is not a state dict, needs a package
+            that is not installed, or holds other tensors than the model's: missing, unknown, of
+            another shape, not floating or not finite.
+
+    Warns:
+        UserWarning: when the checkpoint carries a mean or standard deviation of its images other
+            than the model's.
+    """
+    classifier = _classifier(model, image_shape, num_classes, options)
+    path = pathlib.Path(path)
+    state = files.read(path)
+    params_like, stats_like = jax.eval_shape(classifier.init, jax.random.key(0))
+    expected = {
+        torch_key(classifier.name, leaf_path): like
+        for leaf_path, like in (*leaves(params_like), *leaves(stats_like))
+    }
+    prefix = _prefix(state, expected)
+    found = {name.removeprefix(prefix): value for name, value in state.items()}
+    if not expected.keys() & found.keys():
+        raise CheckpointError(f"{path} holds no tensor of {classifier.name}.")
+    _check_shapes(path, classifier, expected, found)
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise CheckpointError(f"{path} lacks {_few(missing)} of {classifier.name}.")
+    extra = _extra(found, expected)
+    _compare_normalisation(path, classifier, found, extra)
+    unknown = [name for name in extra if _normalisation(name) is None]
+    if unknown:
+        raise CheckpointError(f"{path} has {_few(unknown)}, which {classifier.name} has not.")
+
+    def rebuild(tree: Tree) -> Tree:
+        flat = {}
+        for leaf_path, _ in leaves(tree):
+            name = torch_key(classifier.name, leaf_path)
+            value = from_torch_layout(_checked(path, name, found[name]))
+            flat[leaf_path] = jnp.asarray(value)
+        return nested(flat)
+
+    return rebuild(params_like), rebuild(stats_like)
+
+
+def save_torch(
+    path: str | os.PathLike[str], classifier: Classifier, params: Tree, batch_stats: Tree
+) -> None:
+    """Writes parameters and BatchNorm statistics as the PyTorch model's state dict.
+
+    The file appears at once, or not at all. It loads into the released models with a strict
+    ``load_state_dict``, and back here bit for bit.
+
+    Args:
+        path: ends in ``.pt``, ``.pth`` or ``.safetensors``; folders are made.
+        classifier: the model.
+        params: as its ``init`` returns them.
+        batch_stats: as its ``init`` returns them.
+
+    Raises:
+        CheckpointError: for another suffix, parameters of another model, or when the package for
+            the format is not installed.
+    """
+    like = jax.eval_shape(classifier.init, jax.random.key(0))
+    wanted = {leaf_path: leaf.shape for tree in like for leaf_path, leaf in leaves(tree)}
+    given = {
+        leaf_path: np.shape(leaf)
+        for tree in (params, batch_stats)
+        for leaf_path, leaf in leaves(tree)
+    }
+    if wanted != given:
+        odd = [
+            "/".join(leaf_path)
+            for leaf_path in wanted.keys() | given.keys()
+            if wanted.get(leaf_path) != given.get(leaf_path)
+        ]
+        raise CheckpointError(f"{_few(sorted(odd))} do not fit {classifier.name}.")
+    files.write(pathlib.Path(path), to_state_dict(classifier, params, batch_stats))
+
+
+def _classifier(
+    model: str | Classifier, image_shape: ImageShape, num_classes: int, options: dict[str, Any]
+) -> Classifier:
+    if isinstance(model, str):
+        return create(model, image_shape=image_shape, num_classes=num_classes, **options)
+    if options:
+        raise ValueError(f"{_few(list(options))} can only be given with the name of a model.")
+    return model
+
+
+def _prefix(state: Iterable[str], expected: Iterable[str]) -> str:
+    """What wrappers put before every name: the prefix under which most of ``expected`` is found."""
+    names = set(state)
+    expected = list(expected)
+    candidates = {""} | {
+        name.removesuffix(wanted)
+        for wanted in expected
+        for name in names
+        if name.endswith(f".{wanted}")
+    }
+    return max(
+        sorted(candidates, key=len),
+        key=lambda prefix: sum(prefix + name in names for name in expected),
+    )
+
+
+def _check_shapes(path: Any, classifier: Classifier, expected: Any, found: Any) -> None:
+    for name, like in expected.items():
+        if name not in found:
+            continue
+        shape = to_torch_layout(np.empty(like.shape, np.bool_)).shape
+        if found[name].shape != shape:
+            raise CheckpointError(
+                f"{path} is of another architecture than {classifier.name}: {name} has shape "
+                f"{found[name].shape}, not {shape}."
+            )
+
+
+def _extra(found: Iterable[str], expected: Any) -> list[str]:
+    return [
+        name
+        for name in found
+        if name not in expected
+        and not name.endswith("num_batches_tracked")
+        and "sub_block1." not in name
+    ]
+
+
+def _normalisation(name: str) -> str | None:
+    last = name.rsplit(".", 1)[-1]
+    if last in _MEAN_NAMES:
+        return "mean"
+    return "std" if last in _STD_NAMES else None
+
+
+def _compare_normalisation(
+    path: Any, classifier: Classifier, found: dict[str, np.ndarray], extra: list[str]
+) -> None:
+    for name in extra:
+        what = _normalisation(name)
+        if what is None:
+            continue
+        channels = classifier.image_shape[-1]
+        identity = (0.0 if what == "mean" else 1.0,)
+        theirs = np.asarray(found[name], np.float64).ravel()
+        ours = np.asarray(getattr(classifier, what) or identity)
+        if theirs.size not in (1, channels) or not np.allclose(theirs, ours, atol=1e-5):
+            values = ", ".join(f"{value:.4g}" for value in theirs[:channels])
+            warnings.warn(
+                f"{path} normalises images with {what} ({values}), and {classifier.name} was made "
+                f"with {what}={getattr(classifier, what)}.",
+                stacklevel=3,
+            )
+
+
+def _checked(path: Any, name: str, value: np.ndarray) -> np.ndarray:
+    if not np.issubdtype(value.dtype, np.floating):
+        raise CheckpointError(f"{name} in {path} is {value.dtype}, not floating.")
+    if value.dtype != np.float64:
+        value = value.astype(np.float32)
+    if not np.isfinite(value).all():
+        raise CheckpointError(f"{name} in {path} holds values that are not finite.")
+    if name.endswith("running_var") and (value < 0).any():
+        raise CheckpointError(f"{name} in {path} holds negative variances.")
+    return value
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -1,0 +1,146 @@
+"""The layers that the networks are built from, with PyTorch's padding and initialisation."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from awp_jax.checks import choice
+from awp_jax.models.batch_norm import BatchNorm
+from awp_jax.models.context import Context
+from awp_jax.models.initial import Initial, uniform_fan_in
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),  # the exact one, as PyTorch
+    "mish": jax.nn.mish,
+    "softplus": jax.nn.softplus,
+}
+
+# The compute dtype that means "whatever the parameters are": float32, or float64 in tests.
+COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Makes the layers of one network, all with the same settings.
+
+    Attributes:
+        rngs: source of the initial values.
+        activation: one of "relu", "silu", "gelu", "mish", "softplus".
+        dtype: compute dtype of convolutions and hidden dense layers; "float32" means that of the
+            parameters. The classifying layer always computes in the parameters' dtype.
+        batch_norm_groups: see ``BatchNorm``.
+        axis_name: see ``BatchNorm``.
+    """
+
+    rngs: nnx.Rngs
+    activation: str = "relu"
+    dtype: str = "float32"
+    batch_norm_groups: int = 1
+    axis_name: str | None = None
+
+    def activate(self) -> Callable[[Array], Array]:
+        """The activation function."""
+        return ACTIVATIONS[choice(self.activation, ACTIVATIONS, "activation")]
+
+    def conv(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = False,
+        init: Initial | None = None,
+        bias_init: Initial | None = None,
+    ) -> nnx.Conv:
+        """A size x size convolution, padded by ``padding`` zeros on every side at any stride."""
+        default = uniform_fan_in(size * size * inputs)
+        return nnx.Conv(
+            inputs,
+            outputs,
+            (size, size),
+            strides=(stride, stride),
+            padding=((padding, padding), (padding, padding)),
+            use_bias=bias,
+            dtype=self._dtype(),
+            **_initialised(init or default, bias_init or default),
+            rngs=self.rngs,
+        )
+
+    def dense(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        classifies: bool = False,
+        init: Initial | None = None,
+        bias_init: Initial | None = None,
+    ) -> nnx.Linear:
+        """A dense layer; ``classifies=True`` for the one that returns the logits."""
+        default = uniform_fan_in(inputs)
+        return nnx.Linear(
+            inputs,
+            outputs,
+            dtype=None if classifies else self._dtype(),
+            **_initialised(init or default, bias_init or default),
+            rngs=self.rngs,
+        )
+
+    def batch_norm(self, features: int) -> BatchNorm:
+        """A BatchNorm over the last axis."""
+        return BatchNorm(features, groups=self.batch_norm_groups, axis_name=self.axis_name)
+
+    def _dtype(self):
+        if self.dtype == "float64":
+            raise ValueError(
+                'dtype "float64" is not a compute dtype: cast the parameters, and keep "float32".'
+            )
+        return COMPUTE_DTYPES[choice(self.dtype, COMPUTE_DTYPES, "compute dtype")]
+
+
+def _initialised(kernel: Initial, bias: Initial) -> dict[str, Any]:
+    return {
+        "kernel_init": kernel,
+        "bias_init": bias,
+        "kernel_metadata": {"initial": kernel},
+        "bias_metadata": {"initial": bias},
+    }
+
+
+class Network(nnx.Module):
+    """Base of the networks: ``features`` then ``classify``.
+
+    Both take and return arrays with the batch first; ``features`` gets images [batch, height,
+    width, channels] and returns [batch, d].
+    """
+
+    dropout_rate: float = 0.0
+
+    def features(self, images: Array, context: Context) -> Array:
+        raise NotImplementedError
+
+    def classify(self, features: Array, context: Context) -> Array:
+        raise NotImplementedError
+
+
+def global_average_pool(x: Array) -> Array:
+    """[batch, height, width, channels] to [batch, channels]."""
+    return x.mean((1, 2))
+
+
+def check_rate(rate: float) -> float:
+    """A dropout probability in [0, 1), or ValueError."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {rate}.")
+    return float(rate)

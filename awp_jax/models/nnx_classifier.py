@@ -1,0 +1,162 @@
+"""A Classifier from a Flax NNX network.
+
+NNX stays inside this file and the networks: outside, parameters are plain nested dicts. The
+module is built and split once, abstractly; from then on a nested dict becomes the module's state
+by re-labelling alone, without touching any shared object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import Array
+
+from awp_jax.models.classifier import Classifier, ImageShape, Tree, check_sizes
+from awp_jax.models.context import Context
+from awp_jax.models.initial import draw
+from awp_jax.models.layers import Layers, Network
+
+Path = tuple[str, ...]
+
+
+class _Labels:
+    """The paths of a NNX state's leaves, to and from a nested dict with string keys."""
+
+    def __init__(self, what: str, state: nnx.State):
+        with_paths, self.treedef = jax.tree_util.tree_flatten_with_path(state)
+        self.what = what
+        # The last entry of a path is the NNX Variable's own.
+        self.paths: list[Path] = [
+            tuple(str(entry.key) for entry in path[:-1]) for path, _ in with_paths
+        ]
+        self.known = frozenset(self.paths)
+        self.shapes = [leaf.shape for _, leaf in with_paths]
+        variables = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, nnx.Variable))
+        # What `Layers` and `BatchNorm` note; `None` for layers of other origin.
+        self.initials = [variable.get_metadata().get("initial") for variable in variables]
+
+    def nested(self, state: Any) -> Tree:
+        tree: Tree = {}
+        for path, leaf in zip(self.paths, jax.tree.leaves(state), strict=True):
+            node = tree
+            for name in path[:-1]:
+                node = node.setdefault(name, {})
+            node[path[-1]] = leaf
+        return tree
+
+    def state(self, tree: Tree) -> nnx.State:
+        leaves = dict(_walk(tree))
+        if leaves.keys() != self.known:
+            wrong = sorted(self.known.symmetric_difference(leaves))[0]
+            problem = "lacks" if wrong in self.known else "has an unknown"
+            raise ValueError(f"{self.what} {problem} {'/'.join(wrong)}.")
+        return jax.tree.unflatten(self.treedef, [leaves[path] for path in self.paths])
+
+
+def _split(network: Network) -> Any:
+    return nnx.split(network, nnx.Param, nnx.BatchStat)
+
+
+def _walk(tree: Tree, prefix: Path = ()):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _walk(value, (*prefix, name))
+        else:
+            yield (*prefix, name), value
+
+
+def from_network(
+    build: Callable[[Layers], Network],
+    *,
+    name: str,
+    image_shape: ImageShape,
+    num_classes: int,
+    activation: str = "relu",
+    dtype: str = "float32",
+    batch_norm_groups: int = 1,
+    axis_name: str | None = None,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+) -> Classifier:
+    """A ``Classifier`` from a function that builds a ``Network`` out of ``Layers``.
+
+    Args:
+        build: ``build(layers) -> network``.
+        name: name of the architecture.
+        image_shape: height, width, channels.
+        num_classes: number of logits.
+        activation: "relu", "silu", "gelu", "mish" or "softplus".
+        dtype: compute dtype of convolutions and hidden dense layers: "float32" (that of the
+            parameters), "bfloat16" or "float16". Parameters, BatchNorm statistics and logits keep
+            the parameters' dtype.
+        batch_norm_groups: groups of the global batch with BatchNorm statistics of their own; 1 is
+            synchronised BatchNorm. See ``BatchNorm``.
+        axis_name: mapped axis over which the batch is split, for callers who map ``apply``
+            themselves; ``None`` under plain ``jax.jit``, whatever the sharding.
+        mean: subtracted from the images, one value per channel; empty for none.
+        std: divides the images afterwards, one value per channel; empty for none.
+
+    Returns:
+        The classifier.
+
+    Raises:
+        ValueError: for an unknown option or a value out of range.
+    """
+
+    check_sizes(image_shape, num_classes)
+
+    def construct(key: Array) -> Network:
+        return build(Layers(nnx.Rngs(key), activation, dtype, batch_norm_groups, axis_name))
+
+    abstract = nnx.eval_shape(lambda: construct(jax.random.key(0)))
+    graphdef, params_state, stats_state = _split(abstract)
+    params_labels = _Labels("params", params_state)
+    stats_labels = _Labels("batch_stats", stats_state)
+
+    initials = params_labels.initials + stats_labels.initials
+
+    def init(key: Array) -> tuple[Tree, Tree]:
+        if None not in initials:
+            values = draw(key, initials, params_labels.shapes + stats_labels.shapes)
+            params_count = len(params_labels.paths)
+            return (
+                params_labels.nested(values[:params_count]),
+                stats_labels.nested(values[params_count:]),
+            )
+        _, params, batch_stats = _split(construct(key))
+        return params_labels.nested(params), stats_labels.nested(batch_stats)
+
+    def merge(params: Tree, batch_stats: Tree) -> Any:
+        return nnx.merge(graphdef, params_labels.state(params), stats_labels.state(batch_stats))
+
+    def forward(
+        params: Tree,
+        batch_stats: Tree,
+        images: Array,
+        *,
+        mode: str,
+        key: Array | None,
+        mask: Array | None,
+    ) -> tuple[Array, Tree]:
+        network = merge(params, batch_stats)
+        context = Context(mode, key, mask)
+        logits = network.classify(network.features(images, context), context)
+        return logits, stats_labels.nested(nnx.state(network, nnx.BatchStat))
+
+    def features(params: Tree, batch_stats: Tree, images: Array) -> Array:
+        return merge(params, batch_stats).features(images, Context("running"))
+
+    return Classifier(
+        name=name,
+        num_classes=num_classes,
+        image_shape=image_shape,
+        init_fn=init,
+        forward_fn=forward,
+        features_fn=features,
+        has_dropout=abstract.dropout_rate > 0,
+        mean=mean,
+        std=std,
+    )

@@ -1,0 +1,83 @@
+"""PreActResNet for small images (He et al., https://arxiv.org/abs/1603.05027).
+
+As in the released code of AWP: 3x3 stem without BatchNorm, four stages, a BatchNorm and activation
+before the pool. PreActResNet-18 for 10 classes has 11,172,170 parameters.
+"""
+
+from __future__ import annotations
+
+from flax import nnx
+from jax import Array
+
+from awp_jax.models.context import Context
+from awp_jax.models.layers import Layers, Network, global_average_pool
+
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+STRIDES = (1, 2, 2, 2)
+
+
+class PreActBlock(nnx.Module):
+    """BatchNorm, activation, convolution, twice; the 1x1 shortcut reads the activated input."""
+
+    def __init__(self, make: Layers, inputs: int, outputs: int, stride: int):
+        self.activation = make.activate()
+        self.bn1 = make.batch_norm(inputs)
+        self.conv1 = make.conv(inputs, outputs, 3, stride=stride, padding=1)
+        self.bn2 = make.batch_norm(outputs)
+        self.conv2 = make.conv(outputs, outputs, 3, padding=1)
+        self.projects = stride != 1 or inputs != outputs
+        if self.projects:
+            self.shortcut = make.conv(inputs, outputs, 1, stride=stride)
+
+    def __call__(self, x: Array, context: Context) -> Array:
+        out = self.activation(self.bn1(x, context))
+        shortcut = self.shortcut(out) if self.projects else x
+        out = self.conv1(out)
+        out = self.conv2(self.activation(self.bn2(out, context)))
+        return out + shortcut
+
+
+class PreActResNet(Network):
+    """PreActResNet-10, -18 or -34.
+
+    Args:
+        make: makes the layers.
+        image_shape: height, width, channels.
+        num_classes: number of logits.
+        depth: 10, 18 or 34.
+        width: channels of the first stage, doubled by each of the other three.
+    """
+
+    def __init__(
+        self,
+        make: Layers,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        depth: int = 18,
+        width: int = 64,
+    ):
+        if depth not in BLOCKS:
+            raise ValueError(f"PreActResNet has depth 10, 18 or 34, got {depth}.")
+        self.activation = make.activate()
+        self.conv1 = make.conv(image_shape[-1], width, 3, padding=1)
+        channels = width
+        for stage, (blocks, stride) in enumerate(zip(BLOCKS[depth], STRIDES, strict=True)):
+            outputs = width * 2**stage
+            layers = []
+            for index in range(blocks):
+                layers.append(PreActBlock(make, channels, outputs, stride if index == 0 else 1))
+                channels = outputs
+            setattr(self, f"layer{stage + 1}", nnx.List(layers))
+        self.bn = make.batch_norm(channels)
+        self.linear = make.dense(channels, num_classes, classifies=True)
+
+    def features(self, images: Array, context: Context) -> Array:
+        x = self.conv1(images)
+        for stage in range(1, len(STRIDES) + 1):
+            for block in getattr(self, f"layer{stage}"):
+                x = block(x, context)
+        return global_average_pool(self.activation(self.bn(x, context)))
+
+    def classify(self, features: Array, context: Context) -> Array:
+        return self.linear(features)

@@ -1,0 +1,118 @@
+"""Architectures by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from typing import Any
+
+from awp_jax.checks import choice
+from awp_jax.models.classifier import Classifier, ImageShape
+from awp_jax.models.layers import Layers, Network
+from awp_jax.models.nnx_classifier import from_network
+from awp_jax.models.preact_resnet import PreActResNet
+from awp_jax.models.resnet import ResNet
+from awp_jax.models.small_cnn import MLP, Linear, MnistCNN
+from awp_jax.models.vgg import VGG
+from awp_jax.models.wide_resnet import WideResNet
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """Architectures of one class: the numbers in the name are its arguments."""
+
+    pattern: str
+    network: type[Network]
+    examples: tuple[str, ...]
+
+
+_FAMILIES = (
+    _Family(
+        r"preact-resnet-(?P<depth>\d+)",
+        PreActResNet,
+        ("preact-resnet-10", "preact-resnet-18", "preact-resnet-34"),
+    ),
+    _Family(r"resnet-(?P<depth>\d+)", ResNet, ("resnet-10", "resnet-18", "resnet-34")),
+    _Family(
+        r"wrn-(?P<depth>\d+)-(?P<width>\d+)",
+        WideResNet,
+        ("wrn-16-1", "wrn-28-10", "wrn-34-10", "wrn-70-16"),
+    ),
+    _Family(r"vgg-(?P<depth>\d+)", VGG, ("vgg-11", "vgg-13", "vgg-16", "vgg-19")),
+    _Family(r"mnist-cnn", MnistCNN, ("mnist-cnn",)),
+    _Family(r"mlp", MLP, ("mlp",)),
+    _Family(r"linear", Linear, ("linear",)),
+)
+
+
+def names() -> tuple[str, ...]:
+    """Names that ``create`` takes; "wrn-<depth>-<width>" also with other numbers."""
+    return tuple(name for family in _FAMILIES for name in family.examples)
+
+
+def create(name: str, *, image_shape: ImageShape, num_classes: int, **options: Any) -> Classifier:
+    """The classifier called ``name``.
+
+    Every architecture takes ``activation``, ``dtype``, ``batch_norm_groups``, ``axis_name``,
+    ``mean`` and ``std``, described at ``from_network`` (those of BatchNorm have no effect where
+    there is none). Beside them:
+
+    - "preact-resnet-10/18/34", "resnet-10/18/34", "vgg-11/13/16/19": ``width``, channels of the
+      first stage (default 64).
+    - "wrn-<depth>-<width>": ``dropout`` (default 0).
+    - "mnist-cnn": ``width`` (32), ``hidden`` (200), ``dropout`` (0.5).
+    - "mlp": ``width`` (128), ``depth`` (2 hidden layers), ``dropout`` (0).
+    - "linear": none.
+
+    Args:
+        name: see ``names``.
+        image_shape: height, width, channels.
+        num_classes: number of logits.
+        **options: as above.
+
+    Returns:
+        The classifier.
+
+    Raises:
+        ValueError: for an unknown name or option, or a value out of range.
+
+    Example:
+        >>> import jax
+        >>> from awp_jax import models
+        >>> model = models.create("preact-resnet-18", image_shape=(32, 32, 3), num_classes=10)
+        >>> params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+        11172170
+    """
+    family, in_name = _parse(name)
+    shared = _keyword_options(from_network) - {"name"}
+    own = _keyword_options(family.network.__init__) - in_name.keys()
+    for option in options:
+        choice(option, sorted(shared | own), f"option of {name}")
+    own_options = {option: options[option] for option in options if option in own}
+    shared_options = {option: options[option] for option in options if option in shared}
+
+    def build(layers: Layers) -> Network:
+        network: Any = family.network
+        return network(layers, tuple(image_shape), num_classes, **in_name, **own_options)
+
+    return from_network(
+        build, name=name, image_shape=image_shape, num_classes=num_classes, **shared_options
+    )
+
+
+def _parse(name: str) -> tuple[_Family, dict[str, int]]:
+    for family in _FAMILIES:
+        match = re.fullmatch(family.pattern, name)
+        if match:
+            return family, {key: int(value) for key, value in match.groupdict().items()}
+    choice(name, names(), "model")
+    raise AssertionError("a pattern lacks one of its examples")
+
+
+def _keyword_options(function: Any) -> set[str]:
+    """Names of the keyword-only arguments, less those that ``create`` takes itself."""
+    parameters = inspect.signature(function).parameters.values()
+    keyword = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return keyword - {"image_shape", "num_classes"}

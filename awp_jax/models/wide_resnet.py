@@ -1,0 +1,97 @@
+"""Wide residual networks (Zagoruyko and Komodakis, https://arxiv.org/abs/1605.07146).
+
+As in the released code of TRADES, MART, RST and AWP. For 10 classes WRN-34-10 has 46,160,474
+parameters and WRN-28-10 has 36,479,194.
+"""
+
+from __future__ import annotations
+
+from flax import nnx
+from jax import Array
+
+from awp_jax.models.context import Context
+from awp_jax.models.initial import ZEROS, normal
+from awp_jax.models.layers import Layers, Network, check_rate, global_average_pool
+
+
+def _conv(make: Layers, inputs: int, outputs: int, size: int, stride: int) -> nnx.Conv:
+    # TRADES' models/wideresnet.py: N(0, 2 / (size * size * outputs)), a fan-*out*.
+    init = normal(2 / (size * size * outputs))
+    return make.conv(inputs, outputs, size, stride=stride, padding=size // 2, init=init)
+
+
+class WideBlock(nnx.Module):
+    """Pre-activation block; when the width changes, everything reads the activated input."""
+
+    def __init__(self, make: Layers, inputs: int, outputs: int, stride: int, dropout: float):
+        self.activation = make.activate()
+        self.dropout = dropout
+        self.bn1 = make.batch_norm(inputs)
+        self.conv1 = _conv(make, inputs, outputs, 3, stride)
+        self.bn2 = make.batch_norm(outputs)
+        self.conv2 = _conv(make, outputs, outputs, 3, 1)
+        self.projects = inputs != outputs or stride != 1
+        if self.projects:
+            self.shortcut = _conv(make, inputs, outputs, 1, stride)
+
+    def __call__(self, x: Array, context: Context) -> Array:
+        out = self.activation(self.bn1(x, context))
+        shortcut = self.shortcut(out) if self.projects else x
+        out = self.activation(self.bn2(self.conv1(out), context))
+        out = context.dropout(out, self.dropout)
+        return self.conv2(out) + shortcut
+
+
+class WideResNet(Network):
+    """WRN-depth-width.
+
+    Args:
+        make: makes the layers.
+        image_shape: height, width, channels.
+        num_classes: number of logits.
+        depth: 6 n + 4 with n >= 1 blocks in each of the three stages.
+        width: the stages have 16, 32 and 64 times this many channels.
+        dropout: probability inside the blocks, in [0, 1); 0 in every released adversarial
+            training.
+    """
+
+    def __init__(
+        self,
+        make: Layers,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        depth: int = 34,
+        width: int = 10,
+        dropout: float = 0.0,
+    ):
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(
+                f"A wide ResNet has depth 6n + 4 (10, 16, 22, 28, 34, ...), got {depth}."
+            )
+        if width < 1:
+            raise ValueError(f"The width of a wide ResNet must be at least 1, got {width}.")
+        self.dropout_rate = check_rate(dropout)
+        self.activation = make.activate()
+        self.conv1 = _conv(make, image_shape[-1], 16, 3, 1)
+        channels = 16
+        for stage, stride in enumerate((1, 2, 2)):
+            outputs = 16 * width * 2**stage
+            layers = []
+            for index in range((depth - 4) // 6):
+                first_stride = stride if index == 0 else 1
+                layers.append(WideBlock(make, channels, outputs, first_stride, self.dropout_rate))
+                channels = outputs
+            setattr(self, f"block{stage + 1}", nnx.List(layers))
+        self.bn1 = make.batch_norm(channels)
+        self.fc = make.dense(channels, num_classes, classifies=True, bias_init=ZEROS)
+
+    def features(self, images: Array, context: Context) -> Array:
+        x = self.conv1(images)
+        for stage in (1, 2, 3):
+            for block in getattr(self, f"block{stage}"):
+                x = block(x, context)
+        return global_average_pool(self.activation(self.bn1(x, context)))
+
+    def classify(self, features: Array, context: Context) -> Array:
+        return self.fc(features)

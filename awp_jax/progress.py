@@ -1,0 +1,53 @@
+"""What a person sees while a run goes on: a bar in a terminal, plain lines elsewhere."""
+
+import sys
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A tqdm bar on a terminal, one line per report otherwise; silent when ``stream`` is None.
+
+    Args:
+        total: Steps of the whole job.
+        initial: Steps done before.
+        unit: What a step is called.
+        stream: Where to write, standard error by default.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        initial: int = 0,
+        unit: str = "step",
+        stream: TextIO | None = sys.stderr,
+    ):
+        self._stream = stream
+        self._total = total
+        self._bar: Any = None
+        if stream is not None and stream.isatty():
+            self._bar = tqdm(total=total, initial=initial, unit=unit, file=stream)
+        self._done = initial
+
+    def advance(self, done: int, **values: Any) -> None:
+        """Moves on to ``done`` steps and shows ``values`` beside the bar."""
+        if self._bar is not None:
+            self._bar.set_postfix(
+                {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in values.items()},
+                refresh=False,
+            )
+            self._bar.update(done - self._done)
+        self._done = done
+
+    def line(self, text: str) -> None:
+        """Prints a line, above the bar when there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        elif self._stream is not None:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()

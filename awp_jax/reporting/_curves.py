@@ -1,0 +1,81 @@
+"""Figures of learning curves from run directories."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+# Okabe-Ito: told apart by colour-blind people; line styles tell the sets apart in grey.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_STYLES = {"train": "--", "test": "-"}
+
+
+def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Clean and robust accuracy over epochs, and the robust generalisation gap.
+
+    Args:
+        runs: By name, the records of ``metrics.jsonl`` (``awp_jax.training.read_metrics``).
+
+    Returns:
+        A matplotlib figure; save it with ``save_figure``.
+
+    Raises:
+        ValueError: When no run has been evaluated while it trained.
+    """
+    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    titles = ("Natural accuracy", "Robust accuracy", "Robust generalisation gap")
+    drawn = False
+    for (name, records), colour in zip(runs.items(), _COLOURS * len(runs), strict=False):
+        evaluations = [r for r in records if r["kind"] == "evaluation"]
+        drawn = drawn or bool(evaluations)
+        for place, kind in enumerate(("clean_accuracy", "robust_accuracy")):
+            for part, style in _STYLES.items():
+                points = [(r["epoch"], 100 * r[part][kind]) for r in evaluations if part in r]
+                if points:
+                    axes[place].plot(
+                        *zip(*points, strict=True),
+                        style,
+                        color=colour,
+                        label=f"{name}, {part}",
+                        marker="o" if part == "test" else None,
+                        markersize=3,
+                    )
+        gaps = [
+            (r["epoch"], 100 * (r["train"]["robust_accuracy"] - r["test"]["robust_accuracy"]))
+            for r in evaluations
+            if "train" in r
+        ]
+        if gaps:
+            axes[2].plot(*zip(*gaps, strict=True), "-o", color=colour, label=name, markersize=3)
+    if not drawn:
+        raise ValueError("None of the runs holds evaluations: were they trained?")
+    axes[2].axhline(0, color="0.6", linewidth=0.8)
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel("train minus test (points)" if "gap" in title else "accuracy (%)")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    return figure
+
+
+def save_figure(figure: Figure, path: str | pathlib.Path) -> list[pathlib.Path]:
+    """Saves a figure as PNG and as PDF.
+
+    Args:
+        figure: Any matplotlib figure.
+        path: Without suffix; the folder is made when it is not there.
+
+    Returns:
+        The two files.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
+    figure.savefig(files[0], dpi=150)
+    figure.savefig(files[1], metadata={"CreationDate": None})
+    return files

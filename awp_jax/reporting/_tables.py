@@ -1,0 +1,70 @@
+"""Tables from evaluation results."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_NAMES = {"clean": "natural", "fgsm": "FGSM"}
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells as text.
+
+    Returns:
+        The table, without a newline at its end.
+    """
+    cells = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) + " |" for r in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)
+
+
+def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Accuracies of runs, one row per run and checkpoint, with everything that a number needs.
+
+    Args:
+        results: By name of the run, what ``awp-jax evaluate`` writes to ``evaluation.json``.
+
+    Returns:
+        A Markdown table in percent, and a line on attack, epsilon, seed, examples and device. The
+        robust generalisation gap is robust train minus robust test accuracy of the last attack
+        named. "best" is the checkpoint that selection picked.
+    """
+    header: list[str] = []
+    rows = []
+    notes: dict[str, None] = {}
+    for name, result in results.items():
+        for which, measured in result["checkpoints"].items():
+            sets = [s for s in ("train", "validation", "test") if s in measured]
+            attacks = [a for a in measured[sets[0]]]
+            strongest = attacks[-1]
+            columns = {"run": name, "method": result["method"], "checkpoint": which}
+            columns["epoch"] = f"{measured['epoch']:g}"
+            for s in sets:
+                for a in attacks:
+                    label = _NAMES.get(a, a.upper())
+                    columns[f"{label} {s}"] = f"{100 * measured[s][a]['accuracy']:.2f}"
+                columns[f"robust loss {s}"] = f"{measured[s][strongest]['loss']:.3f}"
+            if "train" in measured and "test" in measured and strongest != "clean":
+                gap = (
+                    measured["train"][strongest]["accuracy"]
+                    - measured["test"][strongest]["accuracy"]
+                )
+                columns["robust gap"] = f"{100 * gap:.2f}"
+            header = header if len(header) >= len(columns) else list(columns)
+            rows.append(columns)
+            counts = ", ".join(f"{measured[s]['clean']['examples']} {s}" for s in sets)
+            notes[
+                f"seed {result['seed']}; {result['norm']} epsilon {result['epsilon']}, step "
+                f"{result['step_size']}, {result['restarts']} restart(s); {counts} examples; "
+                f"best chosen on {result['selection']}; {result['data']}, {result['model']}; "
+                f"{result['device']}"
+            ] = None
+    body = markdown_table(header, [[row.get(h, "") for h in header] for row in rows])
+    return "\n".join([body, "", "Accuracies in percent. " + "\n".join(notes) + "."])

@@ -1,0 +1,193 @@
+"""Checkpoints: the last and the best state of a run, checked when they are read back."""
+
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from awp_jax.training._state import digest
+
+LAST, BEST = "last", "best"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing or cannot be used; the message is one sentence that says why."""
+
+
+class Checkpoints:
+    """The checkpoints of one run directory, through Orbax.
+
+    ``last`` keeps the two newest, ``best`` the one that selection picked. Every checkpoint carries
+    a digest of all its bits beside the arrays, because Orbax restores flipped bytes silently.
+
+    Args:
+        directory: Where they lie, ``<workdir>/checkpoints``.
+        read_only: Never creates, moves or deletes anything.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, *, read_only: bool = False):
+        self._directory = pathlib.Path(directory).absolute()
+        self._read_only = read_only
+        self._managers: dict[str, ocp.CheckpointManager] = {}
+
+    def _manager(self, kind: str) -> ocp.CheckpointManager:
+        if kind not in self._managers:
+            keep = 2 if kind == LAST else 1
+            options = ocp.CheckpointManagerOptions(
+                create=not self._read_only,
+                read_only=self._read_only,
+                max_to_keep=None if self._read_only else keep,
+                enable_async_checkpointing=not self._read_only,
+            )
+            self._managers[kind] = ocp.CheckpointManager(
+                self._directory / kind, options=options, item_names=("state", "info")
+            )
+        return self._managers[kind]
+
+    def steps(self, kind: str) -> list[int]:
+        """Steps of which there is a checkpoint, newest first."""
+        if not (self._directory / kind).is_dir():
+            return []
+        return sorted(self._manager(kind).all_steps(), reverse=True)
+
+    def save(self, kind: str, state: Any, info: dict[str, Any]) -> None:
+        """Begins to save ``state`` and ``info``; writing goes on in the background.
+
+        Args:
+            kind: ``"last"`` or ``"best"``.
+            state: A ``TrainState``.
+            info: Plain values for JSON.
+
+        Raises:
+            CheckpointError: When Orbax refuses, or an earlier save has failed (a full disk, say).
+        """
+        step = int(state.step)
+        try:
+            manager = self._manager(kind)
+            manager.check_for_errors()
+            args = ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                info=ocp.args.JsonSave({**info, "digest": int(digest(state))}),
+            )
+            saved = manager.save(step, args=args, force=True)
+        except Exception as error:
+            raise CheckpointError(
+                f"Saving the checkpoint of step {step} failed ({_first_line(error)}); "
+                "earlier checkpoints are untouched."
+            ) from error
+        if not saved:
+            raise CheckpointError(
+                f"Orbax refused to save the checkpoint of step {step} in {self._directory / kind}."
+            )
+
+    def restore(
+        self,
+        kind: str,
+        like: Any,
+        *,
+        report: Callable[[str], None] = print,
+    ) -> tuple[Any, dict[str, Any]]:
+        """The newest checkpoint that is whole.
+
+        A damaged one is reported, moved aside (unless read-only) and the one before it is taken.
+
+        Args:
+            kind: ``"last"`` or ``"best"``.
+            like: A ``TrainState`` of arrays or ``jax.ShapeDtypeStruct``.
+            report: Gets one sentence per damaged checkpoint.
+
+        Returns:
+            ``(state, info)``.
+
+        Raises:
+            CheckpointError: When there is none, or none is whole, or they hold another
+                architecture.
+        """
+        steps = self.steps(kind)
+        if not steps:
+            raise CheckpointError(
+                f"No {kind} checkpoint in {self._directory}: was the run trained, or is the "
+                "directory another?"
+            )
+        problems = []
+        for step in steps:
+            try:
+                return self._restore_step(kind, step, like)
+            except Exception as error:  # Orbax raises at least seven types for damaged files
+                problem = f"The {kind} checkpoint of step {step} is damaged ({_first_line(error)})"
+            problems.append(problem)
+            others = "the one before it is used" if step != steps[-1] else "no other is there"
+            report(f"{problem}; {others}.")
+        raise CheckpointError(f"{problems[0]}, and no other {kind} checkpoint is whole.")
+
+    def _restore_step(self, kind: str, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf)),
+            like,
+        )
+        manager = self._manager(kind)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), info=ocp.args.JsonRestore()
+        )
+        restored = manager.restore(step, args=args)
+        state, info = restored["state"], dict(restored["info"])
+        for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+            if leaf.shape != wanted.shape:
+                raise CheckpointError(f"an array has shape {leaf.shape}, not {wanted.shape}")
+        if int(digest(state)) != info.get("digest"):
+            raise CheckpointError("its digest does not match its contents")
+        return state, info
+
+    def discard_after(self, step: int) -> None:
+        """Moves aside what is newer than ``step``: damaged ones, or of a run that is redone.
+
+        Orbax would refuse to save an earlier step while they are there.
+        """
+        for kind in (LAST, BEST):
+            newer = [s for s in self.steps(kind) if s > step]
+            if not newer:
+                continue
+            self._managers.pop(kind).close()
+            for s in newer:
+                source = self._directory / kind / str(s)
+                target = self._directory / f"damaged-{kind}-{s}"
+                shutil.rmtree(target, ignore_errors=True)
+                source.rename(target)
+
+    def wait(self) -> None:
+        """Waits until everything is written.
+
+        Raises:
+            CheckpointError: When writing in the background has failed.
+        """
+        for kind, manager in self._managers.items():
+            try:
+                manager.wait_until_finished()
+                manager.check_for_errors()
+            except Exception as error:
+                raise CheckpointError(
+                    f"Writing a {kind} checkpoint failed ({_first_line(error)}); earlier "
+                    "checkpoints are untouched."
+                ) from error
+
+    def close(self) -> None:
+        """Waits, then releases Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            for manager in self._managers.values():
+                manager.close()
+            self._managers.clear()
+
+
+def _sharding(leaf: Any) -> Any:
+    sharding = getattr(leaf, "sharding", None)
+    return sharding if sharding is not None else jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -1,0 +1,258 @@
+"""The training loop: a run directory from a config, resumable at any step."""
+
+import math
+import pathlib
+import sys
+import time
+from typing import Any, NamedTuple, TextIO
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from awp_jax import data
+from awp_jax.evaluation import measure
+from awp_jax.progress import Progress
+from awp_jax.training import _records as records
+from awp_jax.training._checkpoints import BEST, LAST, Checkpoints
+from awp_jax.training._experiment import Experiment, build, evaluation_attack, subset
+from awp_jax.training._state import TrainState
+
+_EVALUATION_KEY = 3
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradient became NaN or infinite; checkpoints of earlier steps are kept."""
+
+
+class Outcome(NamedTuple):
+    """How a call of ``train`` ended.
+
+    Attributes:
+        state: The last state.
+        finished: Whether all epochs are done.
+        best: ``{"step", "epoch", "selection", "robust_accuracy"}`` of the best checkpoint, or None.
+    """
+
+    state: TrainState
+    finished: bool
+    best: dict[str, Any] | None
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    splits: data.Splits | None = None,
+    max_steps: int | None = None,
+    stream: TextIO | None = sys.stderr,
+) -> Outcome:
+    """Trains as ``config`` says, in ``workdir``; a started run goes on where it was.
+
+    Writes ``config.json``, ``metrics.jsonl`` and ``checkpoints/``. Everything but the state is a
+    function of the seed and the step, so a resumed run ends with the same parameters, bit by bit on
+    the same device.
+
+    Args:
+        config: In the schema of ``awp_jax.config.default``.
+        workdir: The run directory, made when it is not there.
+        splits: Data to use in place of what ``config.data`` names.
+        max_steps: Stop (and save) after this step; ``None`` for the end.
+        stream: Where progress goes; ``None`` for nowhere.
+
+    Returns:
+        An ``Outcome``.
+
+    Raises:
+        ValueError: One sentence, before anything is written, for bad values, missing data, another
+            config in ``workdir``, a second process in it, or damaged checkpoints.
+        NonFiniteError: When loss or gradient is NaN or infinite, with the step.
+    """
+    workdir = pathlib.Path(workdir)
+    experiment = build(config, splits)
+    with records.locked(workdir):
+        records.claim(workdir, experiment.config)
+        return _Run(experiment, workdir, stream).go(max_steps)
+
+
+class _Run:
+    """One call of ``train``: what the loop needs to remember beside the state."""
+
+    def __init__(self, experiment: Experiment, workdir: pathlib.Path, stream: TextIO | None):
+        self.experiment = experiment
+        self.config = experiment.config
+        self.workdir = workdir
+        self.stream = stream
+        self.checkpoints = Checkpoints(workdir / "checkpoints")
+        self.best: dict[str, Any] | None = None
+        self.pending: list[Any] = []  # metrics still on the device, with their step
+        self.seconds = time.perf_counter()
+
+    def go(self, max_steps: int | None) -> Outcome:
+        experiment = self.experiment
+        total = experiment.total_steps
+        end = total if max_steps is None else min(total, max_steps)
+        state = self._first_state()
+        step = int(state.step)
+        self.progress = Progress(total, step, stream=self.stream)
+        self.metrics = records.Metrics(self.workdir, after_step=step)
+        if step:
+            self.progress.line(f"Resuming at step {step} of {total}.")
+        try:
+            while step < end:
+                state, step = self._epoch(state, step, end)
+            if self.checkpoints.steps(LAST)[:1] != [step]:
+                self._save(state, step)
+            self.checkpoints.wait()
+        finally:
+            self.metrics.close()
+            self.progress.close()
+            self.checkpoints.close()
+        return Outcome(state, step == total, self.best)
+
+    def _first_state(self) -> TrainState:
+        if not self.checkpoints.steps(LAST):
+            return self.experiment.init()
+        state, info = self.checkpoints.restore(
+            LAST, self.experiment.abstract_state(), report=lambda text: print(text, file=sys.stderr)
+        )
+        step = int(state.step)
+        self.checkpoints.discard_after(step)
+        self.best = info["best"]
+        # Killed between the two: the last one was saved and says that it is the best as well.
+        if self.best and self.best["step"] == step and self.checkpoints.steps(BEST) != [step]:
+            self.checkpoints.save(BEST, state, info)
+        return state
+
+    def _epoch(self, state: TrainState, step: int, end: int) -> tuple[TrainState, int]:
+        """Steps up to the end of the epoch, or to ``end``."""
+        experiment, config = self.experiment, self.config
+        epoch = step // experiment.steps_per_epoch
+        order = experiment.order(epoch)
+        images, labels = self._on_device
+        last_of_epoch = (epoch + 1) * experiment.steps_per_epoch
+        every = config.checkpoint.every_steps
+        while step < min(last_of_epoch, end):
+            state, metrics = experiment.step(
+                state,
+                images,
+                labels,
+                order,
+                experiment.key,
+                batch_size=experiment.batch_size_of(step),
+                perturb_weights=experiment.perturbs_weights(step),
+            )
+            self.pending.append((step, metrics))
+            step += 1
+            if len(self.pending) >= config.logging.every_steps:
+                self._log()
+            if every and step % every == 0 and step < min(last_of_epoch, end):
+                self._save(state, step)
+        self._log()
+        if step == last_of_epoch:
+            done = epoch + 1
+            last = done == config.epochs
+            improved = False
+            if done % config.evaluation.every_epochs == 0 or last:
+                improved = self._evaluate(state, step, done)
+            if improved or last or done % config.checkpoint.every_epochs == 0:
+                self._save(state, step, improved)
+        return state, step
+
+    @property
+    def _on_device(self) -> tuple[jax.Array, jax.Array]:
+        if not hasattr(self, "_device_data"):
+            train_set = self.experiment.splits.train
+            self._device_data = jax.device_put((train_set.images, train_set.labels))
+        return self._device_data
+
+    def _log(self) -> None:
+        """Fetches what the device has computed, checks it, and writes one line."""
+        if not self.pending:
+            return
+        steps = [step for step, _ in self.pending]
+        values = jax.device_get([metrics for _, metrics in self.pending])
+        self.pending = []
+        for step, metrics in zip(steps, values, strict=True):
+            if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
+                rate = float(self.experiment.learning_rate(step))
+                raise NonFiniteError(
+                    f"Step {step + 1}: the loss is {float(metrics['loss'])} and the gradient norm "
+                    f"{float(metrics['gradient_norm'])} at learning rate {rate:g}; training "
+                    "stops, and the checkpoints before are kept."
+                )
+        now = time.perf_counter()
+        sizes = [self.experiment.batch_size_of(step) for step in steps]
+        record = {
+            "kind": "train",
+            "step": steps[-1] + 1,
+            "epoch": (steps[-1] + 1) / self.experiment.steps_per_epoch,
+            "learning_rate": float(self.experiment.learning_rate(steps[-1])),
+            **{
+                name: float(np.average([v[name] for v in values], weights=sizes))
+                for name in values[0]
+            },
+            "images_per_second": sum(sizes) / max(now - self.seconds, 1e-9),
+        }
+        self.seconds = now
+        self.metrics.write(record)
+        shown = {"loss": "loss", "clean_accuracy": "clean", "robust_accuracy": "robust"}
+        self.progress.advance(
+            steps[-1] + 1,
+            **{short: record[name] for name, short in shown.items() if name in record},
+            img_s=int(record["images_per_second"]),
+        )
+
+    def _evaluate(self, state: TrainState, step: int, epoch: int) -> bool:
+        """Measures clean and robust accuracy; says whether selection calls this the best."""
+        config, splits = self.config, self.experiment.splits
+        settings = config.evaluation
+        sets = {"test": subset(splits.test, settings.test_examples)}
+        if splits.validation is not None:
+            sets["validation"] = splits.validation
+        if settings.train_examples:
+            sets["train"] = subset(splits.train, settings.train_examples)
+        logits_fn = self.experiment.classifier.logits_fn(state.params, state.batch_stats)
+        attack = evaluation_attack(config)
+        key = jax.random.fold_in(self.experiment.key, _EVALUATION_KEY)
+        record: dict[str, Any] = {"kind": "evaluation", "step": step, "epoch": epoch}
+        started = time.perf_counter()
+        for name, part in sets.items():
+            arguments = (logits_fn, part.images, part.labels)
+            clean = measure(*arguments, batch_size=settings.batch_size)
+            robust = measure(*arguments, attack, key=key, batch_size=settings.batch_size)
+            record[name] = {
+                "clean_accuracy": clean.accuracy,
+                "clean_loss": clean.loss,
+                "robust_accuracy": robust.accuracy,
+                "robust_loss": robust.loss,
+                "examples": clean.examples,
+            }
+        self.seconds += time.perf_counter() - started
+        self.metrics.write(record)
+        chosen = record[settings.selection]["robust_accuracy"]
+        improved = self.best is None or chosen > self.best["robust_accuracy"]
+        if improved:
+            self.best = {
+                "step": step,
+                "epoch": epoch,
+                "selection": settings.selection,
+                "robust_accuracy": chosen,
+            }
+        parts = [
+            f"{name} {record[name]['clean_accuracy']:.1%} clean, "
+            f"{record[name]['robust_accuracy']:.1%} robust"
+            for name in ("train", "validation", "test")
+            if name in record
+        ]
+        star = f"  (best on {settings.selection})" if improved else ""
+        self.progress.line(f"epoch {epoch:>3}  {'; '.join(parts)}{star}")
+        return improved
+
+    def _save(self, state: TrainState, step: int, improved: bool = False) -> None:
+        self._log()  # raises before a state that is not finite could be saved
+        info = {"step": step, "best": self.best, "seed": self.config.seed}
+        self.checkpoints.save(LAST, state, info)
+        if improved:
+            self.checkpoints.wait()
+            self.checkpoints.save(BEST, state, info)

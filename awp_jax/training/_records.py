@@ -1,0 +1,180 @@
+"""The run directory: its config, its metrics, and the lock that keeps a second run out."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+CONFIG, METRICS = "config.json", "metrics.jsonl"
+
+
+class WorkdirError(ValueError):
+    """A run directory cannot be used; the message is one sentence that says why."""
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes JSON so that the file is whole or the old one stays."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """A config as JSON would give it back (tuples as lists)."""
+    return json.loads(config.to_json())
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The config that a run directory was made with.
+
+    Raises:
+        WorkdirError: When there is none, or it is damaged.
+    """
+    path = workdir / CONFIG
+    if not path.is_file():
+        raise WorkdirError(f"{workdir} holds no {CONFIG}: it is not a run directory.")
+    try:
+        values = json.loads(path.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise WorkdirError(f"{path} is damaged: {error}.") from None
+    if not isinstance(values, dict):
+        raise WorkdirError(f"{path} is damaged: an object was expected.")
+    return values
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        missing = object()
+        return [
+            text
+            for key in keys
+            for text in _differences(
+                old.get(key, missing) if key in old else None,
+                new.get(key) if key in new else None,
+                f"{prefix}{key}.",
+            )
+        ]
+    return [] if old == new else [f"{prefix[:-1]} is {old!r} there and {new!r} here"]
+
+
+def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes ``config.json``, or checks that the one that is there says the same.
+
+    Raises:
+        WorkdirError: When the directory holds another config, or files but no config.
+    """
+    values = plain(config)
+    if (workdir / CONFIG).exists():
+        found = _differences(read_config(workdir), values)
+        if found:
+            more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+            raise WorkdirError(
+                f"{workdir} holds a run with another config: {'; '.join(found[:3])}{more}; "
+                "choose another --workdir."
+            )
+        return
+    if (workdir / METRICS).exists() or (workdir / "checkpoints").exists():
+        raise WorkdirError(
+            f"{workdir} holds metrics or checkpoints but no {CONFIG}; choose another --workdir."
+        )
+    write_json(workdir / CONFIG, values)
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds the run directory for this process.
+
+    Raises:
+        WorkdirError: When another process holds it, or it cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise WorkdirError(f"{workdir} cannot be used as a run directory: {error}.") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise WorkdirError(f"Another process is using {workdir}.") from None
+        yield
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``; a last line torn by a kill is left out.
+
+    Raises:
+        WorkdirError: When a line in the middle is damaged.
+    """
+    path = workdir / METRICS
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise WorkdirError(f"{path} is damaged in line {number}.") from None
+    return records
+
+
+class Metrics:
+    """Appends to ``metrics.jsonl``: one whole line per record, also to TensorBoard when there.
+
+    Args:
+        workdir: The run directory.
+        after_step: Lines of later steps are dropped first (they will be written again by the
+            resumed run).
+    """
+
+    def __init__(self, workdir: pathlib.Path, after_step: int):
+        kept = [r for r in read_metrics(workdir) if r["step"] <= after_step]
+        path = workdir / METRICS
+        temporary = path.with_name(path.name + ".tmp")
+        with open(temporary, "w") as file:
+            file.writelines(json.dumps(record) + "\n" for record in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._board = _tensorboard(workdir)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends one record, which must hold ``step`` and ``kind``."""
+        os.write(self._file, (json.dumps(record) + "\n").encode())
+        if self._board is not None:
+            for name, value in _scalars(record, record["kind"]):
+                self._board.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        """Closes the files."""
+        os.close(self._file)
+        if self._board is not None:
+            self._board.close()
+
+
+def _scalars(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}/{key}")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and key != "step":
+            yield f"{prefix}/{key}", value
+
+
+def _tensorboard(workdir: pathlib.Path) -> Any:
+    try:
+        import tensorboardX
+    except ImportError:
+        return None
+    return tensorboardX.SummaryWriter(str(workdir / "tensorboard"))

@@ -1,0 +1,66 @@
+"""Learning-rate schedules in fractional epochs, as the papers state them."""
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from awp_jax import checks
+
+NAMES = ("constant", "piecewise", "cosine", "cyclic", "linear")
+
+
+def schedule(
+    name: str,
+    learning_rate: float,
+    epochs: int,
+    steps_per_epoch: int,
+    *,
+    milestones: tuple[float, ...] = (0.5, 0.75),
+    factor: float = 0.1,
+    peak: float = 0.4,
+) -> Callable:
+    """A learning rate as a function of the optimiser step.
+
+    Step ``s`` (from 0) has the rate of fractional epoch ``t = (s + 1) / steps_per_epoch``, as in
+    the released ``train_cifar10.py``: ``lr_schedule(epoch + (i + 1) / len(train_batches))``.
+
+    Args:
+        name: ``"constant"``; ``"piecewise"``: times ``factor`` at each milestone (paper: epochs 100
+            and 150 of 200); ``"cosine"``: ``lr / 2 * (1 + cos(pi t / T))``; ``"cyclic"``: linear
+            from 0 to ``learning_rate`` at ``peak * T`` and back to 0 (paper: 0.2 at epoch 80 of
+            200); ``"linear"``: from ``learning_rate`` to 0.
+        learning_rate: The highest rate.
+        epochs: T, all epochs.
+        steps_per_epoch: Optimiser steps in an epoch, the smaller last batch counted.
+        milestones: For ``"piecewise"``, as fractions of T.
+        factor: For ``"piecewise"``.
+        peak: For ``"cyclic"``, as a fraction of T.
+
+    Returns:
+        ``step -> learning rate``, usable in optax and under ``jit``.
+
+    Raises:
+        ValueError: For an unknown name.
+    """
+    checks.choice(name, NAMES, "schedule")
+    total = epochs * steps_per_epoch
+    if name == "piecewise":
+        # Counted in whole steps, so that a drop happens at exactly its step; 1e-9 takes back what
+        # a fraction such as 0.75 may lose.
+        drops = [math.ceil(m * total - 1e-9) for m in milestones]
+        return lambda step: learning_rate * factor ** sum((step + 1 >= d) * 1.0 for d in drops)
+
+    def rate(step):
+        t = (step + 1) / total
+        if name == "constant":
+            return learning_rate * jnp.ones_like(t)
+        if name == "cosine":
+            return learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t))
+        if name == "linear":
+            return learning_rate * (1 - t)
+        return learning_rate * jnp.interp(
+            t, jnp.array([0.0, peak, 1.0]), jnp.array([0.0, 1.0, 0.0])
+        )
+
+    return rate

@@ -1,0 +1,65 @@
+"""What training carries from step to step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class TrainState(NamedTuple):
+    """All that a run needs to go on; keys and data order follow from the seed and the step.
+
+    Attributes:
+        step: Optimiser steps done.  # shape=(), dtype=int32
+        params: Trainable parameters, nested dict of float32 arrays.
+        batch_stats: BatchNorm running statistics, nested dict of float32 arrays.
+        opt_state: State of the optimiser.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def init_state(classifier: Any, optimizer: Any, key: jax.Array) -> TrainState:
+    """A fresh state: parameters from ``key``, optimiser state, step 0."""
+    params, batch_stats = classifier.init(key)
+    return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, optimizer.init(params))
+
+
+def _words(leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if leaf.dtype == jnp.bool_:
+        return leaf.astype(jnp.uint32).ravel()
+    width = np.dtype(leaf.dtype).itemsize
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32)
+    # 8-byte values gain a trailing axis of two words.
+    return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32).ravel()
+
+
+@jax.jit
+def digest(tree: Any) -> jax.Array:
+    """A 32-bit checksum of every bit of every array of ``tree``.
+
+    Each word is multiplied by an odd number that depends on its place, and all are added modulo
+    2**32: the order of addition does not matter, so every sharding gives the same digest, and any
+    single flipped bit changes it. Checkpoints carry it because Orbax restores flipped bytes
+    silently.
+
+    Args:
+        tree: Any pytree of arrays.
+
+    Returns:
+        uint32 scalar.
+    """
+    total = jnp.uint32(0)
+    for place, leaf in enumerate(jax.tree.leaves(tree)):
+        words = _words(jnp.asarray(leaf))
+        index = jnp.arange(words.size, dtype=jnp.uint32)
+        weights = index * jnp.uint32(2654435769) * jnp.uint32(2) + jnp.uint32(2 * place + 1)
+        mixed = words ^ (words >> 16)
+        total = total + jnp.sum(mixed * weights, dtype=jnp.uint32)
+    return total

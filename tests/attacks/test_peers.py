@@ -1,0 +1,171 @@
+"""Agreement with torchattacks and foolbox on the same weights and images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import EPSILON, from_torch
+from jax.tree_util import Partial
+
+from awp_jax.attacks import APGD, FAB, PGD, APGDTargeted, FABTargeted, Square, autoattack
+from awp_jax.balls import image_norms
+
+torchattacks = pytest.importorskip("torchattacks")
+NORMS = ("linf", "l2")
+THEIR_NORM = {"linf": "Linf", "l2": "L2"}
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def robust_accuracy(digits, images):
+    return 100 * float((digits.logits_fn(jnp.asarray(images)).argmax(1) == digits.labels).mean())
+
+
+def theirs(digits, attack, torch_digits):
+    _, images, labels = torch_digits
+    return robust_accuracy(digits, from_torch(attack(images, labels)))
+
+
+def ours(digits, attack):
+    result = attack(digits.logits_fn, jax.random.key(0), digits.images, digits.labels)
+    return 100 * float(1 - result.success.mean())
+
+
+def test_the_two_networks_are_the_same(digits, torch_digits):
+    module, images, _ = torch_digits
+    np.testing.assert_allclose(
+        digits.logits_fn(digits.images), module(images).numpy(), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_pgd_agrees_with_torchattacks_and_foolbox(digits, torch_digits, norm):
+    foolbox = pytest.importorskip("foolbox")
+    module, images, labels = torch_digits
+    epsilon, steps = EPSILON[norm], 20
+    size = 2.5 * epsilon / steps
+    mine = ours(digits, PGD(epsilon, steps, norm=norm, start="none"))
+    assert 20 < mine < 80
+    peer = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
+    peer = peer(module, eps=epsilon, alpha=size, steps=steps, random_start=False)
+    assert mine == pytest.approx(theirs(digits, peer, torch_digits), abs=0.5)
+    peer = foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD
+    peer = peer(abs_stepsize=size, steps=steps, random_start=False)
+    model = foolbox.PyTorchModel(module, bounds=(0, 1))
+    _, clipped, _ = peer(model, images, labels, epsilons=epsilon)
+    assert mine == pytest.approx(robust_accuracy(digits, from_torch(clipped)), abs=0.5)
+
+
+def test_momentum_agrees_with_torchattacks(digits, torch_digits):
+    epsilon = EPSILON["linf"]
+    peer = torchattacks.MIFGSM(torch_digits[0], eps=epsilon, alpha=epsilon / 5, steps=10, decay=1.0)
+    mine = PGD(epsilon, 10, epsilon / 5, start="none", momentum=1.0)
+    assert ours(digits, mine) == pytest.approx(theirs(digits, peer, torch_digits), abs=0.5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("loss", ["cross_entropy", "dlr"])
+def test_apgd_agrees_with_torchattacks(digits, torch_digits, norm, loss):
+    mine = APGD(EPSILON[norm], norm=norm, loss=loss)
+    peer = torchattacks.APGD(
+        torch_digits[0],
+        norm=THEIR_NORM[norm],
+        eps=EPSILON[norm],
+        steps=100,
+        loss={"cross_entropy": "ce"}.get(loss, loss),
+    )
+    assert ours(digits, mine) == pytest.approx(theirs(digits, peer, torch_digits), abs=0.6)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_fab_agrees_with_torchattacks(digits, torch_digits, norm):
+    mine = ours(digits, FABTargeted(EPSILON[norm], steps=30, norm=norm))
+    peer = torchattacks.FAB(
+        torch_digits[0], norm=THEIR_NORM[norm], eps=EPSILON[norm], steps=30, multi_targeted=True
+    )
+    assert mine == pytest.approx(theirs(digits, peer, torch_digits), abs=1.5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_fab_radii_agree_with_torchattacks(digits, torch_digits, norm):
+    mine = FAB(1.0, steps=30, norm=norm).nearest(
+        digits.logits_fn, jax.random.key(0), digits.images, digits.labels
+    )
+    peer = torchattacks.FAB(torch_digits[0], norm=THEIR_NORM[norm], eps=1e3, steps=30)
+    found = from_torch(peer(*torch_digits[1:]))
+    radius = image_norms(found - digits.images, norm)
+    both = np.isfinite(mine.radius) & (radius > 0) & (mine.radius > 0)
+    assert both.mean() > 0.9
+    ratio = np.asarray(mine.radius / radius)[both]
+    assert np.median(np.abs(ratio - 1)) < 0.02
+    wrong = digits.logits_fn(mine.images).argmax(1) != digits.labels
+    assert bool(wrong[np.isfinite(mine.radius)].all())
+
+
+def _cropped(logits_fn, images):
+    return logits_fn(images[:, :-1, :-1])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_square_agrees_with_torchattacks(digits, torch_digits, norm):
+    """The released windows never reach the last row and column (the paper's do, and so do ours).
+
+    On images of 8 by 8 that is worth 6 points. So both get images with one more row and column,
+    which the network does not look at.
+    """
+    torch = pytest.importorskip("torch")
+    module, images, labels = torch_digits
+    wider = digits._replace(
+        logits_fn=Partial(_cropped, digits.logits_fn),
+        images=jnp.pad(digits.images, ((0, 0), (0, 1), (0, 1), (0, 0))),
+    )
+
+    class Cropped(torch.nn.Module):
+        def forward(self, x):
+            return module(x[:, :, :-1, :-1])
+
+    mine = ours(wider, Square(EPSILON[norm], steps=500, norm=norm))
+    peer = torchattacks.Square(
+        Cropped().eval(), norm=THEIR_NORM[norm], eps=EPSILON[norm], n_queries=500
+    )
+    images = torch.nn.functional.pad(images, (0, 1, 0, 1))
+    assert mine == pytest.approx(theirs(wider, peer, (module, images, labels)), abs=1.5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_apgd_targeted_and_the_union_agree_with_torchattacks(digits, torch_digits, norm):
+    module, images, labels = torch_digits
+    epsilon = EPSILON[norm]
+    common = {"norm": THEIR_NORM[norm], "eps": epsilon}
+    targeted = torchattacks.APGDT(module, **common, steps=100)
+    peer_targeted = theirs(digits, targeted, torch_digits)
+    mine_targeted = ours(digits, APGDTargeted(epsilon, norm=norm))
+    assert mine_targeted == pytest.approx(peer_targeted, abs=0.6)
+    ensemble = torchattacks.MultiAttack(
+        [
+            torchattacks.APGD(module, **common, steps=100),
+            targeted,
+            torchattacks.FAB(module, **common, steps=20, multi_targeted=True),
+            torchattacks.Square(module, **common, n_queries=500),
+        ]
+    )
+    attacks = [
+        "apgd-ce",
+        "apgd-t",
+        ("fab-t", FABTargeted(epsilon, 20, norm)),
+        ("square", Square(epsilon, 500, norm)),
+    ]
+    result = autoattack(
+        digits.logits_fn,
+        jax.random.key(0),
+        digits.images,
+        digits.labels,
+        norm=norm,
+        epsilon=epsilon,
+        version="custom",
+        attacks=attacks,
+        batch_size=600,
+    )
+    assert 20 < 100 * result.accuracy < 80
+    assert 100 * result.accuracy == pytest.approx(theirs(digits, ensemble, torch_digits), abs=0.6)
+    assert 100 * result.accuracy <= mine_targeted + 0.2

@@ -1,0 +1,254 @@
+"""The command line as a person uses it, and misuses it."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from awp_jax import cli
+
+CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
+SMALL = [
+    "--config.model.name=mlp",
+    "--config.epochs=2",
+    "--config.batch_size=32",
+    "--config.data.train_examples=64",
+    "--config.data.validation_examples=32",
+    "--config.data.test_examples=40",
+    "--config.attack.steps=2",
+    "--config.evaluation.steps=2",
+    "--config.evaluation.every_epochs=1",
+    "--config.evaluation.batch_size=32",
+]
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two trained and evaluated runs."""
+    root = tmp_path_factory.mktemp("runs")
+    for method in ("at", "at-awp"):
+        workdir = str(root / method)
+        assert (
+            cli.main(["train", f"--config={CONFIG}:{method}", f"--workdir={workdir}", *SMALL]) == 0
+        )
+        assert cli.main(["evaluate", f"--workdir={workdir}", "--attacks=fgsm,pgd-2"]) == 0
+    return root
+
+
+@pytest.mark.core
+def test_train_evaluate_report(runs, capsys, tmp_path):
+    result = json.loads((runs / "at-awp" / "evaluation.json").read_text())
+    assert (result["method"], result["epsilon"], result["seed"]) == ("AT-AWP", "0.2", 0)
+    for which in ("best", "last"):
+        for part, examples in (("train", 64), ("test", 40)):
+            measured = result["checkpoints"][which][part]
+            assert list(measured) == ["clean", "fgsm", "pgd-2"]
+            assert all(m["examples"] == examples for m in measured.values())
+            assert measured["clean"]["accuracy"] >= measured["pgd-2"]["accuracy"]
+    workdirs = f"--workdirs={runs / 'at'},{runs / 'at-awp'}"
+    assert cli.main(["report", workdirs, f"--output={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "AT-AWP",
+        "robust gap",
+        "seed 0",
+        "epsilon 0.2",
+        "64 train, 40 test",
+        "best",
+        "last",
+    ):
+        assert text in printed
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "report.md",
+        "learning_curves.png",
+        "learning_curves.pdf",
+    }
+
+
+def test_training_again_goes_on_and_says_so(runs, capsys):
+    workdir = f"--workdir={runs / 'at'}"
+    assert cli.main(["train", f"--config={CONFIG}:at", workdir, *SMALL]) == 0
+    captured = capsys.readouterr()
+    assert "Resuming at step 4 of 4" in captured.err and "finished at step 4" in captured.out
+
+
+def test_plain_lines_when_the_output_is_no_terminal(tmp_path, capsys):
+    arguments = [f"--config={CONFIG}", f"--workdir={tmp_path}", *SMALL, "--max_steps=2"]
+    assert cli.main(["train", *arguments]) == 0
+    captured = capsys.readouterr()
+    assert "epoch   1" in captured.err and "\r" not in captured.err
+    assert captured.out.startswith("stopped at step 2")
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("command", ["train", "evaluate", "describe", "report"])
+def test_every_command_explains_itself(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: awp-jax {command}") and "--" in text
+
+
+def test_help_and_unknown_commands(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "commands:" in capsys.readouterr().out
+    assert cli.main([]) == 2
+    assert cli.main(["trian"]) == 2
+    assert "unknown command 'trian'" in capsys.readouterr().err
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "--config is missing"),
+        (["train", f"--config={CONFIG}"], "--workdir is missing"),
+        (["train", "--config=nope.py", "--workdir=W"], "There is no config file 'nope.py'"),
+        (["train", f"--config={CONFIG}:awpp", "--workdir=W"], "Did you mean 'at-awp'"),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.weights.gama=1"],
+            "Unknown config key 'gama'.*gamma",
+        ),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.attack.epsilon=-1/255"],
+            "attack.epsilon is '-1/255'",
+        ),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.weights.gamma=-0.1"],
+            "weights.gamma is '-0.1'",
+        ),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.model.name=wrn-33-10"],
+            "33",
+        ),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.model.name=preact-resnt-18"],
+            "Did you mean 'preact-resnet-18'",
+        ),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.data.name=digit"],
+            "[Dd]id you mean .?digits",
+        ),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.objective.name=tradse"],
+            "Did you mean 'trades'",
+        ),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.data.train_examples=5000"],
+            "5000|5,000",
+        ),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.batch_size=5000"],
+            "batch_size is 5000, but there are 600",
+        ),
+        (["train", f"--config={CONFIG}", "--workdir=W", "--config.epochs=abc"], "abc"),
+        (["train", f"--config={CONFIG}", "--workdir=W", "stray"], "'stray' was not expected"),
+        (["train", f"--config={CONFIG}", "--workdir=W", "--wrokdir=x"], "wrokdir"),
+        (["evaluate", "--workdir=W"], "holds no config.json"),
+        (["report", "--workdirs=W", "--output=W"], "holds no config.json"),
+    ],
+)
+def test_misuse_is_one_sentence_and_writes_nothing(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    lines = error.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"awp-jax {arguments[0]}: ")
+    import re
+
+    assert re.search(message, error)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attacks=pgdd-20"], "Unknown attack 'pgdd-20'.*Did you mean 'pgd-20'"),
+        (["--attacks=,"], "--attacks is empty"),
+        (["--sets=tset"], "Did you mean 'test'"),
+        (["--examples=5000"], "--examples is 5000, but train has 64"),
+        (["--checkpoints=first"], "checkpoint is 'first'"),
+        (["--epsilon=-0.1"], "epsilon is '-0.1'"),
+        (["--examples=0"], "examples"),
+    ],
+)
+def test_bad_evaluations_keep_the_old_result(runs, capsys, arguments, message):
+    before = (runs / "at" / "evaluation.json").read_text()
+    assert cli.main(["evaluate", f"--workdir={runs / 'at'}", *arguments]) == 2
+    import re
+
+    assert re.search(message, capsys.readouterr().err)
+    assert (runs / "at" / "evaluation.json").read_text() == before
+
+
+def test_a_radius_of_8_warns_once(tmp_path, capsys):
+    arguments = [f"--config={CONFIG}", "--config.attack.epsilon=8", *SMALL]
+    assert cli.main(["describe", *arguments]) == 0
+    error = capsys.readouterr().err
+    assert error.count("above 1") == 1 and "8/255" in error
+
+
+def test_a_run_directory_with_another_config_is_refused(runs, capsys):
+    other = "--config.weights.gamma=0.02"
+    arguments = [f"--config={CONFIG}:at", f"--workdir={runs / 'at'}", *SMALL, other]
+    assert cli.main(["train", *arguments]) == 2
+    assert "weights.gamma is '0.01' there and '0.02' here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_damaged_checkpoints_are_one_sentence(runs, tmp_path, capsys, damage):
+    workdir = tmp_path / "run"
+    shutil.copytree(runs / "at", workdir)
+    if damage == "missing":
+        shutil.rmtree(workdir / "checkpoints")
+    else:
+        for file in (workdir / "checkpoints" / "best").rglob("*"):
+            if file.is_file() and file.stat().st_size > 1000:
+                file.write_bytes(file.read_bytes()[:100])
+    assert cli.main(["evaluate", f"--workdir={workdir}"]) == 2
+    error = capsys.readouterr().err
+    assert "No best checkpoint" in error if damage == "missing" else "is damaged" in error
+    assert "Traceback" not in error
+
+
+def test_a_damaged_config_json_is_one_sentence(runs, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(runs / "at", workdir)
+    (workdir / "config.json").write_text("{")
+    assert cli.main(["evaluate", f"--workdir={workdir}"]) == 2
+    assert "config.json is damaged" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_exits_with_1(tmp_path, capsys):
+    arguments = [f"--config={CONFIG}", f"--workdir={tmp_path}", *SMALL]
+    assert cli.main(["train", *arguments, "--config.optimizer.learning_rate=1e30"]) == 1
+    assert "training stops" in capsys.readouterr().err
+
+
+def test_describe_says_what_is_perturbed(capsys):
+    assert cli.main(["describe", f"--config={CONFIG}"]) == 0
+    text = capsys.readouterr().out
+    for part in ("700,730 parameters", "steps: 6 per epoch", "21 of 56 tensors", "estimate of all"):
+        assert part in text
+
+
+def test_describe_works_without_the_data(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("AWP_JAX_DATA", str(tmp_path))
+    config = str(pathlib.Path(CONFIG).with_name("neurips2020.py")) + ":cifar10,linf,at"
+    assert cli.main(["describe", f"--config={config}"]) == 0
+    text = capsys.readouterr().out
+    assert "49000 training, 1000 validation, 10000 test" in text and "11,172,170" in text
+    assert "was not found" in text
+
+
+def test_missing_data_says_how_to_get_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("AWP_JAX_DATA", str(tmp_path))
+    config = str(pathlib.Path(CONFIG).with_name("neurips2020.py"))
+    assert cli.main(["train", f"--config={config}", f"--workdir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert "AWP_JAX_DATA" in error and "cifar-10-binary.tar.gz" in error
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,89 @@
+"""Accuracy and loss of any logits function."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from awp_jax.attacks import FGSM, PGD
+from awp_jax.evaluation import attack_by_name, measure
+
+WEIGHTS = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+
+
+def logits_fn(images):
+    return images.reshape(images.shape[0], -1) @ WEIGHTS
+
+
+@pytest.fixture
+def batch():
+    generator = np.random.default_rng(1)
+    images = generator.integers(0, 256, (37, 4, 4, 1)).astype(np.uint8)
+    return images, generator.integers(0, 3, 37).astype(np.int32)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("batch_size", [1, 5, 36, 37, 100])
+def test_clean_accuracy_and_loss_by_hand_for_every_batch_size(batch, batch_size):
+    images, labels = batch
+    logits = (images.reshape(37, -1) / 255.0) @ WEIGHTS.astype(np.float64)
+    exact = np.log(np.exp(logits).sum(1)) - logits[np.arange(37), labels]
+    found = measure(logits_fn, images, labels, batch_size=batch_size)
+    assert found.accuracy == np.mean(logits.argmax(1) == labels)
+    assert found.loss == pytest.approx(exact.mean(), rel=1e-5)
+    assert found.examples == 37
+
+
+@pytest.mark.core
+def test_an_attacked_result_does_not_depend_on_the_batch_size(batch):
+    images, labels = batch
+    attack = PGD(epsilon=0.05, steps=3, restarts=2)
+    results = {
+        measure(logits_fn, images, labels, attack, key=jax.random.key(0), batch_size=b).accuracy
+        for b in (4, 10, 37)
+    }
+    assert len(results) == 1
+
+
+def test_the_worst_case_of_a_linear_model_in_two_classes():
+    weights = jnp.asarray(WEIGHTS[:, :2])
+    images = np.full((20, 4, 4, 1), 0.5, np.float32) + np.linspace(-0.2, 0.2, 20)[
+        :, None, None, None
+    ].astype(np.float32)
+    labels = np.zeros(20, np.int32)
+    difference = np.asarray(weights[:, 0] - weights[:, 1], np.float64)
+    margins = images.reshape(20, -1) @ difference - 0.01 * np.abs(difference).sum()
+    found = measure(
+        lambda x: x.reshape(x.shape[0], -1) @ weights,
+        images,
+        labels,
+        FGSM(0.01),
+        key=jax.random.key(0),
+    )
+    assert found.accuracy == np.mean(margins > 0)
+    assert found.loss == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-4)
+
+
+def test_bad_input_is_one_sentence(batch):
+    images, labels = batch
+    with pytest.raises(ValueError, match="key is missing"):
+        measure(logits_fn, images, labels, PGD())
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        measure(logits_fn, images, labels, batch_size=0)
+    with pytest.raises(ValueError, match="labels lie in"):
+        measure(logits_fn, images, labels - 5)
+    with pytest.raises(ValueError, match=r"images hold \[.*2\.55\]"):
+        measure(logits_fn, images.astype(np.float32) / 100, labels)
+
+
+@pytest.mark.core
+def test_attacks_by_name():
+    assert attack_by_name("clean") is None
+    assert attack_by_name("fgsm", epsilon="8/255") == FGSM(8 / 255)
+    pgd = attack_by_name("pgd-20", epsilon="8/255", step_size="2/255", restarts=3)
+    assert (pgd.steps, pgd.loss, pgd.restarts) == (20, "cross_entropy", 3)
+    cw = attack_by_name("cw-100", norm="l2", epsilon="128/255")
+    assert (cw.steps, cw.loss, cw.norm) == (100, "margin", "l2")
+    for name in ("pgd", "pgd-0", "pdg-20", "FGSM"):
+        with pytest.raises(ValueError, match="Unknown attack"):
+            attack_by_name(name)

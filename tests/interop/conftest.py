@@ -1,0 +1,10 @@
+"""The PyTorch definitions of ``tests/models`` serve here too."""
+
+import importlib.util
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "models"))
+
+needed = ("torch", "safetensors")
+collect_ignore = [] if all(map(importlib.util.find_spec, needed)) else ["test_torch_checkpoint.py"]

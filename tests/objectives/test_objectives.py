@@ -1,0 +1,162 @@
+"""Objectives, against the formulas of the papers' PyTorch code."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from awp_jax import objectives
+from awp_jax.attacks import cross_entropy
+
+LOGITS = np.random.default_rng(0).normal(size=(2, 6, 4)) * 2
+LABELS = np.array([0, 1, 2, 3, 3, 0])
+
+
+def torch_trades(torch, clean, adversarial, labels, beta):
+    functional = torch.nn.functional
+    natural = functional.cross_entropy(clean, labels)
+    robust = functional.kl_div(
+        functional.log_softmax(adversarial, 1), functional.softmax(clean, 1), reduction="batchmean"
+    )
+    return natural + beta * robust
+
+
+def torch_mart(torch, clean, adversarial, labels, weight, floor=0.0):
+    functional = torch.nn.functional
+    p_adversarial, p_clean = functional.softmax(adversarial, 1), functional.softmax(clean, 1)
+    top_two = torch.argsort(p_adversarial, dim=1)[:, -2:]
+    wrong = torch.where(top_two[:, -1] == labels, top_two[:, -2], top_two[:, -1])
+    boosted = functional.cross_entropy(adversarial, labels) + functional.nll_loss(
+        torch.log(1.0001 - p_adversarial + 1e-12), wrong
+    )
+    if floor:  # as released
+        log_adversarial = torch.log(p_adversarial + floor)
+    else:
+        log_adversarial = functional.log_softmax(adversarial, 1)
+    divergence = functional.kl_div(log_adversarial, p_clean, reduction="none").sum(1)
+    label_probability = p_clean.gather(1, labels[:, None])[:, 0]
+    return boosted + weight * torch.mean(divergence * (1.0000001 - label_probability))
+
+
+def compare(objective, formula, rtol):
+    torch = pytest.importorskip("torch")
+    tensors = [torch.tensor(array, requires_grad=True) for array in LOGITS]
+    expected = formula(torch, *tensors, torch.tensor(LABELS))
+    expected.backward()
+
+    def loss(clean, adversarial):
+        logits = {"clean": clean, "adversarial": adversarial}
+        return objective.loss(logits, jnp.asarray(LABELS)).mean()
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(*jnp.asarray(LOGITS))
+    np.testing.assert_allclose(value, expected.item(), rtol=rtol)
+    for gradient, tensor in zip(gradients, tensors, strict=True):
+        scale = np.linalg.norm(tensor.grad.numpy())
+        np.testing.assert_allclose(gradient, tensor.grad.numpy(), rtol=0, atol=rtol * scale)
+        assert scale > 0
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 6.0])
+def test_trades_equals_pytorch(beta, x64):
+    def formula(torch, clean, adversarial, labels):
+        # beta 0 still has the adversarial logits in its graph.
+        return torch_trades(torch, clean, adversarial, labels, beta)
+
+    if beta:
+        compare(objectives.trades(beta), formula, 1e-12)
+    else:
+        value = objectives.trades(0.0).loss(_both(), jnp.asarray(LABELS))
+        np.testing.assert_allclose(value, cross_entropy(jnp.asarray(LOGITS[0]), LABELS), rtol=1e-12)
+
+
+def _both():
+    return {"clean": jnp.asarray(LOGITS[0]), "adversarial": jnp.asarray(LOGITS[1])}
+
+
+@pytest.mark.parametrize("weight", [5.0, 6.0])
+def test_mart_equals_pytorch(weight, x64):
+    compare(objectives.mart(weight), lambda *args: torch_mart(*args, weight), 1e-12)
+
+
+def test_mart_equals_the_released_code_up_to_its_floor(x64):
+    compare(objectives.mart(5.0), lambda *args: torch_mart(*args, 5.0, floor=1e-12), 1e-9)
+
+
+@pytest.mark.core
+def test_trades_and_mart_by_hand(x64):
+    # clean p = (3/4, 1/4), adversarial q = (1/2, 1/2), label 0.
+    logits = {"clean": jnp.array([[np.log(3), 0.0]]), "adversarial": jnp.zeros((1, 2))}
+    labels = jnp.array([0])
+    kl = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
+    found = objectives.trades(6.0).loss(logits, labels)
+    np.testing.assert_allclose(found, [np.log(4 / 3) + 6 * kl], rtol=1e-12)
+    found = objectives.mart(5.0).loss(logits, labels)
+    boosted = np.log(2) - np.log(1.0001 - 0.5 + 1e-12)
+    np.testing.assert_allclose(found, [boosted + 5 * kl * (1.0000001 - 0.75)], rtol=1e-12)
+
+
+def test_at_and_natural_are_cross_entropy(x64):
+    labels = jnp.asarray(LABELS)
+    for objective, index in ((objectives.natural(), 0), (objectives.at(), 1)):
+        found = objective.loss(_both(), labels)
+        log_sum = np.log(np.exp(LOGITS[index]).sum(1))
+        np.testing.assert_allclose(found, log_sum - LOGITS[index][np.arange(6), LABELS], rtol=1e-12)
+    assert objectives.natural().inputs == ("clean",)
+    assert objectives.at().inputs == ("adversarial",)
+    assert objectives.natural().attack_loss is None
+
+
+def test_what_the_attack_ascends(x64):
+    clean, adversarial = jnp.asarray(LOGITS)
+    labels = jnp.asarray(LABELS)
+    for objective in (objectives.at(), objectives.mart()):
+        found = objective.attack_loss(adversarial, labels, None)
+        np.testing.assert_allclose(found, cross_entropy(adversarial, labels), rtol=1e-12)
+        assert not objective.attack_uses_clean_logits
+    trades = objectives.trades()
+    p, q = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in LOGITS)
+    found = trades.attack_loss(adversarial, labels, clean)
+    np.testing.assert_allclose(found, (p * np.log(p / q)).sum(1), rtol=1e-12)
+    assert trades.attack_uses_clean_logits
+    released = {"at": ("batch", "uniform"), "trades": ("running", "gaussian")}
+    released["mart"] = released["trades"]
+    for name, (mode, start) in released.items():
+        objective = objectives.create(name)
+        assert (objective.attack_batch_norm, objective.start) == (mode, start)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", objectives.NAMES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_extreme_logits_give_finite_losses_and_gradients(name, dtype):
+    rows = [[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [1e4] * 3, [-1e4] * 3, [0.0] * 3]
+    with jax.enable_x64(dtype == "float64"):
+        rows = jnp.array(rows, dtype)
+        clean, adversarial = jnp.repeat(rows, 5, axis=0), jnp.tile(rows, (5, 1))
+        objective = objectives.create(name)
+        for label in range(3):
+            labels = jnp.full(25, label)
+
+            def total(clean, adversarial, labels=labels):
+                losses = objective.loss({"clean": clean, "adversarial": adversarial}, labels)
+                return losses.sum(), losses
+
+            (_, losses), gradients = jax.value_and_grad(total, (0, 1), has_aux=True)(
+                clean, adversarial
+            )
+            assert losses.shape == (25,) and losses.dtype == dtype
+            for array in (losses, *gradients):
+                assert bool(jnp.isfinite(array).all())
+
+
+def test_create_and_bad_arguments():
+    for name in objectives.NAMES:
+        assert objectives.create(name).name == name
+    with pytest.raises(ValueError, match="Unknown objective 'trade'.*Did you mean 'trades'"):
+        objectives.create("trade")
+    with pytest.raises(ValueError, match="beta is -1"):
+        objectives.create("trades", beta=-1)
+    with pytest.raises(ValueError, match="lambda is 'six'"):
+        objectives.create("mart", lambda_="six")
+    with pytest.raises(ValueError, match="beta is nan"):
+        objectives.trades(float("nan"))

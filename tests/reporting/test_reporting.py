@@ -1,0 +1,67 @@
+"""Tables and figures from plain results."""
+
+import pytest
+
+from awp_jax.reporting import evaluation_table, learning_curves, markdown_table, save_figure
+
+
+def result(method, robust_train, robust_test):
+    def cell(accuracy, examples):
+        return {"accuracy": accuracy, "loss": 1.5, "examples": examples, "seconds": 0.1}
+
+    measured = {
+        "step": 30,
+        "epoch": 10.0,
+        "train": {"clean": cell(0.9, 600), "pgd-20": cell(robust_train, 600)},
+        "test": {"clean": cell(0.8, 797), "pgd-20": cell(robust_test, 797)},
+    }
+    return {
+        "method": method,
+        "seed": 3,
+        "norm": "linf",
+        "epsilon": "8/255",
+        "step_size": "2/255",
+        "restarts": 1,
+        "selection": "validation",
+        "device": "cpu",
+        "data": "digits",
+        "model": "mlp",
+        "checkpoints": {"best": measured, "last": measured},
+    }
+
+
+@pytest.mark.core
+def test_the_table_holds_every_number_and_what_it_needs():
+    table = evaluation_table({"a": result("AT", 0.7, 0.5), "b": result("AT-AWP", 0.65, 0.52)})
+    lines = table.splitlines()
+    assert len(lines) == 2 + 4 + 2
+    assert "| 20.00" in lines[2] and "| 13.00" in lines[4]
+    for text in (
+        "seed 3",
+        "linf epsilon 8/255",
+        "600 train, 797 test",
+        "best chosen on validation",
+    ):
+        assert text in lines[-1]
+
+
+def test_markdown():
+    assert markdown_table(("a", "bb"), [("x", "y")]) == "| a | bb |\n|---|----|\n| x | y  |"
+
+
+def test_curves_are_drawn_and_saved(tmp_path):
+    def evaluation(epoch):
+        part = {"clean_accuracy": 0.5, "robust_accuracy": 0.1 * epoch}
+        return {"kind": "evaluation", "epoch": epoch, "train": part, "test": part}
+
+    figure = learning_curves({"at": [evaluation(1), evaluation(2)], "at-awp": [evaluation(1)]})
+    assert [axis.get_xlabel() for axis in figure.axes] == ["epoch"] * 3
+    lines = figure.axes[1].get_lines()
+    assert [tuple(line.get_ydata()) for line in lines[:2]] == [(10.0, 20.0), (10.0, 20.0)]
+    files = save_figure(figure, tmp_path / "figures" / "curves")
+    assert [f.suffix for f in files] == [".png", ".pdf"] and all(f.stat().st_size for f in files)
+
+
+def test_runs_without_evaluations_are_one_sentence():
+    with pytest.raises(ValueError, match="None of the runs holds evaluations"):
+        learning_curves({"at": [{"kind": "train", "epoch": 1}]})

@@ -1,0 +1,166 @@
+"""The schema and its checks, and the configs of the papers' cells."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from awp_jax import config as schema
+from awp_jax.training import schedule
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
+
+def get(name, argument):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return schema.validate(module.get_config(argument))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "attack.epsilon",
+            "-8/255",
+            r"attack.epsilon is '-8/255', but a finite number of at least",
+        ),
+        ("attack.epsilon", "eight", r"attack.epsilon is 'eight', but a number or a fraction"),
+        ("attack.epsilon", "1/0", r"attack.epsilon is '1/0'"),
+        ("weights.gamma", "-0.1", r"weights.gamma is '-0.1'"),
+        ("weights.gamma", "nan", r"weights.gamma is 'nan'"),
+        ("weights.method", "apw", r"Unknown weights.method 'apw'.*Did you mean 'awp'"),
+        ("objective.name", "trade", r"Unknown objective.name 'trade'.*Did you mean 'trades'"),
+        ("schedule.name", "cosin", r"Did you mean 'cosine'"),
+        ("epochs", 0, r"epochs is 0, but an integer of at least 1"),
+        ("batch_size", -1, r"batch_size is -1"),
+        ("optimizer.learning_rate", -0.1, r"optimizer.learning_rate is -0.1"),
+        ("optimizer.weight_decay", float("inf"), r"optimizer.weight_decay is inf"),
+        ("data.validation_examples", 0, r"keep some training images back"),
+        ("schedule.milestones", (-0.5,), r"schedule.milestones is"),
+    ],
+)
+def test_bad_values_are_one_sentence(path, value, message):
+    config = schema.default()
+    group, _, key = path.rpartition(".")
+    (config[group] if group else config)[key] = value
+    with pytest.raises(ValueError, match=message) as error:
+        schema.validate(config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_radius_above_one_warns():
+    config = schema.default()
+    config.attack.epsilon = "8"
+    with pytest.warns(UserWarning, match="attack.epsilon is 8, above 1.*8/255"):
+        schema.validate(config)
+
+
+def test_an_l2_radius_above_one_does_not_warn():
+    config = schema.default()
+    config.attack.norm, config.attack.epsilon = "l2", "2"
+    schema.validate(config)
+
+
+@pytest.mark.core
+def test_an_unknown_key_says_what_was_meant():
+    with pytest.raises(ValueError, match=r"'weights.gama'.*Did you mean 'weights.gamma'"):
+        schema.from_dict({"weights": {"gama": "0.1"}})
+    with pytest.raises(ValueError, match="is a group, not a value"):
+        schema.from_dict({"weights": 3})
+    with pytest.raises(ValueError, match="a value of type int was expected"):
+        schema.from_dict({"epochs": "many"})
+
+
+def test_a_config_survives_json():
+    import json
+
+    config = schema.default()
+    config.data.path = "somewhere"
+    again = schema.from_dict(json.loads(config.to_json()))
+    assert again.to_dict() == config.to_dict()
+
+
+def rates(config, steps_per_epoch=10):
+    return schedule(
+        config.schedule.name,
+        config.optimizer.learning_rate,
+        config.epochs,
+        steps_per_epoch,
+        milestones=config.schedule.milestones,
+    )
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "svhn"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("method", ["at", "at-awp"])
+def test_tables_1_and_3_of_the_neurips_paper(data, norm, method):
+    config = get("neurips2020", f"{data},{norm},{method}")
+    assert (config.epochs, config.batch_size, config.attack.steps) == (200, 128, 10)
+    assert config.model.name == "preact-resnet-18" and config.model.normalize
+    assert config.attack.epsilon == {"linf": "8/255", "l2": "128/255"}[norm]
+    expected_step = {"l2": "15/255", "linf": "1/255" if data == "svhn" else "2/255"}[norm]
+    assert config.attack.step_size == expected_step
+    assert (config.weights.method, config.weights.gamma) == (
+        ("none" if method == "at" else "awp"),
+        "0.01",
+    )
+    assert config.weights.start_epoch == (5 if data == "svhn" else 0)
+    assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, 5e-4)
+    first = 0.01 if data == "svhn" else 0.1
+    rate = rates(config)
+    # Drops at the fractional epochs 100 and 150.
+    assert [float(rate(s)) for s in (0, 998, 999, 1498, 1499)] == pytest.approx(
+        [first, first, first / 10, first / 10, first / 100]
+    )
+    assert config.data.rotation_degrees == (15.0 if data == "cifar100" else 0.0)
+    assert config.data.flip == (data != "svhn")
+
+
+@pytest.mark.parametrize("objective", ["at", "trades", "mart"])
+@pytest.mark.parametrize("suffix", ["", "-awp"])
+def test_table_2_of_the_neurips_paper(objective, suffix):
+    config = get("neurips2020", f"table2,{objective}{suffix}")
+    assert config.model.name == "wrn-34-10" and config.epochs == 200
+    assert (config.attack.epsilon, config.attack.step_size) == ("8/255", "2/255")
+    assert config.weights.gamma == "0.005"
+    assert config.weights.method == ("awp" if suffix else "none")
+    assert config.optimizer.weight_decay == 5e-4
+    assert (config.objective.name, config.objective.beta) == (objective, 6.0)
+    assert config.objective.lambda_ == 6.0
+
+
+@pytest.mark.parametrize("method", ["at", "at-awp", "trades", "trades-awp", "mart", "mart-awp"])
+def test_the_cells_of_the_first_version(method):
+    mnist = get("arxiv_v1", f"mnist,{method}")
+    assert (mnist.attack.epsilon, mnist.epochs, mnist.model.name) == ("0.3", 50, "mnist-cnn")
+    assert mnist.optimizer.learning_rate == 0.01
+    rate = rates(mnist)
+    assert [float(rate(s)) for s in (198, 199, 398, 399)] == pytest.approx(
+        [0.01, 0.001, 0.001, 0.0001]
+    )
+    cifar = get("arxiv_v1", f"cifar10,{method}")
+    assert (cifar.model.name, cifar.epochs) == ("resnet-18", 100)
+    assert cifar.optimizer.weight_decay == 2e-4
+    assert (cifar.attack.step_size, cifar.evaluation.step_size) == ("0.007", "0.01")
+    rate = rates(cifar)
+    assert [float(rate(s)) for s in (748, 749, 899)] == pytest.approx([0.1, 0.01, 0.001])
+    assert mnist.weights.gamma == cifar.weights.gamma == "0.005"
+    assert get("arxiv_v1", f"cifar10-wrn,{method}").model.name == "wrn-34-10"
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "message"),
+    [
+        ("neurips2020", "cifar10,at", "DATA,NORM,METHOD"),
+        ("neurips2020", "cifar11,linf,at", "Did you mean 'cifar10'"),
+        ("neurips2020", "cifar10,linf,at-apw", "Did you mean 'at-awp'"),
+        ("arxiv_v1", "mnist", "DATA,METHOD"),
+        ("quickstart", "awp", "Unknown method"),
+    ],
+)
+def test_unknown_cells_are_one_sentence(name, argument, message):
+    with pytest.raises(ValueError, match=message):
+        get(name, argument)

@@ -1,0 +1,113 @@
+"""The documentation: every example runs, every public name is explained."""
+
+import doctest
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+
+import jax
+import pytest
+
+import awp_jax
+
+# What only an extra of setup.cfg brings; modules that need it are skipped where it is missing.
+EXTRAS = {
+    "array_record",
+    "equinox",
+    "foolbox",
+    "tensorboardX",
+    "tensorflow",
+    "tensorflow_datasets",
+    "torch",
+    "torchattacks",
+    "wandb",
+}
+
+
+def _modules():
+    found = pkgutil.walk_packages(awp_jax.__path__, "awp_jax.", onerror=lambda name: None)
+    return ["awp_jax", *(info.name for info in found if not info.name.endswith("__main__"))]
+
+
+def _import(name):
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in EXTRAS:
+            pytest.skip(f"{name} needs {error.name}")
+        raise
+
+
+MODULES = _modules()
+PACKAGES = [name for name in MODULES if importlib.util.find_spec(name).submodule_search_locations]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name):
+    module = _import(name)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module, name):
+        report = []
+        runner.run(test, out=report.append)
+        assert not runner.failures, f"{test.name}\n{''.join(report)}"
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_have_docstrings(name):
+    assert (_import(name).__doc__ or "").strip(), f"{name} has no docstring"
+
+
+def _public(module):
+    for name, value in vars(module).items():
+        ours = getattr(value, "__module__", "") or ""
+        if name.startswith("_") or inspect.ismodule(value) or not ours.startswith("awp_jax"):
+            continue
+        if inspect.isclass(value) or inspect.isroutine(value):
+            yield name, value
+
+
+def _explained(value):
+    text = (value.__doc__ or "").strip()
+    # Dataclasses and named tuples without a docstring get their signature as one.
+    return bool(text) and not (inspect.isclass(value) and text.startswith(f"{value.__name__}("))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", PACKAGES)
+def test_public_names_have_docstrings(name):
+    missing = [public for public, value in _public(_import(name)) if not _explained(value)]
+    assert not missing, f"without a docstring in {name}: {', '.join(missing)}"
+
+
+def test_the_check_of_docstrings_can_fail():
+    import collections
+    import dataclasses
+
+    @dataclasses.dataclass
+    class Silent:
+        number: int = 0
+
+    assert not _explained(Silent)
+    assert not _explained(collections.namedtuple("Point", "x y"))  # noqa: PYI024
+    assert not _explained(lambda: None)
+    assert _explained(jax.jit)
+
+
+def test_weights_of_an_equinox_model():
+    equinox = pytest.importorskip("equinox")
+    import jax.numpy as jnp
+
+    from awp_jax.weights import value_and_grad
+
+    model = equinox.nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
+    params, static = equinox.partition(model, equinox.is_array)
+    x = jax.random.normal(jax.random.key(1), (8, 4))
+
+    def loss_fn(params):
+        return jnp.mean(jax.vmap(equinox.combine(params, static))(x) ** 2)
+
+    value, grads = jax.jit(value_and_grad(loss_fn, gamma=0.01))(params)
+    assert float(value) > float(loss_fn(params))
+    assert grads.layers[0].weight.shape == (8, 4) and grads.activation is None

@@ -1,0 +1,225 @@
+"""The loop: resuming, compiling once, no host traffic, stopping on bad numbers."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from awp_jax import training
+from awp_jax.training import _loop, _records
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def flat(state):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def run(config, workdir, **kwargs):
+    return training.train(config, workdir, stream=None, **kwargs)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("stop", [1, 3, 5, 8])
+def test_a_stopped_and_resumed_run_ends_bitwise_equal(tmp_path, tiny_config, stop):
+    config = tiny_config()
+    whole = run(config, tmp_path / "whole")
+    first = run(config, tmp_path / "cut", max_steps=stop)
+    assert not first.finished and int(first.state.step) == stop
+    second = run(config, tmp_path / "cut")
+    assert whole.finished and second.finished
+    assert int(second.state.step) == 9
+    for a, b in zip(flat(whole.state), flat(second.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert whole.best == second.best
+
+
+def test_resuming_gives_the_same_records_without_duplicates(tmp_path, tiny_config):
+    config = tiny_config()
+    run(config, tmp_path / "whole")
+    for stop in (2, 4, 7, None):
+        run(config, tmp_path / "cut", max_steps=stop)
+
+    def evaluations(name):
+        return [r for r in training.read_metrics(tmp_path / name) if r["kind"] == "evaluation"]
+
+    assert evaluations("whole") == evaluations("cut")
+    assert [r["epoch"] for r in evaluations("cut")] == [1, 2, 3]
+    steps = [r["step"] for r in training.read_metrics(tmp_path / "cut") if r["kind"] == "train"]
+    assert steps == sorted(set(steps))
+
+
+def test_lines_after_the_last_checkpoint_are_written_again_not_twice(tmp_path, tiny_config):
+    config = tiny_config()
+    run(config, tmp_path, max_steps=3)
+    path = tmp_path / "metrics.jsonl"
+    good = path.read_text()
+    # What a kill after step 5 leaves: a line of a step in no checkpoint, and a torn one.
+    path.write_text(good + json.dumps({"kind": "train", "step": 5, "loss": 1.0}) + '\n{"kind": "tr')
+    run(config, tmp_path)
+    lines = path.read_text().splitlines()
+    assert [json.loads(line) for line in lines[: len(good.splitlines())]] == [
+        json.loads(line) for line in good.splitlines()
+    ]
+    assert sum(json.loads(line)["step"] == 5 for line in lines) == 0
+
+
+def test_the_step_compiles_once_per_batch_shape(tmp_path, tiny_config):
+    experiment = training.build(tiny_config())
+    state = experiment.init()
+    images, labels = jax.device_put(
+        (experiment.splits.train.images, experiment.splits.train.labels)
+    )
+    orders = [experiment.order(epoch) for epoch in range(3)]
+    for step in range(9):
+        state, _ = experiment.step(
+            state,
+            images,
+            labels,
+            orders[step // 3],
+            experiment.key,
+            batch_size=experiment.batch_size_of(step),
+            perturb_weights=experiment.perturbs_weights(step),
+        )
+    assert [experiment.batch_size_of(s) for s in range(3)] == [32, 32, 16]
+    assert experiment.step._cache_size() == 2
+
+
+def test_no_host_transfer_inside_the_loop_and_the_state_is_donated(tiny_config):
+    experiment = training.build(tiny_config())
+    state = experiment.init()
+    images, labels = jax.device_put(
+        (experiment.splits.train.images, experiment.splits.train.labels)
+    )
+    order = experiment.order(0)
+    jax.block_until_ready((state, images, labels, order))
+    settings = {"batch_size": 32, "perturb_weights": True}
+    key = experiment.key
+    state, _ = experiment.step(state, images, labels, order, key, **settings)
+    before = state.params
+    with jax.transfer_guard("disallow"):
+        state, metrics = experiment.step(state, images, labels, order, key, **settings)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+    assert all(isinstance(value, jax.Array) for value in metrics.values())
+
+
+def test_weights_are_perturbed_from_their_start_epoch(tiny_config):
+    experiment = training.build(tiny_config(start_epoch=2))
+    assert [experiment.perturbs_weights(s) for s in (0, 5, 6, 8)] == [False, False, True, True]
+    assert not training.build(tiny_config(method="none")).perturbs_weights(8)
+
+
+def test_before_the_start_epoch_training_is_plain_adversarial_training(tmp_path, tiny_config):
+    late = run(tiny_config(start_epoch=3), tmp_path / "late")
+    none = run(tiny_config(method="none"), tmp_path / "none")
+    awp = run(tiny_config(), tmp_path / "awp")
+    for a, b in zip(flat(late.state), flat(none.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(flat(awp.state), flat(none.state), strict=True))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint_before(tmp_path, tiny_config):
+    config = tiny_config()
+    run(config, tmp_path, max_steps=3)
+    before = training.open_run(tmp_path).restore("last")[0]
+    config = tiny_config()
+    experiment = training.build(config)
+    bad = experiment.splits.train.images.copy()
+
+    broken = tiny_config()
+    broken.optimizer.learning_rate = 1e30
+    with pytest.raises(
+        training.NonFiniteError, match=r"Step \d: the loss is .* learning rate 1e\+30"
+    ):
+        run(broken, tmp_path / "broken")
+    assert not training.read_metrics(tmp_path / "broken") or all(
+        math.isfinite(r.get("loss", 0.0)) for r in training.read_metrics(tmp_path / "broken")
+    )
+    assert len(bad) == 80
+    after = training.open_run(tmp_path).restore("last")[0]
+    for a, b in zip(flat(before), flat(after), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_that_is_not_finite_is_ever_saved(tmp_path, tiny_config, monkeypatch):
+    config = tiny_config()
+    config.logging.every_steps = 50
+    config.checkpoint.every_steps = 1
+    original = training.Experiment.step.func
+
+    def poisoned(self):
+        step = original(self)
+
+        def call(state, *args, **kwargs):
+            at = int(state.step)
+            state, metrics = step(state, *args, **kwargs)
+            if at == 4:
+                metrics = {**metrics, "loss": metrics["loss"] * float("nan")}
+            return state, metrics
+
+        return call
+
+    monkeypatch.setattr(training.Experiment, "step", property(poisoned))
+    with pytest.raises(training.NonFiniteError, match="Step 5: the loss is nan"):
+        run(config, tmp_path)
+    checkpoints = training.Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert checkpoints.steps("last")[0] == 4
+    checkpoints.close()
+
+
+def test_another_config_in_the_workdir_is_refused_and_nothing_is_lost(tmp_path, tiny_config):
+    run(tiny_config(), tmp_path, max_steps=3)
+    before = (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "config.json").read_text()
+    with pytest.raises(
+        training.WorkdirError, match=r"weights.gamma is '0.01' there and '0.02' here"
+    ):
+        run(tiny_config(gamma="0.02"), tmp_path)
+    after = (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "config.json").read_text()
+    assert before == after
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(tmp_path, tiny_config):
+    with _records.locked(tmp_path), pytest.raises(training.WorkdirError, match="Another process"):
+        run(tiny_config(), tmp_path)
+
+
+def test_a_workdir_that_cannot_be_made_is_one_sentence(tmp_path, tiny_config):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(training.WorkdirError, match="cannot be used as a run directory"):
+        run(tiny_config(), tmp_path / "file" / "run")
+
+
+def test_metrics_hold_what_the_readers_need(tmp_path, tiny_config):
+    outcome = run(tiny_config(), tmp_path)
+    records = training.read_metrics(tmp_path)
+    train = [r for r in records if r["kind"] == "train"]
+    assert {"loss", "robust_accuracy", "learning_rate", "images_per_second"} <= set(train[0])
+    # Rates of fractional epochs: drops at half and three quarters of 3 epochs of 3 steps.
+    assert train[-1]["learning_rate"] == pytest.approx(0.05 * 0.01)
+    evaluation = [r for r in records if r["kind"] == "evaluation"][-1]
+    for part, examples in (("train", 32), ("validation", 40), ("test", 48)):
+        assert evaluation[part]["examples"] == examples
+        assert evaluation[part]["robust_accuracy"] <= evaluation[part]["clean_accuracy"]
+        assert evaluation[part]["robust_loss"] >= evaluation[part]["clean_loss"]
+    assert outcome.best["selection"] == "validation"
+    chosen = max(r["validation"]["robust_accuracy"] for r in records if r["kind"] == "evaluation")
+    assert outcome.best["robust_accuracy"] == chosen
+
+
+def test_the_best_checkpoint_is_the_one_selection_picked(tmp_path, tiny_config):
+    outcome = run(tiny_config(), tmp_path)
+    state, info = training.open_run(tmp_path).restore("best")
+    assert int(state.step) == outcome.best["step"] == info["step"]
+
+
+def test_checkpoints_in_the_middle_of_an_epoch(tmp_path, tiny_config):
+    config = tiny_config()
+    config.checkpoint.every_steps = 2
+    run(config, tmp_path, max_steps=2)
+    assert int(training.open_run(tmp_path).restore("last")[0].step) == 2
+
+
+def test_evaluation_keys_and_training_keys_differ():
+    assert _loop._EVALUATION_KEY not in (1, 2)
