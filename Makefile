@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-export JAX_PLATFORMS ?=
 
 .PHONY: quickstart test core lint format clean
 
@@ -16,11 +15,17 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
+# Peers that tests compare with; on machines without a CPU build of PyTorch this is a large download.
+$(VENV)/installed-peers: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --no-deps torchattacks
+	touch $@
+
 # Trains AT and AT-AWP on handwritten digits, evaluates both, prints one table, draws the curves.
 quickstart: $(VENV)/installed
 	PATH="$(abspath $(BIN)):$$PATH" sh configs/quickstart.sh runs/quickstart
 
-test: $(VENV)/installed-test lint
+test: $(VENV)/installed-peers lint
 	$(BIN)/python -m pytest --numprocesses=2
 
 core: $(VENV)/installed-test

@@ -1,19 +1,19 @@
 """What a person sees while a run goes on: a bar in a terminal, plain lines elsewhere."""
 
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
 
 class Progress:
-    """A tqdm bar on a terminal, one line per report otherwise; silent when ``stream`` is None.
+    """A tqdm bar on a terminal, one line per report otherwise, on standard error.
 
     Args:
         total: Steps of the whole job.
         initial: Steps done before.
         unit: What a step is called.
-        stream: Where to write, standard error by default.
+        quiet: Whether to show nothing.
     """
 
     def __init__(
@@ -21,13 +21,12 @@ class Progress:
         total: int,
         initial: int = 0,
         unit: str = "step",
-        stream: TextIO | None = sys.stderr,
+        quiet: bool = False,
     ):
-        self._stream = stream
-        self._total = total
+        self._quiet = quiet
         self._bar: Any = None
-        if stream is not None and stream.isatty():
-            self._bar = tqdm(total=total, initial=initial, unit=unit, file=stream)
+        if not quiet and sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=initial, unit=unit, file=sys.stderr)
         self._done = initial
 
     def advance(self, done: int, **values: Any) -> None:
@@ -43,9 +42,9 @@ class Progress:
     def line(self, text: str) -> None:
         """Prints a line, above the bar when there is one."""
         if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        elif self._stream is not None:
-            print(text, file=self._stream, flush=True)
+            self._bar.write(text, file=sys.stderr)
+        elif not self._quiet:
+            print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

@@ -126,7 +126,9 @@ def _nearest_in_l2_ball(displacement, radius):
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_projection_is_the_nearest_point(norm, x64):
     nearest = {"l1": _nearest_in_l1_ball, "l2": _nearest_in_l2_ball}[norm]
-    displacement = np.random.default_rng(0).normal(size=(6, 4)) * np.array([[0.1, 0.5, 1, 2, 4, 8]]).T
+    displacement = (
+        np.random.default_rng(0).normal(size=(6, 4)) * np.array([[0.1, 0.5, 1, 2, 4, 8]]).T
+    )
     displacement[1] = [1, 1, -1, 1]  # ties
     displacement[2] = [0, 3, 0, 0]
     centre = jnp.zeros((6, 4))
@@ -198,7 +200,8 @@ def test_image_norms_by_hand():
 @pytest.mark.parametrize("norm", NORMS)
 def test_uniform_start_has_its_distribution(norm):
     centre = jnp.full((4000, 2), 0.5)
-    moved = np.asarray(ImageBall(norm, 0.1).start(jax.random.key(1), centre) - centre)
+    start = jax.jit(ImageBall(norm, 0.1).start)
+    moved = np.asarray(start(jax.random.key(1), centre) - centre)
     if norm == "linf":
         for pixel in moved.T:
             assert scipy.stats.kstest(pixel, scipy.stats.uniform(-0.1, 0.2).cdf).pvalue > 1e-3
@@ -216,7 +219,8 @@ def test_uniform_start_has_its_distribution(norm):
 
 def test_gaussian_start_is_not_clipped():
     centre = jnp.zeros((500, 4))
-    moved = np.asarray(ImageBall().start(jax.random.key(0), centre, "gaussian"))
+    start = jax.jit(lambda key: ImageBall().start(key, centre, "gaussian"))
+    moved = np.asarray(start(jax.random.key(0)))
     assert moved.min() < 0
     assert scipy.stats.kstest(moved.ravel(), scipy.stats.norm(0, 0.001).cdf).pvalue > 1e-3
 
@@ -232,10 +236,10 @@ def test_no_start_is_the_centre():
 def test_starts_do_not_depend_on_the_batch_split(norm, how):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), jnp.arange(6))
     centre = jnp.linspace(0, 1, 6 * 4).reshape(6, 2, 2)
-    ball = ImageBall(norm, 0.1)
-    whole = ball.start(jax.random.key(3), centre, how)
-    parts = [ball.start(keys[a:b], centre[a:b], how) for a, b in ((0, 1), (1, 4), (4, 6))]
-    np.testing.assert_array_equal(whole, jnp.concatenate(parts))
+    start = jax.jit(lambda key, centre: ImageBall(norm, 0.1).start(key, centre, how))
+    whole = start(jax.random.key(3), centre)
+    parts = [start(keys[a:b], centre[a:b]) for a, b in ((0, 3), (3, 6))]
+    np.testing.assert_allclose(whole, jnp.concatenate(parts), rtol=0, atol=1e-7)
     assert len(np.unique(np.asarray(whole - centre)[:, 0, 0])) > 3
 
 
@@ -311,7 +315,9 @@ def test_scopes_by_hand():
     np.testing.assert_allclose(leaf["a"], 13 / np.sqrt(29) * np.asarray(grads["a"]), rtol=1e-6)
     np.testing.assert_allclose(leaf["b"], [[-84]], rtol=1e-6)
     everything = WeightBall(0.1, scope="global").direction(grads, params)
-    np.testing.assert_allclose(everything["a"], 85 / np.sqrt(30) * np.asarray(grads["a"]), rtol=1e-6)
+    np.testing.assert_allclose(
+        everything["a"], 85 / np.sqrt(30) * np.asarray(grads["a"]), rtol=1e-6
+    )
     np.testing.assert_allclose(everything["b"], [[-85 / np.sqrt(30)]], rtol=1e-6)
     # One norm per column: ||(3, 4)|| = 5, ||(0, 12)|| = 12.
     by_filter = WeightBall(0.1, scope="filter").direction(grads, params)
@@ -413,7 +419,8 @@ def test_gamma_may_be_traced():
 @pytest.mark.parametrize("scope", ["leaf", "global", "filter"])
 def test_weight_projection_properties(size, scope):
     order = {"l2": 2, "l1": 1}[size]
-    shapes = hnp.arrays(np.float64, (3, 2), elements=st.floats(-10, 10))
+    # A grid, so that squares do not underflow.
+    shapes = hnp.arrays(np.int64, (3, 2), elements=st.integers(-1000, 1000)).map(lambda a: a / 100)
 
     @jax.jit
     def projected(weights, point, gamma):
@@ -427,7 +434,7 @@ def test_weight_projection_properties(size, scope):
         return np.stack([np.linalg.norm(leaf, order, axis=0) for leaf in tree])
 
     @properties
-    @given(shapes, shapes, shapes, shapes, st.floats(0, 1))
+    @given(shapes, shapes, shapes, shapes, st.integers(0, 100).map(lambda n: n / 100))
     def check(w1, w2, v1, v2, gamma):
         once = [np.asarray(leaf) for leaf in projected([w1, w2], [v1, v2], gamma)]
         assert (norms(once) <= gamma * norms([w1, w2]) * (1 + 1e-12) + 1e-300).all()
@@ -457,7 +464,7 @@ def test_samples_lie_on_the_sphere(scope, x64):
 def test_samples_are_isotropic():
     weights = {"k": jnp.ones((1, 2))}
     keys = jax.random.split(jax.random.key(0), 2000)
-    found = jax.vmap(lambda key: WeightBall(0.1).sample(key, weights)["k"][0])(keys)
+    found = jax.jit(jax.vmap(lambda key: WeightBall(0.1).sample(key, weights)["k"][0]))(keys)
     angles = np.arctan2(found[:, 1], found[:, 0])
     assert scipy.stats.kstest(angles, scipy.stats.uniform(-np.pi, 2 * np.pi).cdf).pvalue > 1e-3
 
@@ -467,14 +474,14 @@ def test_balls_work_under_strict_dtype_promotion():
         images = jnp.full((2, 3), 0.5)
         for norm in NORMS:
             ball = ImageBall(norm, 0.1)
-            start = ball.start(jax.random.key(0), images)
-            ball.step(images, start, jnp.ones((2, 3)), 0.01)
+            jax.eval_shape(ball.start, jax.random.key(0), images)
+            jax.eval_shape(ball.step, images, images, images, 0.01)
         for dtype in ("float32", "bfloat16"):
             weights = {"k": jnp.ones((2, 2), dtype)}
             for size in ("l2", "l1"):
                 ball = WeightBall(0.1, size)
-                ball.step(weights, ball.start(None, weights), weights, 0.1)
-                ball.sample(jax.random.key(0), weights)
+                jax.eval_shape(ball.step, weights, weights, weights, 0.1)
+                jax.eval_shape(ball.sample, jax.random.key(0), weights)
 
 
 def test_bad_weight_balls():

@@ -32,7 +32,8 @@ def test_radius_reads_numbers_and_fractions(value, expected):
 
 
 @pytest.mark.parametrize(
-    "value", [-1, -0.1, "-8/255", float("nan"), float("inf"), "8/0", "eight", "", None, True, 1j, []]
+    "value",
+    [-1, -0.1, "-8/255", float("nan"), float("inf"), "8/0", "eight", "", None, True, 1j, []],
 )
 def test_bad_radius_names_the_value(value):
     with pytest.raises(ValueError) as error:

@@ -1,7 +1,6 @@
 """Keys: one per example, by global index."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 

@@ -15,7 +15,13 @@ from awp_jax.attacks._apgd import APGD
 from awp_jax.attacks._ensemble import ensemble, is_random
 from awp_jax.attacks._pgd import as_pytree_function
 from awp_jax.attacks._stepped import SteppedAttack, number_of_classes
-from awp_jax.attacks._survivors import Progress, attack_keys, attack_survivors, evaluate
+from awp_jax.attacks._survivors import (
+    Progress,
+    attack_keys,
+    attack_survivors,
+    batch_sizes,
+    evaluate,
+)
 from awp_jax.balls import ImageBall
 from awp_jax.random import check_key, example_keys
 
@@ -117,7 +123,8 @@ def start_state(
     _classes(plan, function, images, labels, batch_size)
     keys = example_keys(key, len(labels))
     judging = APGD(eot=int(is_random(plan)))
-    wrong, loss = evaluate(function, judging, keys, images, labels, batch_size)
+    sizes = batch_sizes(min(batch_size, len(labels)))
+    wrong, loss = evaluate(function, judging, keys, images, labels, sizes)
     _check_finite(loss, "clean")
     row = Row("clean", float(np.mean(~wrong)), int(wrong.sum()), None, time.perf_counter() - began)
     return AutoAttackState(images.copy(), ~wrong, (row,))
@@ -219,14 +226,12 @@ def run_stage(
 
 def _confirm(found, function, judging, keys, images, labels, batch_size):
     """Projects what was found and judges it: ``(broken, images)``."""
-    rows = np.flatnonzero(found.success)
+    rows, sizes = np.flatnonzero(found.success), batch_sizes(min(batch_size, len(labels)))
     broken, adversarial = np.zeros(len(labels), bool), images.copy()
     if len(rows) == 0:
         return broken, adversarial
     adversarial[rows] = _inside(judging.ball, images[rows], found.images[rows])
-    wrong, loss = evaluate(
-        function, judging, keys[rows], adversarial[rows], labels[rows], batch_size
-    )
+    wrong, loss = evaluate(function, judging, keys[rows], adversarial[rows], labels[rows], sizes)
     _check_finite(loss, "attacked")
     broken[rows] = wrong
     return broken, adversarial

@@ -134,7 +134,9 @@ class PGD:
         function = as_pytree_function(logits_fn)
         traced = is_traced(function, images, labels)
         if not traced:
-            checks.images_and_labels(images, labels, _number_of_classes(self, function, keys, images))
+            checks.images_and_labels(
+                images, labels, _number_of_classes(self, function, keys, images)
+            )
         judge_now = _judge if traced else _compiled_judge
         result = None
         for restart in range(self.restarts):

@@ -92,6 +92,8 @@ class Square(SteppedAttack):
         steps: Queries after the first one (5000, AutoAttack).
         p: First share of pixels to change (0.8, AutoAttack), halved after 10, 50, 200, 500, 1000,
             2000, 4000, 6000 and 8000 queries.
+        released_corners: Draw corners as the released code does: never so that a window reaches
+            the last row or column. On small images that makes the attack weaker.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -104,6 +106,7 @@ class Square(SteppedAttack):
 
     steps: int = 5000
     p: float = 0.8
+    released_corners: bool = False
 
     segment: ClassVar[int] = 100
 
@@ -163,7 +166,7 @@ class Square(SteppedAttack):
 
         def one(key):
             corner_key, sign_key = jax.random.split(key)
-            corner = _corner(corner_key, side, height, width)
+            corner = self._corner(corner_key, side, height, width)
             window = _window(corner, side, height, width, images.dtype)
             return window[..., None] * _signs(sign_key, (1, 1, channels), images.dtype)
 
@@ -183,9 +186,9 @@ class Square(SteppedAttack):
 
         def one(key, delta):
             corner_key, other_key, turn_key, sign_key = jax.random.split(key, 4)
-            corner = _corner(corner_key, side, height, width)
+            corner = self._corner(corner_key, side, height, width)
             target = _window(corner, side, height, width, images.dtype)[..., None]
-            other = _corner(other_key, side, height, width)
+            other = self._corner(other_key, side, height, width)
             source = _window(other, side, height, width, images.dtype)[..., None]
             shape = jnp.where(jax.random.bernoulli(turn_key), turned, pattern)
             bump = jnp.roll(shape, corner, axis=(0, 1))[..., None]
@@ -199,6 +202,13 @@ class Square(SteppedAttack):
 
         return images + _of_length(jax.vmap(one)(keys, best - images), self.epsilon)
 
+    def _corner(self, key, side, height, width):
+        """A window's upper left corner, uniform over all places where it fits."""
+        places = jnp.stack([height - side, width - side]).astype(jnp.int32)
+        places = jnp.maximum(places, 1) if self.released_corners else places + 1
+        draw = jax.random.uniform(key, (2,))
+        return jnp.minimum((draw * places.astype(draw.dtype)).astype(jnp.int32), places - 1)
+
     def candidate(self, state: SquareState) -> jax.Array:
         """The best point."""
         return state.best
@@ -206,13 +216,6 @@ class Square(SteppedAttack):
 
 def _signs(key, shape, dtype):
     return jax.random.rademacher(key, shape).astype(dtype)
-
-
-def _corner(key, side, height, width):
-    """A window's upper left corner, uniform over all places where it fits."""
-    limit = jnp.stack([height - side + 1, width - side + 1]).astype(jnp.int32)
-    draw = jax.random.uniform(key, (2,))
-    return jnp.minimum((draw * limit.astype(draw.dtype)).astype(jnp.int32), limit - 1)
 
 
 def _window(corner, side, height, width, dtype):

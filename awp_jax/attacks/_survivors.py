@@ -169,9 +169,8 @@ def _segments(attack, function, data, rows, rank, restart, sizes, tick):
         tick(index / attack.steps)
 
 
-def evaluate(function, attack, keys, images, labels, batch_size):
+def evaluate(function, attack, keys, images, labels, sizes):
     """Verdict on all images in padded batches: ``(success, loss)`` as NumPy arrays."""
-    sizes = batch_sizes(min(batch_size, len(labels)))
     success, loss = np.zeros(len(labels), bool), np.zeros(len(labels), np.float64)
     for part in batches(np.arange(len(labels)), sizes):
         rows = padded(part, sizes)

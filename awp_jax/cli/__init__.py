@@ -36,6 +36,7 @@ def _usage() -> str:
 
 def _plain_warnings() -> None:
     """Warnings of this library go out as one plain line, each once."""
+    warnings.simplefilter("always", UserWarning)
     shown: set[str] = set()
     ordinary = warnings.showwarning
 

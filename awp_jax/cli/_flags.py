@@ -1,6 +1,7 @@
 """Flags of one command: fresh for every call, so that commands can be called from Python."""
 
 import pathlib
+import re
 from collections.abc import Sequence
 
 from absl import flags
@@ -71,22 +72,18 @@ class Command:
             if any(a == "--config=" for a in argv):
                 raise UsageError("--config is empty: give a config file.")
             self._check_config_file(argv)
-            config_flags.DEFINE_config_file(
-                "config",
-                None,
-                "config file",
-                flag_values=self.values,
-                sys_argv=[f"awp-jax {self.name}", *argv],
-            )
         try:
+            if self.with_config:
+                config_flags.DEFINE_config_file(
+                    "config",
+                    None,
+                    "config file",
+                    flag_values=self.values,
+                    sys_argv=[f"awp-jax {self.name}", *argv],
+                )
             rest = self.values([f"awp-jax {self.name}", *argv])
-        except (KeyError, AttributeError) as error:
-            # Unknown config keys arrive so, with "Did you mean".
+        except Exception as error:  # a config file is any Python, so is what it raises
             raise UsageError(_one_sentence(error)) from None
-        except (TypeError, ValueError, flags.Error) as error:
-            raise UsageError(_one_sentence(error)) from None
-        except Exception as error:  # a config file is any Python
-            raise UsageError(f"The config cannot be read: {_one_sentence(error)}") from None
         if len(rest) > 1:
             raise UsageError(f"{rest[1]!r} was not expected: flags are written --name=value.")
         if self.with_config and self.values["config"].value is None:
@@ -139,8 +136,14 @@ def _one_sentence(error: Exception) -> str:
     text = str(error.args[0]) if error.args else str(error)
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if any(line.startswith("Traceback") for line in lines):  # what a config file itself raised
-        return lines[-1].partition(": ")[2] or lines[-1]
-    if isinstance(error, KeyError | AttributeError) and len(lines) > 1:
-        lines[0] = f"Unknown config key {lines[0].strip(chr(39))!r}."
-        lines[-1] += "."
-    return " ".join(lines) if lines else type(error).__name__
+        lines = [lines[-1].partition(": ")[2] or lines[-1]]
+    # ml_collections says so of an unknown key, in quotes within quotes.
+    unknown = re.fullmatch(
+        r"""["'\\]*(\w+)["'\\]*(?:\\n|\s)*(?:Did you mean "(\w+)" instead of .*)?["'\\]*""", text
+    )
+    if unknown:
+        hint = f" Did you mean {unknown[2]!r}?" if unknown[2] else ""
+        return f"Unknown config key {unknown[1]!r}.{hint}"
+    if "cannot be casted to type <class 'str'>" in text:
+        lines.append("; radii and step sizes are text in configs, such as '8/255'.")
+    return " ".join(lines).replace(" ; ", "; ") if lines else type(error).__name__

@@ -4,7 +4,7 @@ import math
 import pathlib
 import sys
 import time
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -45,7 +45,7 @@ def train(
     *,
     splits: data.Splits | None = None,
     max_steps: int | None = None,
-    stream: TextIO | None = sys.stderr,
+    quiet: bool = False,
 ) -> Outcome:
     """Trains as ``config`` says, in ``workdir``; a started run goes on where it was.
 
@@ -58,7 +58,7 @@ def train(
         workdir: The run directory, made when it is not there.
         splits: Data to use in place of what ``config.data`` names.
         max_steps: Stop (and save) after this step; ``None`` for the end.
-        stream: Where progress goes; ``None`` for nowhere.
+        quiet: Whether to show no progress.
 
     Returns:
         An ``Outcome``.
@@ -72,17 +72,17 @@ def train(
     experiment = build(config, splits)
     with records.locked(workdir):
         records.claim(workdir, experiment.config)
-        return _Run(experiment, workdir, stream).go(max_steps)
+        return _Run(experiment, workdir, quiet).go(max_steps)
 
 
 class _Run:
     """One call of ``train``: what the loop needs to remember beside the state."""
 
-    def __init__(self, experiment: Experiment, workdir: pathlib.Path, stream: TextIO | None):
+    def __init__(self, experiment: Experiment, workdir: pathlib.Path, quiet: bool):
         self.experiment = experiment
         self.config = experiment.config
         self.workdir = workdir
-        self.stream = stream
+        self.quiet = quiet
         self.checkpoints = Checkpoints(workdir / "checkpoints")
         self.best: dict[str, Any] | None = None
         self.pending: list[Any] = []  # metrics still on the device, with their step
@@ -94,7 +94,7 @@ class _Run:
         end = total if max_steps is None else min(total, max_steps)
         state = self._first_state()
         step = int(state.step)
-        self.progress = Progress(total, step, stream=self.stream)
+        self.progress = Progress(total, step, quiet=self.quiet)
         self.metrics = records.Metrics(self.workdir, after_step=step)
         if step:
             self.progress.line(f"Resuming at step {step} of {total}.")

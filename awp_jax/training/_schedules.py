@@ -29,7 +29,8 @@ def schedule(
         name: ``"constant"``; ``"piecewise"``: times ``factor`` at each milestone (paper: epochs 100
             and 150 of 200); ``"cosine"``: ``lr / 2 * (1 + cos(pi t / T))``; ``"cyclic"``: linear
             from 0 to ``learning_rate`` at ``peak * T`` and back to 0 (paper: 0.2 at epoch 80 of
-            200); ``"linear"``: from ``learning_rate`` to 0.
+            200); ``"linear"``: constant up to T // 3, then straight to a tenth at 2 T // 3 and to a
+            hundredth at T (Rice et al. 2020, which the AWP code builds on).
         learning_rate: The highest rate.
         epochs: T, all epochs.
         steps_per_epoch: Optimiser steps in an epoch, the smaller last batch counted.
@@ -58,9 +59,10 @@ def schedule(
         if name == "cosine":
             return learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t))
         if name == "linear":
-            return learning_rate * (1 - t)
-        return learning_rate * jnp.interp(
-            t, jnp.array([0.0, peak, 1.0]), jnp.array([0.0, 1.0, 0.0])
-        )
+            knots = (0.0, epochs // 3 / epochs, epochs * 2 // 3 / epochs, 1.0)
+            values = (1.0, 1.0, 0.1, 0.01)
+        else:
+            knots, values = (0.0, peak, 1.0), (0.0, 1.0, 0.0)
+        return learning_rate * jnp.interp(t, jnp.array(knots), jnp.array(values))
 
     return rate

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import EPSILON, from_torch
-from jax.tree_util import Partial
 
 from awp_jax.attacks import APGD, FAB, PGD, APGDTargeted, FABTargeted, Square, autoattack
 from awp_jax.balls import image_norms
@@ -102,34 +101,16 @@ def test_fab_radii_agree_with_torchattacks(digits, torch_digits, norm):
     assert bool(wrong[np.isfinite(mine.radius)].all())
 
 
-def _cropped(logits_fn, images):
-    return logits_fn(images[:, :-1, :-1])
-
-
 @pytest.mark.parametrize("norm", NORMS)
 def test_square_agrees_with_torchattacks(digits, torch_digits, norm):
-    """The released windows never reach the last row and column (the paper's do, and so do ours).
-
-    On images of 8 by 8 that is worth 6 points. So both get images with one more row and column,
-    which the network does not look at.
-    """
-    torch = pytest.importorskip("torch")
-    module, images, labels = torch_digits
-    wider = digits._replace(
-        logits_fn=Partial(_cropped, digits.logits_fn),
-        images=jnp.pad(digits.images, ((0, 0), (0, 1), (0, 1), (0, 0))),
+    common = {"norm": THEIR_NORM[norm], "eps": EPSILON[norm], "resc_schedule": False}
+    peer = theirs(
+        digits, torchattacks.Square(torch_digits[0], **common, n_queries=500), torch_digits
     )
-
-    class Cropped(torch.nn.Module):
-        def forward(self, x):
-            return module(x[:, :, :-1, :-1])
-
-    mine = ours(wider, Square(EPSILON[norm], steps=500, norm=norm))
-    peer = torchattacks.Square(
-        Cropped().eval(), norm=THEIR_NORM[norm], eps=EPSILON[norm], n_queries=500
-    )
-    images = torch.nn.functional.pad(images, (0, 1, 0, 1))
-    assert mine == pytest.approx(theirs(wider, peer, (module, images, labels)), abs=1.5)
+    released = ours(digits, Square(EPSILON[norm], 500, norm, released_corners=True))
+    assert released == pytest.approx(peer, abs=1.5)
+    # The paper's windows reach the last row and column too: on 8 by 8 pixels worth some points.
+    assert ours(digits, Square(EPSILON[norm], 500, norm)) < released
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -146,7 +127,7 @@ def test_apgd_targeted_and_the_union_agree_with_torchattacks(digits, torch_digit
             torchattacks.APGD(module, **common, steps=100),
             targeted,
             torchattacks.FAB(module, **common, steps=20, multi_targeted=True),
-            torchattacks.Square(module, **common, n_queries=500),
+            torchattacks.Square(module, **common, n_queries=500, resc_schedule=False),
         ]
     )
     attacks = [

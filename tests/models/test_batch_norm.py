@@ -60,8 +60,9 @@ def torch_norm(torch, start):
     return module
 
 
-def channels_first(inputs):
-    return inputs.transpose(0, 3, 1, 2).copy()
+def evaluate(torch, module, inputs):
+    outputs = module(torch.tensor(inputs.transpose(0, 3, 1, 2).copy()))
+    return outputs.detach().numpy().transpose(0, 2, 3, 1)
 
 
 @pytest.mark.core
@@ -72,15 +73,13 @@ def test_several_steps_equal_pytorch(x64):
     for seed in range(4):
         inputs = inputs_of(7, seed, np.float64, mean=seed)
         outputs, variables = apply(variables, inputs, "update")
-        expected = (
-            module(torch.tensor(channels_first(inputs))).detach().numpy().transpose(0, 2, 3, 1)
-        )
+        expected = evaluate(torch, module, inputs)
         np.testing.assert_allclose(outputs, expected, rtol=1e-11, atol=1e-11)
         np.testing.assert_allclose(variables["mean"], module.running_mean.numpy(), rtol=1e-12)
         np.testing.assert_allclose(variables["var"], module.running_var.numpy(), rtol=1e-12)
     module.eval()
     outputs, unchanged = apply(variables, inputs, "running")
-    expected = module(torch.tensor(channels_first(inputs))).detach().numpy().transpose(0, 2, 3, 1)
+    expected = evaluate(torch, module, inputs)
     np.testing.assert_allclose(outputs, expected, rtol=1e-11, atol=1e-11)
     assert unchanged["var"] is variables["var"]
 

@@ -1,5 +1,7 @@
 """Objectives, against the formulas of the papers' PyTorch code."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,16 +136,15 @@ def test_extreme_logits_give_finite_losses_and_gradients(name, dtype):
         rows = jnp.array(rows, dtype)
         clean, adversarial = jnp.repeat(rows, 5, axis=0), jnp.tile(rows, (5, 1))
         objective = objectives.create(name)
+
+        @jax.jit
+        @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
+        def gradients_and_losses(clean, adversarial, labels):
+            losses = objective.loss({"clean": clean, "adversarial": adversarial}, labels)
+            return losses.sum(), losses
+
         for label in range(3):
-            labels = jnp.full(25, label)
-
-            def total(clean, adversarial, labels=labels):
-                losses = objective.loss({"clean": clean, "adversarial": adversarial}, labels)
-                return losses.sum(), losses
-
-            (_, losses), gradients = jax.value_and_grad(total, (0, 1), has_aux=True)(
-                clean, adversarial
-            )
+            gradients, losses = gradients_and_losses(clean, adversarial, jnp.full(25, label))
             assert losses.shape == (25,) and losses.dtype == dtype
             for array in (losses, *gradients):
                 assert bool(jnp.isfinite(array).all())

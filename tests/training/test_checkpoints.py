@@ -177,11 +177,11 @@ def test_every_dtype_has_a_digest():
 
 def test_a_damaged_last_checkpoint_of_a_run_costs_only_its_steps(tmp_path, tiny_config, capsys):
     config = tiny_config()
-    whole = training.train(config, tmp_path / "whole", stream=None)
-    training.train(config, tmp_path / "cut", max_steps=6, stream=None)
+    whole = training.train(config, tmp_path / "whole", quiet=True)
+    training.train(config, tmp_path / "cut", max_steps=6, quiet=True)
     file = array_files(tmp_path / "cut" / "checkpoints", 6)[0]
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    again = training.train(config, tmp_path / "cut", stream=None)
+    again = training.train(config, tmp_path / "cut", quiet=True)
     assert "step 6 is damaged" in capsys.readouterr().err
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
         np.testing.assert_array_equal(a, b)

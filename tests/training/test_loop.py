@@ -18,7 +18,7 @@ def flat(state):
 
 
 def run(config, workdir, **kwargs):
-    return training.train(config, workdir, stream=None, **kwargs)
+    return training.train(config, workdir, quiet=True, **kwargs)
 
 
 @pytest.mark.core

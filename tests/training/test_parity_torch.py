@@ -464,7 +464,7 @@ FORMULAS = {
     "constant": lambda t, T: 0.2,
     "cosine": lambda t, T: 0.5 * 0.2 * (1 + math.cos(math.pi * t / T)),
     "cyclic": lambda t, T: np.interp(t, [0, 0.4 * T, T], [0, 0.2, 0]),
-    "linear": lambda t, T: 0.2 * (1 - t / T),
+    "linear": lambda t, T: np.interp(t, [0, T // 3, T * 2 // 3, T], [0.2, 0.2, 0.02, 0.002]),
 }
 
 

@@ -93,7 +93,9 @@ def test_gamma_schedule(x64):
 
 def test_a_schedule_that_starts_late(x64):
     found, _ = run(awp(inner(), _late))
-    assert_same(found, numpy_awp.train(numpy_awp.first_params(), XS, YS, gammas=[0, 0, 0.1, 0.1, 0.1]))
+    assert_same(
+        found, numpy_awp.train(numpy_awp.first_params(), XS, YS, gammas=[0, 0, 0.1, 0.1, 0.1])
+    )
 
 
 def _late(count):
@@ -324,9 +326,7 @@ def test_injected_number(x64, steps):
             return optax.apply_updates(params, updates), state
 
         params, state = one(params, state)
-    expected = numpy_awp.train(
-        numpy_awp.first_params(), XS[:2], YS[:2], gammas=gammas, steps=steps
-    )
+    expected = numpy_awp.train(numpy_awp.first_params(), XS[:2], YS[:2], gammas=gammas, steps=steps)
     assert_same(params, expected)
 
 
@@ -421,6 +421,9 @@ def test_random_weight_perturbation_takes_schedules_and_aux():
     state = tx.init(params)
     for count in range(2):
         _, state = tx.update(
-            None, state, params, grad_fn=lambda p: (p, jnp.linalg.norm(p["kernel"] - params["kernel"]))
+            None,
+            state,
+            params,
+            grad_fn=lambda p: (p, jnp.linalg.norm(p["kernel"] - params["kernel"])),
         )
         np.testing.assert_allclose(state.aux, 0.1 * count * 5, rtol=1e-5)

@@ -67,8 +67,12 @@ def test_aux_comes_from_the_perturbed_point_only(problem):
 def test_argnums_and_keywords(problem):
     params, x, y = problem
     expected = value_and_grad(jax_loss, 0.1)(params, x, y)
-    assert_same(value_and_grad(lambda x, y, p: jax_loss(p, x, y), 0.1, argnums=2)(x, y, params), expected)
-    assert_same(value_and_grad(lambda x, y, p: jax_loss(p, x, y), 0.1, argnums=-1)(x, y, params), expected)
+    assert_same(
+        value_and_grad(lambda x, y, p: jax_loss(p, x, y), 0.1, argnums=2)(x, y, params), expected
+    )
+    assert_same(
+        value_and_grad(lambda x, y, p: jax_loss(p, x, y), 0.1, argnums=-1)(x, y, params), expected
+    )
     assert_same(value_and_grad(jax_loss, 0.1)(params, y=y, x=x), expected)
 
 

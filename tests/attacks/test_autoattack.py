@@ -1,0 +1,260 @@
+"""The ensemble: survivors, resuming, verdicts, bad input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from awp_jax.attacks import (
+    APGD,
+    PGD,
+    APGDTargeted,
+    AttackResult,
+    AutoAttackState,
+    FABTargeted,
+    Square,
+    autoattack,
+    ensemble,
+    run_stage,
+    start_state,
+)
+from awp_jax.attacks._survivors import batch_sizes, batches, padded
+from awp_jax.balls import image_norms
+
+KEY = jax.random.key(0)
+
+
+def linear(weights, images):
+    return images.reshape(images.shape[0], -1) @ weights
+
+
+def problem(count=20):
+    weights = jax.random.normal(jax.random.key(7), (16, 4))
+    images = np.array(0.3 + 0.4 * jax.random.uniform(jax.random.key(0), (count, 4, 4, 1)))
+    labels = np.asarray(linear(weights, images).argmax(1), np.int32)
+    return Partial(linear, weights), images, labels
+
+
+def short(epsilon, norm="linf"):
+    return [
+        ("apgd-ce", APGD(epsilon, 10, norm)),
+        ("apgd-t", APGDTargeted(epsilon, 10, norm)),
+        ("fab-t", FABTargeted(epsilon, 10, norm)),
+        ("square", Square(epsilon, 100, norm)),
+    ]
+
+
+@pytest.mark.core
+def test_batches_have_a_few_fixed_sizes():
+    assert batch_sizes(100) == (100, 34, 12)
+    assert batch_sizes(1) == (1,)
+    parts = batches(np.arange(230), (100, 34, 12))
+    assert [len(part) for part in parts] == [100, 100, 30]
+    rows = padded(parts[-1], (100, 34, 12))
+    assert len(rows) == 34 and set(rows[30:]) == {200}
+
+
+@pytest.mark.core
+def test_versions_are_the_published_ones():
+    assert [name for name, _ in ensemble()] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    plan = dict(ensemble(norm="l2", epsilon=0.5))
+    assert (plan["square"].steps, plan["apgd-t"].targets, plan["fab-t"].steps) == (5000, 9, 100)
+    rand = ensemble("rand")
+    assert [name for name, _ in rand] == ["apgd-ce", "apgd-dlr"]
+    assert all(attack.eot == 20 for _, attack in rand)
+    plus = dict(ensemble("plus"))
+    assert len(plus) == 6 and plus["fab"].restarts == 5 and plus["apgd-t"].restarts == 1
+    assert [name for name, _ in ensemble(attacks="square, apgd-ce")] == ["square", "apgd-ce"]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_batch_size_changes_nothing_and_images_are_inside(digits, norm):
+    epsilon = {"linf": 0.16, "l2": 0.7}[norm]
+    images, labels = digits.images[:60], digits.labels[:60]
+    args = digits.logits_fn, KEY, images, labels
+    kwargs = {"norm": norm, "epsilon": epsilon, "version": "custom"}
+    kwargs["attacks"] = short(epsilon, norm)
+    large = autoattack(*args, **kwargs, batch_size=60)
+    small = autoattack(*args, **kwargs, batch_size=25)
+    np.testing.assert_array_equal(large.robust, small.robust)
+    np.testing.assert_allclose(large.images, small.images, atol=1e-4)
+    for a, b in zip(large.rows, small.rows, strict=True):
+        assert a[:4] == b[:4]
+    change = np.asarray(large.images, np.float64) - np.asarray(images, np.float64)
+    assert image_norms(change, norm).max() <= epsilon + 1e-6
+    assert large.images.min() >= 0 and large.images.max() <= 1
+    wrong = np.asarray(digits.logits_fn(jnp.asarray(large.images)).argmax(1) != labels)
+    np.testing.assert_array_equal(wrong, ~large.robust)
+    assert (
+        large.clean_accuracy == large.rows[0].accuracy > large.accuracy == large.rows[-1].accuracy
+    )
+    total = sum(row.broke for row in large.rows)
+    assert total == (~large.robust).sum()
+
+
+def test_survivors_only_go_on():
+    function, images, labels = problem()
+    seen = []
+
+    def first(logits_fn, key, x, y):
+        seen.append(len(y))
+        del key
+        return AttackResult(jnp.zeros_like(x), logits_fn(x * 0).argmax(1) != y, y * 0.0)
+
+    def second(logits_fn, key, x, y):
+        return first(logits_fn, key, x, y)
+
+    zero_is = int(function(jnp.zeros((1, 4, 4, 1))).argmax())
+    result = autoattack(
+        function, KEY, images, labels, epsilon=1.0, version="custom",
+        attacks=[("first", first), ("second", second)], batch_size=20,
+    )  # fmt: skip
+    assert seen[0] == 20
+    np.testing.assert_array_equal(result.robust, labels == zero_is)
+    assert result.rows[1].median_steps is None
+    assert seen[1:] == [n for n in [min(s for s in (20, 7, 3) if s >= result.robust.sum())] if n]
+
+
+def test_an_attack_that_cheats_is_projected_and_judged_anew():
+    function, images, labels = problem()
+
+    def cheats(logits_fn, key, x, y):
+        del logits_fn, key
+        return AttackResult(1 - x, jnp.ones(len(y), bool), y * 0.0)
+
+    result = autoattack(
+        function, KEY, images, labels, epsilon=1e-4, version="custom", attacks=[("cheat", cheats)]
+    )
+    assert np.abs(result.images - images).max() <= 1e-4 + 1e-6
+    np.testing.assert_array_equal(
+        result.robust, np.asarray(function(result.images).argmax(1)) == labels
+    )
+
+
+def test_resumes_between_attacks(tmp_path):
+    function, images, labels = problem()
+    plan = short(0.05)[:2]
+    kwargs = {"epsilon": 0.05, "version": "custom", "attacks": plan}
+    whole = autoattack(function, KEY, images, labels, **kwargs)
+    state = start_state(plan, function, KEY, images, labels)
+    state = run_stage(plan, state, function, KEY, images, labels, epsilon=0.05)
+    np.savez(tmp_path / "state.npz", images=state.images, robust=state.robust)
+    with np.load(tmp_path / "state.npz") as saved:
+        loaded = AutoAttackState(saved["images"], saved["robust"], state.rows)
+    assert loaded.finished == 1
+    stages = []
+    resumed = autoattack(
+        function, KEY, images, labels, **kwargs, state=loaded, on_stage=stages.append
+    )
+    np.testing.assert_array_equal(resumed.images, whole.images)
+    assert [row[:4] for row in resumed.rows] == [row[:4] for row in whole.rows]
+    assert len(stages) == 1 and stages[0].finished == 2
+    with pytest.raises(ValueError, match="All 2 attacks have run"):
+        run_stage(plan, stages[0], function, KEY, images, labels)
+    with pytest.raises(ValueError, match="The state holds"):
+        run_stage(plan, loaded, function, KEY, images[:3], labels[:3])
+
+
+def test_progress_only_grows():
+    function, images, labels = problem()
+    events = []
+    autoattack(
+        function, KEY, images, labels, epsilon=0.02, version="custom",
+        attacks=short(0.02)[:2], progress=events.append,
+    )  # fmt: skip
+    for name in ("apgd-ce", "apgd-t"):
+        shares = [event.done for event in events if event.attack == name]
+        assert shares == sorted(shares) and shares[-1] == 1.0
+    robust = [event.robust for event in events]
+    assert robust == sorted(robust, reverse=True) and events[0].examples == 20
+
+
+def test_epsilon_zero_is_the_clean_accuracy():
+    function, images, labels = problem()
+    labels = np.where(np.arange(20) < 5, (labels + 1) % 4, labels).astype(np.int32)
+    result = autoattack(function, KEY, images, labels, epsilon=0)
+    assert result.accuracy == result.clean_accuracy == 0.75
+    np.testing.assert_array_equal(result.images, images)
+
+
+def test_all_misclassified():
+    function, images, labels = problem()
+    wrong = ((labels + 1) % 4).astype(np.int32)
+    result = autoattack(function, KEY, images, wrong, epsilon=0.1, attacks=["apgd-ce", "square"])
+    assert result.accuracy == 0 and [row.broke for row in result.rows] == [20, 0, 0]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_fewer_classes_than_targets(classes):
+    weights = jax.random.normal(jax.random.key(1), (16, classes))
+    _, images, _ = problem(8)
+    labels = np.asarray(linear(weights, images).argmax(1), np.int32)
+    result = autoattack(
+        Partial(linear, weights), KEY, images, labels, epsilon=0.3, version="custom",
+        attacks=short(0.3)[1:3],
+    )  # fmt: skip
+    assert result.accuracy == 0
+
+
+def test_rand_for_randomised_models():
+    def noisy(images, key):
+        return linear(weights, images) + 0.01 * jax.random.normal(key, (1, 4))
+
+    function, images, labels = problem(8)
+    weights = function.args[0]
+    plan = [("apgd-ce", APGD(0.3, 5, eot=2)), ("apgd-dlr", APGD(0.3, 5, eot=2, loss="dlr"))]
+    kwargs = {"epsilon": 0.3, "version": "custom"}
+    assert autoattack(noisy, KEY, images, labels, **kwargs, attacks=plan).accuracy < 1
+    with pytest.raises(ValueError, match="do not mix"):
+        autoattack(noisy, KEY, images, labels, **kwargs, attacks=[*plan, "square"])
+
+
+def test_compiles_for_no_new_parameters():
+    traces = []
+
+    def counted(weights, images):
+        traces.append(images.shape)
+        return linear(weights, images)
+
+    function, images, labels = problem()
+    kwargs = {"epsilon": 0.05, "version": "custom", "attacks": short(0.05)[:1]}
+    weights = function.args[0]
+    autoattack(Partial(counted, weights), KEY, images, labels, **kwargs)
+    before = len(traces)
+    autoattack(Partial(counted, 1.0 * weights), jax.random.key(1), images, labels, **kwargs)
+    sizes = {shape[0] for shape in traces}
+    assert len(traces) - before <= 3 * 4 and sizes <= {20, 7, 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attacks": []}, "No attacks were selected"),
+        ({"attacks": ["apgd"]}, "Unknown attack 'apgd'"),
+        ({"attacks": [3]}, "neither a name nor a pair"),
+        ({"version": "custom"}, "No attacks were selected"),
+        ({"version": "standart"}, "Did you mean 'standard'"),
+        ({"norm": "l1"}, "Unknown norm"),
+        ({"epsilon": -1}, "at least 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"labels": np.full(20, 9, np.int32)}, "below 4"),
+        ({"images": np.full((20, 4, 4, 1), 255.0, np.float32)}, "values in"),
+        ({"logits_fn": lambda x: x.reshape(20, -1)[:, :4] * np.nan}, "NaN for 20 of 20 clean"),
+        ({"key": 0}, "typed key"),
+    ],
+)
+def test_bad_input(changes, message):
+    function, images, labels = problem()
+    arguments = {"logits_fn": function, "key": KEY, "images": images, "labels": labels} | changes
+    with pytest.raises(ValueError, match=message):
+        autoattack(**arguments)
+
+
+def test_a_plain_attack_may_join():
+    function, images, labels = problem()
+    result = autoattack(
+        function, KEY, images, labels, epsilon=0.1, version="custom",
+        attacks=[("pgd-20", PGD(0.1, 20))],
+    )  # fmt: skip
+    assert result.rows[1].name == "pgd-20" and result.accuracy < 1
