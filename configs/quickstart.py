@@ -27,7 +27,7 @@ def get_config(method: str = "at-awp") -> ConfigDict:
     config.data.crop_padding = 0
     config.data.flip = False  # a mirrored digit is another digit
 
-    config.model.name = "preact-resnet-18"
+    config.model.name = "preact-resnet-10"
     config.model.width = 16
     config.model.normalize = False
 
@@ -37,7 +37,7 @@ def get_config(method: str = "at-awp") -> ConfigDict:
     config.weights.method = "none" if method == "at" else "awp"
     config.weights.gamma = "0.01"
 
-    config.evaluation.every_epochs = 3
+    config.evaluation.every_epochs = 5
     config.evaluation.train_examples = 200
     config.evaluation.test_examples = 200
     config.evaluation.batch_size = 200

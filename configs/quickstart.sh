@@ -5,6 +5,6 @@ out=${1:-runs/quickstart}
 here=$(dirname "$0")
 for method in at at-awp; do
     awp-jax train --config="$here/quickstart.py:$method" --workdir="$out/$method"
-    awp-jax evaluate --workdir="$out/$method"
+    awp-jax evaluate --workdir="$out/$method" > /dev/null
 done
 awp-jax report --workdirs="$out/at,$out/at-awp" --output="$out/report"

@@ -145,6 +145,7 @@ class PGD:
             judge_key = model_key(keys_now, self.steps) if self.eot else None
             found = judge_now(function, point, labels, judge_key)
             result = found if result is None else worse(result, found)
+        assert result is not None  # restarts >= 1
         return result
 
 

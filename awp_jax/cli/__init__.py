@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+import absl.logging
 from absl import flags
 
 from awp_jax.cli import _describe, _evaluate, _report, _train
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in _COMMANDS:
         print(f"awp-jax: unknown command {command!r}.\n\n{_usage()}", file=sys.stderr)
         return 2
+    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax reports much that users need not see
     try:
         with warnings.catch_warnings():
             _plain_warnings()

@@ -106,6 +106,11 @@ def evaluate_run(
     }
     done = 0
     for which, (state, info) in states.items():
+        twin = next((m for m in result["checkpoints"].values() if m["step"] == info["step"]), None)
+        if twin is not None:  # best and last are often the same state
+            result["checkpoints"][which] = twin
+            done += len(parts) * len(named)
+            continue
         measured: dict[str, Any] = {
             "step": info["step"],
             "epoch": info["step"] / run.experiment.steps_per_epoch,

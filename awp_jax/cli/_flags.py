@@ -120,13 +120,13 @@ def required(values: flags.FlagValues, name: str) -> str:
     return value
 
 
-def names(text: str, flag: str) -> list[str]:
+def names(text: str | None, flag: str) -> list[str]:
     """A comma-separated list without empty entries.
 
     Raises:
         UsageError: When nothing is left.
     """
-    found = [part.strip() for part in text.split(",") if part.strip()]
+    found = [part.strip() for part in (text or "").split(",") if part.strip()]
     if not found:
         raise UsageError(f"--{flag} is empty.")
     return found

@@ -69,7 +69,7 @@ def measure(
     if attack is not None and key is None:
         raise ValueError("key is missing: an attack draws random starts from it.")
     images, labels = jnp.asarray(images), jnp.asarray(labels)
-    keys = None if key is None else example_keys(key, n)
+    keys = example_keys(jax.random.key(0) if key is None else key, n)
     correct, loss = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32)
     for indices, mask in padded_batches(n, min(batch_size, n)):
         batch, batch_labels = as_float(images[indices]), labels[indices]

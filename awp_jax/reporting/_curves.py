@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 # Okabe-Ito: told apart by colour-blind people; line styles tell the sets apart in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 _STYLES = {"train": "--", "test": "-"}
 
 
@@ -27,7 +28,8 @@ def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     axes = figure.subplots(1, 3)
     titles = ("Natural accuracy", "Robust accuracy", "Robust generalisation gap")
     drawn = False
-    for (name, records), colour in zip(runs.items(), _COLOURS * len(runs), strict=False):
+    for index, (name, records) in enumerate(runs.items()):
+        colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
         evaluations = [r for r in records if r["kind"] == "evaluation"]
         drawn = drawn or bool(evaluations)
         for place, kind in enumerate(("clean_accuracy", "robust_accuracy")):
@@ -39,8 +41,8 @@ def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
                         style,
                         color=colour,
                         label=f"{name}, {part}",
-                        marker="o" if part == "test" else None,
-                        markersize=3,
+                        marker=marker if part == "test" else None,
+                        markersize=4,
                     )
         gaps = [
             (r["epoch"], 100 * (r["train"]["robust_accuracy"] - r["test"]["robust_accuracy"]))
@@ -48,7 +50,9 @@ def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             if "train" in r
         ]
         if gaps:
-            axes[2].plot(*zip(*gaps, strict=True), "-o", color=colour, label=name, markersize=3)
+            axes[2].plot(
+                *zip(*gaps, strict=True), color=colour, label=name, marker=marker, markersize=4
+            )
     if not drawn:
         raise ValueError("None of the runs holds evaluations: were they trained?")
     axes[2].axhline(0, color="0.6", linewidth=0.8)

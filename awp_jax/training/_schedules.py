@@ -59,10 +59,10 @@ def schedule(
         if name == "cosine":
             return learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t))
         if name == "linear":
-            knots = (0.0, epochs // 3 / epochs, epochs * 2 // 3 / epochs, 1.0)
-            values = (1.0, 1.0, 0.1, 0.01)
+            knots = jnp.array([0.0, epochs // 3 / epochs, epochs * 2 // 3 / epochs, 1.0])
+            values = jnp.array([1.0, 1.0, 0.1, 0.01])
         else:
-            knots, values = (0.0, peak, 1.0), (0.0, 1.0, 0.0)
-        return learning_rate * jnp.interp(t, jnp.array(knots), jnp.array(values))
+            knots, values = jnp.array([0.0, peak, 1.0]), jnp.array([0.0, 1.0, 0.0])
+        return learning_rate * jnp.interp(t, knots, values)
 
     return rate

@@ -122,7 +122,8 @@ def make_train_step(
 
     def craft(params, batch_stats, images, labels, keys, dropout_key):
         """Adversarial images at ``params``, and the statistics that the attack has left."""
-        if objective.attack_loss is None:
+        attack_loss = objective.attack_loss
+        if attack_loss is None:
             return images, batch_stats
 
         def forward(x, stats):
@@ -135,7 +136,7 @@ def make_train_step(
         def gradient_fn(point, stats):
             def loss(x):
                 logits, new_stats = forward(x, stats)
-                return objective.attack_loss(logits, labels, clean_logits).sum(), new_stats
+                return attack_loss(logits, labels, clean_logits).sum(), new_stats
 
             return jax.grad(loss, has_aux=True)(point)
 

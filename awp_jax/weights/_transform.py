@@ -24,7 +24,7 @@ class AWPState(NamedTuple):
     """
 
     inner: Any
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in optax
     aux: Any
 
 
@@ -32,7 +32,7 @@ class RandomWeightPerturbationState(NamedTuple):
     """State of ``random_weight_perturbation``: as ``AWPState``, and the key it folds."""
 
     inner: Any
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in optax
     aux: Any
     key: jax.Array
 

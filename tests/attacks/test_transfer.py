@@ -22,14 +22,14 @@ def problem():
 
 def test_the_same_model_is_a_white_box_attack_and_the_opposite_one_helps_nothing():
     weights, images, labels = problem()
-    attack, key, target = PGD(0.1, 10), jax.random.key(0), Partial(linear, weights)
+    attack, key, target = PGD(0.3, 10), jax.random.key(0), Partial(linear, weights)
     white = attack(target, key, images, labels)
     same = transfer(attack, target, target, key, images, labels)
     np.testing.assert_array_equal(same.success, white.success)
     assert same.success.any()
     opposite = transfer(attack, Partial(linear, -weights), target, key, images, labels)
     assert opposite.success.sum() < same.success.sum()
-    assert float(image_norms(same.images - images, "linf").max()) <= 0.1 + 1e-6
+    assert float(image_norms(same.images - images, "linf").max()) <= 0.3 + 1e-6
 
 
 def test_clean_errors_of_the_target_count():
