@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+RUNS ?= runs/quickstart
 
 .PHONY: quickstart test core lint format clean
 
@@ -23,7 +24,11 @@ $(VENV)/installed-peers: $(VENV)/installed-test
 
 # Trains AT and AT-AWP on handwritten digits, evaluates both, prints one table, draws the curves.
 quickstart: $(VENV)/installed
-	PATH="$(abspath $(BIN)):$$PATH" sh configs/quickstart.sh runs/quickstart
+	for method in at at-awp; do \
+	    $(BIN)/awp-jax train --config=configs/quickstart.py:$$method --workdir=$(RUNS)/$$method \
+	    && $(BIN)/awp-jax evaluate --workdir=$(RUNS)/$$method > /dev/null || exit $$?; \
+	done
+	$(BIN)/awp-jax report --workdirs=$(RUNS)/at,$(RUNS)/at-awp --output=$(RUNS)/report
 
 test: $(VENV)/installed-peers lint
 	$(BIN)/python -m pytest --numprocesses=2

@@ -85,6 +85,7 @@ class _Run:
         self.quiet = quiet
         self.checkpoints = Checkpoints(workdir / "checkpoints")
         self.best: dict[str, Any] | None = None
+        self.clean_accuracy: float | None = None
         self.pending: list[Any] = []  # metrics still on the device, with their step
         self.seconds = time.perf_counter()
 
@@ -197,11 +198,11 @@ class _Run:
         self.seconds = now
         self.metrics.write(record)
         shown = {"loss": "loss", "clean_accuracy": "clean", "robust_accuracy": "robust"}
-        self.progress.advance(
-            steps[-1] + 1,
-            **{short: record[name] for name, short in shown.items() if name in record},
-            img_s=int(record["images_per_second"]),
-        )
+        values_shown = {short: record[name] for name, short in shown.items() if name in record}
+        # A step of AT has no clean forward pass: what the last evaluation found is shown.
+        if "clean" not in values_shown and self.clean_accuracy is not None:
+            values_shown["clean"] = self.clean_accuracy
+        self.progress.advance(steps[-1] + 1, **values_shown, img_s=int(record["images_per_second"]))
 
     def _evaluate(self, state: TrainState, step: int, epoch: int) -> bool:
         """Measures clean and robust accuracy; says whether selection calls this the best."""
@@ -231,6 +232,7 @@ class _Run:
         self.seconds += time.perf_counter() - started
         self.metrics.write(record)
         chosen = record[settings.selection]["robust_accuracy"]
+        self.clean_accuracy = record[settings.selection]["clean_accuracy"]
         improved = self.best is None or chosen > self.best["robust_accuracy"]
         if improved:
             self.best = {
