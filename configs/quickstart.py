@@ -18,7 +18,7 @@ def get_config(method: str = "at-awp") -> ConfigDict:
     """The config of ``"at"`` or ``"at-awp"``."""
     checks.choice(method, ("at", "at-awp"), "method")
     config = schema.default()
-    config.epochs = 30
+    config.epochs = 20
     config.batch_size = 100
 
     config.data.name = "digits"
@@ -41,5 +41,5 @@ def get_config(method: str = "at-awp") -> ConfigDict:
     config.evaluation.train_examples = 200
     config.evaluation.test_examples = 200
     config.evaluation.batch_size = 200
-    config.checkpoint.every_epochs = 10
+    config.checkpoint.every_epochs = 5
     return config

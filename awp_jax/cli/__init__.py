@@ -8,6 +8,7 @@ import absl.logging
 from absl import flags
 
 from awp_jax.cli import _describe, _evaluate, _report, _train
+from awp_jax.cli._cache import use_compilation_cache
 from awp_jax.cli._flags import Help, UsageError
 from awp_jax.training import NonFiniteError
 
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in _COMMANDS:
         print(f"awp-jax: unknown command {command!r}.\n\n{_usage()}", file=sys.stderr)
         return 2
+    use_compilation_cache()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax reports much that users need not see
     try:
         with warnings.catch_warnings():
