@@ -23,23 +23,25 @@ def get_config(method: str = "at-awp") -> ConfigDict:
 
     config.data.name = "digits"
     config.data.train_examples = 600
-    config.data.validation_examples = 200
+    config.data.validation_examples = 100
     config.data.crop_padding = 0
     config.data.flip = False  # a mirrored digit is another digit
 
     config.model.name = "preact-resnet-10"
-    config.model.width = 16
+    config.model.width = 12
     config.model.normalize = False
 
     config.attack.epsilon = "0.2"
     config.attack.step_size = "0.05"
 
+    config.schedule.milestones = (0.6, 0.85)
+
     config.weights.method = "none" if method == "at" else "awp"
     config.weights.gamma = "0.01"
 
-    config.evaluation.every_epochs = 5
-    config.evaluation.train_examples = 200
+    config.evaluation.every_epochs = 4
+    config.evaluation.train_examples = 100
     config.evaluation.test_examples = 200
     config.evaluation.batch_size = 200
-    config.checkpoint.every_epochs = 5
+    config.checkpoint.every_epochs = 4
     return config

@@ -104,16 +104,18 @@ def test_fab_radii_agree_with_torchattacks(digits, torch_digits, norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_square_agrees_with_torchattacks(digits, torch_digits, norm):
-    common = {"norm": THEIR_NORM[norm], "eps": EPSILON[norm], "n_queries": 1000}
+    # Linf is noisier, and cheaper in the peer.
+    queries, seeds = {"linf": (1000, 3), "l2": (300, 2)}[norm]
+    common = {"norm": THEIR_NORM[norm], "eps": EPSILON[norm], "n_queries": queries}
     mine, peer = [], []
-    for seed in range(3):
-        attack = Square(EPSILON[norm], 1000, norm, released_corners=True)
+    for seed in range(seeds):
+        attack = Square(EPSILON[norm], queries, norm, released_corners=True)
         mine.append(ours(digits, attack, seed))
         attack = torchattacks.Square(torch_digits[0], **common, resc_schedule=False, seed=seed)
         peer.append(theirs(digits, attack, torch_digits))
     assert np.mean(mine) == pytest.approx(np.mean(peer), abs=1.5)
     # The paper's windows reach the last row and column too: on 8 by 8 pixels worth some points.
-    assert ours(digits, Square(EPSILON[norm], 1000, norm)) < np.mean(peer)
+    assert ours(digits, Square(EPSILON[norm], queries, norm)) < np.mean(peer)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -129,15 +131,15 @@ def test_apgd_targeted_and_the_union_agree_with_torchattacks(digits, torch_digit
         [
             torchattacks.APGD(module, **common, steps=100),
             targeted,
-            torchattacks.FAB(module, **common, steps=20, multi_targeted=True),
-            torchattacks.Square(module, **common, n_queries=500, resc_schedule=False),
+            torchattacks.FAB(module, **common, steps=10, multi_targeted=True),
+            torchattacks.Square(module, **common, n_queries=200, resc_schedule=False),
         ]
     )
     attacks = [
         "apgd-ce",
         "apgd-t",
-        ("fab-t", FABTargeted(epsilon, 20, norm)),
-        ("square", Square(epsilon, 500, norm)),
+        ("fab-t", FABTargeted(epsilon, 10, norm)),
+        ("square", Square(epsilon, 200, norm)),
     ]
     result = autoattack(
         digits.logits_fn,
