@@ -92,10 +92,11 @@ def evaluate_run(
             raise UsageError(f"--examples is {examples}, but {name} has {len(part)}.")
         parts[name] = part if examples is None else subset(part, examples)
     states = {name: run.restore(name) for name in checkpoints}
+    imported = any("imported" in info for _, info in states.values())
     progress = Progress(len(states) * len(parts) * len(named), unit="attack")
     key = jax.random.fold_in(run.experiment.key, 4)
     result: dict[str, Any] = {
-        "method": method_name(config),
+        "method": "imported" if imported else method_name(config),
         "seed": config.seed,
         **settings,
         "selection": config.evaluation.selection,
