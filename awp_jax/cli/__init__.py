@@ -1,4 +1,4 @@
-"""The command line: ``awp-jax train | evaluate | import | export | describe | report``."""
+"""The command line: ``awp-jax train | evaluate | diagnose | ...``, see ``awp-jax --help``."""
 
 import sys
 import warnings
@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 import absl.logging
 from absl import flags
 
-from awp_jax.cli import _describe, _evaluate, _export, _import, _report, _train
+from awp_jax.cli import _describe, _diagnose, _evaluate, _export, _import, _report, _train
 from awp_jax.cli._flags import Help, UsageError
 from awp_jax.training import NonFiniteError
 
 _COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "train": ("train a model from a config, or go on where it was stopped", _train.main),
     "evaluate": ("measure clean and robust accuracy of a run's checkpoints", _evaluate.main),
+    "diagnose": ("tell robustness from gradients that mislead attacks", _diagnose.main),
     "import": ("make a run directory of a PyTorch checkpoint", _import.main),
     "export": ("write a run's model as a PyTorch state dict", _export.main),
     "describe": ("show what a config stands for, without training", _describe.main),

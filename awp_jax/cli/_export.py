@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     command.string("checkpoint", "best", "which: best, last")
     values = command.parse(argv)
     workdir = pathlib.Path(required(values, "workdir"))
-    print(export(workdir, required(values, "output"), values["checkpoint"].value))
+    print(export(workdir, required(values, "output"), required(values, "checkpoint")))
     return 0
 
 

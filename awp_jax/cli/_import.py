@@ -57,12 +57,12 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("The checkpoint is missing: awp-jax import CHECKPOINT --model=... .")
     config = imported_config(
         required(values, "model"),
-        name=values["data"].value,
+        name=required(values, "data"),
         path=values["data_path"].value,
         normalize=boolean(values, "normalize"),
         width=values["width"].value,
-        norm=values["norm"].value,
-        epsilon=values["epsilon"].value,
+        norm=required(values, "norm"),
+        epsilon=required(values, "epsilon"),
     )
     print(import_checkpoint(command.given, required(values, "workdir"), config))
     return 0
