@@ -118,7 +118,11 @@ def test_selections_by_name():
     assert (found["square-20"].steps, found["fab-t"].steps) == (20, 100)
     assert dict(attacks_by_name(["rand"])["rand"])["apgd-ce"].eot == 20
     assert dict(attacks_by_name(["plus"])["plus"])["fab"].restarts == 5
-    for name, match in (("autoatack", "'autoattack'"), ("apgd", "Unknown attack"), ("pgd-0", "Unknown attack")):
+    for name, match in (
+        ("autoatack", "'autoattack'"),
+        ("apgd", "Unknown attack"),
+        ("pgd-0", "Unknown attack"),
+    ):
         with pytest.raises(ValueError, match=match):
             attacks_by_name([name])
     with pytest.raises(ValueError, match="norm"):
