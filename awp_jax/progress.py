@@ -27,9 +27,9 @@ class Progress:
         self._bar: Any = None
         if not quiet and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=initial, unit=unit, file=sys.stderr)
-        self._done = initial
+        self._done: float = initial
 
-    def advance(self, done: int, **values: Any) -> None:
+    def advance(self, done: float, **values: Any) -> None:
         """Moves on to ``done`` steps and shows ``values`` beside the bar."""
         if self._bar is not None:
             self._bar.set_postfix(

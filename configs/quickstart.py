@@ -1,4 +1,4 @@
-"""Handwritten digits: AT or AT-AWP of a narrow PreAct ResNet, in about a minute each on two CPU cores.
+"""Handwritten digits: AT or AT-AWP of a narrow PreAct ResNet, about a minute on two CPU cores.
 
     awp-jax train --config=configs/quickstart.py --workdir=runs/awp
     awp-jax train --config=configs/quickstart.py:at --workdir=runs/at

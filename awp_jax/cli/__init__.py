@@ -1,27 +1,28 @@
-"""The command line: ``awp-jax train | evaluate | describe | report``."""
+"""The command line: ``awp-jax train | evaluate | diagnose | ...``, see ``awp-jax --help``."""
 
+import importlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import absl.logging
 from absl import flags
 
-from awp_jax.cli import _describe, _evaluate, _report, _train
-from awp_jax.cli._cache import use_compilation_cache
-from awp_jax.cli._flags import Help, UsageError
-from awp_jax.training import NonFiniteError
-
-_COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
-    "train": ("train a model from a config, or go on where it was stopped", _train.main),
-    "evaluate": ("measure clean and robust accuracy of a run's checkpoints", _evaluate.main),
-    "describe": ("show what a config stands for, without training", _describe.main),
-    "report": ("make the table and the learning curves of runs", _report.main),
+# One sentence and one module per command; the module is imported when the command is called, so
+# that help comes at once.
+_COMMANDS = {
+    "train": "train a model from a config, or go on where it was stopped",
+    "evaluate": "measure clean and robust accuracy of a run's checkpoints",
+    "diagnose": "tell robustness from gradients that mislead attacks",
+    "import": "make a run directory of a PyTorch checkpoint",
+    "export": "write a run's model as a PyTorch state dict",
+    "describe": "show what a config stands for, without training",
+    "report": "make the table and the learning curves of runs",
 }
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10} {text}" for name, (text, _) in _COMMANDS.items()]
+    lines = [f"  {name:<10} {text}" for name, text in _COMMANDS.items()]
     return "\n".join(
         [
             "usage: awp-jax COMMAND [--flags]",
@@ -70,12 +71,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in _COMMANDS:
         print(f"awp-jax: unknown command {command!r}.\n\n{_usage()}", file=sys.stderr)
         return 2
+    run = importlib.import_module(f"awp_jax.cli._{command}").main
+    from awp_jax.cli._cache import use_compilation_cache
+    from awp_jax.cli._flags import Help, UsageError
+    from awp_jax.training import NonFiniteError
+
     use_compilation_cache()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax reports much that users need not see
     try:
         with warnings.catch_warnings():
             _plain_warnings()
-            return _COMMANDS[command][1](rest)
+            return run(rest)
     except Help as text:
         print(text)
         return 0

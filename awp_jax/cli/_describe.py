@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from awp_jax import data, objectives
+from awp_jax import objectives
 from awp_jax.balls import WeightBall
 from awp_jax.cli._flags import Command, read_config
+from awp_jax.cli._import import open_experiment
 from awp_jax.reporting import markdown_table
-from awp_jax.training import Experiment, build
+from awp_jax.training import Experiment
 
 _LARGEST = 12
 
@@ -24,15 +25,9 @@ def main(argv: Sequence[str]) -> int:
         with_config=True,
     )
     config = read_config(command.parse(argv))
-    try:
-        experiment, note = build(config), ""
-    except data.DataError as error:
-        stand_in = data.published_sizes(config.data.name, config.data.validation_examples)
-        if stand_in is None:
-            raise
-        experiment = build(config, stand_in)
-        note = f"\nThe data was not found, so its published sizes are used: {error}\n"
-    print(describe(experiment) + note)
+    experiment, problem = open_experiment(config)
+    note = f"\nThe data was not found, so its published sizes are used: {problem}\n"
+    print(describe(experiment) + (note if problem else ""))
     return 0
 
 

@@ -1,19 +1,37 @@
 """``awp-jax evaluate``."""
 
+import shutil
+import sys
 import time
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from awp_jax import checks
-from awp_jax.cli._flags import Command, UsageError, names, required
-from awp_jax.evaluation import attack_by_name, measure
+from awp_jax.cli._flags import Command, UsageError, boolean, names, required
+from awp_jax.evaluation import (
+    Evaluation,
+    PartialResults,
+    attacks_by_name,
+    evaluate,
+    write_arrays,
+)
 from awp_jax.progress import Progress
-from awp_jax.reporting import evaluation_table
+from awp_jax.reporting import attack_table, evaluation_table
 from awp_jax.training import BEST, LAST, Run, open_run, subset, write_json
 
 EVALUATION = "evaluation.json"
+PARTIAL = "evaluation.partial"  # removed when the evaluation is finished
+IMAGES = "adversarial"
+
+
+_ATTACKS = (
+    "fgsm, pgd-N, cw-N, spsa, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, with N steps as in "
+    "square-N; autoattack, plus, rand; paper for Table 2 of AWP; clean is always measured"
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,15 +39,17 @@ def main(argv: Sequence[str]) -> int:
     command = Command(
         "evaluate",
         "Measures accuracy and loss of a run's checkpoints on clean and on attacked images,\n"
-        "prints a table and writes evaluation.json.",
+        "prints tables and writes evaluation.json. The same command goes on where a stopped one\n"
+        "was.",
     )
     command.string("workdir", None, "the run directory")
     command.string("checkpoints", "best,last", "which: best, last")
-    command.string("attacks", "fgsm,pgd-20", "fgsm, pgd-N, cw-N; clean is always measured")
+    command.string("attacks", "fgsm,pgd-20", _ATTACKS)
     command.string("sets", "train,test", "which images: train, validation, test")
     command.integer("examples", None, "of each set, the first so many; all by default")
     command.string("epsilon", None, "radius, such as 8/255; the config's by default")
     command.integer("restarts", None, "of the iterated attacks; the config's by default")
+    command.string("save_images", "false", "true: write the adversarial images, adversarial/*.npz")
     values = command.parse(argv)
     run = open_run(required(values, "workdir"))
     result = evaluate_run(
@@ -40,9 +60,12 @@ def main(argv: Sequence[str]) -> int:
         examples=values["examples"].value,
         epsilon=values["epsilon"].value,
         restarts=values["restarts"].value,
+        save_images=boolean(values, "save_images"),
     )
     write_json(run.workdir / EVALUATION, result)
+    shutil.rmtree(run.workdir / PARTIAL, ignore_errors=True)
     print(evaluation_table({run.workdir.name: result}))
+    print(f"\n{attack_table(result)}")
     return 0
 
 
@@ -55,20 +78,24 @@ def evaluate_run(
     examples: int | None = None,
     epsilon: str | None = None,
     restarts: int | None = None,
+    save_images: bool = False,
 ) -> dict[str, Any]:
     """Measures checkpoints of a run; what ``evaluation.json`` holds.
 
     Args:
         run: From ``awp_jax.training.open_run``.
         checkpoints: Of ``"best"``, ``"last"``.
-        attacks: Names, see ``awp_jax.evaluation.attack_by_name``.
+        attacks: Names, see ``awp_jax.evaluation.attacks_by_name``.
         sets: Of ``"train"``, ``"validation"``, ``"test"``.
         examples: The first so many of each set; ``None`` for all.
         epsilon: ``None`` for the config's.
         restarts: ``None`` for the config's.
+        save_images: Whether to write ``adversarial/CHECKPOINT-SET-ATTACK.npz``: images, labels,
+            and which of them are misclassified.
 
     Returns:
-        Plain values: settings, device, and accuracy and loss by checkpoint, set and attack.
+        Plain values: settings, device, under ``checkpoints`` accuracy and loss by checkpoint, set
+        and attack, and under ``unions`` all attacks of a checkpoint and set together.
 
     Raises:
         ValueError: For unknown names, more examples than there are, or missing checkpoints.
@@ -81,7 +108,7 @@ def evaluate_run(
         "restarts": restarts or config.evaluation.restarts,
     }
     checks.radius(settings["epsilon"], "epsilon")
-    named = {name: attack_by_name(name, **settings) for name in ("clean", *attacks)}
+    named = attacks_by_name(attacks, **settings)
     parts = {}
     for name in sets:
         checks.choice(name, ("train", "validation", "test"), "set")
@@ -92,10 +119,11 @@ def evaluate_run(
             raise UsageError(f"--examples is {examples}, but {name} has {len(part)}.")
         parts[name] = part if examples is None else subset(part, examples)
     states = {name: run.restore(name) for name in checkpoints}
-    progress = Progress(len(states) * len(parts) * len(named), unit="attack")
+    imported = any("imported" in info for _, info in states.values())
+    progress = _Progress(len(states) * len(parts) * len(named))
     key = jax.random.fold_in(run.experiment.key, 4)
     result: dict[str, Any] = {
-        "method": method_name(config),
+        "method": "imported" if imported else method_name(config),
         "seed": config.seed,
         **settings,
         "selection": config.evaluation.selection,
@@ -103,39 +131,85 @@ def evaluate_run(
         "data": config.data.name,
         "model": config.model.name,
         "checkpoints": {},
+        "unions": {},
     }
-    done = 0
+    steps: dict[int, str] = {}
     for which, (state, info) in states.items():
-        twin = next((m for m in result["checkpoints"].values() if m["step"] == info["step"]), None)
-        if twin is not None:  # best and last are often the same state
-            result["checkpoints"][which] = twin
-            done += len(parts) * len(named)
+        twin = steps.setdefault(info["step"], which)
+        if twin != which:  # best and last are often the same state
+            for group in ("checkpoints", "unions"):
+                result[group][which] = result[group][twin]
+            progress.skip(len(parts) * len(named))
             continue
-        measured: dict[str, Any] = {
+        measured = result["checkpoints"][which] = {
             "step": info["step"],
             "epoch": info["step"] / run.experiment.steps_per_epoch,
         }
+        unions = result["unions"][which] = {}
         for set_name, part in parts.items():
-            measured[set_name] = {}
-            for attack_name, attack in named.items():
-                started = time.perf_counter()
-                found = measure(
-                    run.logits_fn(state),
-                    part.images,
-                    part.labels,
-                    attack,
-                    key=key,
-                    batch_size=config.evaluation.batch_size,
-                )
-                measured[set_name][attack_name] = {
-                    **found.as_dict(),
-                    "seconds": round(time.perf_counter() - started, 3),
-                }
-                done += 1
-                progress.advance(done, accuracy=found.accuracy)
-        result["checkpoints"][which] = measured
+            progress.begin(f"{which} {set_name}")
+            identity = {
+                **settings,
+                "state": info.get("digest"),
+                "seed": config.seed,
+                "model": config.model.to_json(),
+                "images": [zlib.crc32(a.tobytes()) for a in (part.images, part.labels)],
+            }
+            found = evaluate(
+                run.logits_fn(state),
+                key,
+                part.images,
+                part.labels,
+                named,
+                norm=settings["norm"],
+                epsilon=settings["epsilon"],
+                batch_size=config.evaluation.batch_size,
+                partial=PartialResults(run.workdir / PARTIAL, identity),
+                progress=progress.tell,
+            )
+            measured[set_name], unions[set_name] = found.attacks, found.union
+            if save_images:
+                _save_images(run, f"{which}-{set_name}", found, part.labels)
     progress.close()
     return result
+
+
+def _save_images(run: Run, prefix: str, found: Evaluation, labels: np.ndarray) -> None:
+    for name, outcome in found.outcomes.items():
+        if name != "clean":
+            arrays = {"images": outcome.images, "labels": labels, "success": outcome.success}
+            write_arrays(run.workdir / IMAGES / f"{prefix}-{name}.npz", arrays)
+
+
+class _Progress:
+    """A bar with the time left over all attacks of all sets; plain lines where there is none."""
+
+    def __init__(self, attacks: int):
+        self._total, self._done, self._what = attacks, 0, ""
+        self._began = time.monotonic()
+        self._bar = Progress(attacks, unit="attack")
+
+    def begin(self, what: str) -> None:
+        self._what = what
+
+    def tell(self, name: str, share: float) -> None:
+        if share < 1:
+            self._bar.advance(round(self._done + share, 2), attack=f"{self._what} {name}")
+            return
+        self.skip(1)
+        left = (time.monotonic() - self._began) * (self._total - self._done) / self._done
+        if not sys.stderr.isatty():
+            self._bar.line(
+                f"{self._what} {name}: {self._done} of {self._total} attacks done, "
+                f"about {left:.0f} s left"
+            )
+
+    def skip(self, attacks: int) -> None:
+        self._done += attacks
+        self._bar.advance(self._done, attack=self._what)
+
+    def close(self) -> None:
+        self._bar.close()
 
 
 def method_name(config: Any) -> str:

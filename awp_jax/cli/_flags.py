@@ -25,12 +25,18 @@ class Command:
         name: Of the command.
         summary: What it does, shown by ``--help``.
         with_config: Whether it takes ``--config``.
+        argument: What its one argument without a flag is called; ``None`` for a command that takes
+            none. ``given`` holds it after ``parse``, empty when it was left out.
     """
 
-    def __init__(self, name: str, summary: str, *, with_config: bool = False):
+    def __init__(
+        self, name: str, summary: str, *, with_config: bool = False, argument: str | None = None
+    ):
         self.name = name
         self.summary = summary
         self.with_config = with_config
+        self.argument = argument
+        self.given = ""
         self.values = flags.FlagValues()
 
     def string(self, name: str, default: str | None, text: str) -> None:
@@ -43,7 +49,8 @@ class Command:
 
     def help(self) -> str:
         """The text of ``--help``."""
-        lines = [f"usage: awp-jax {self.name} [--flags]", "", self.summary, "", "flags:"]
+        argument = f" {self.argument}" if self.argument else ""
+        lines = [f"usage: awp-jax {self.name}{argument} [--flags]", "", self.summary, "", "flags:"]
         if self.with_config:
             lines += [
                 "  --config=FILE[:ARGUMENT]  a Python file with get_config(ARGUMENT), such as "
@@ -84,6 +91,8 @@ class Command:
             rest = self.values([f"awp-jax {self.name}", *argv])
         except Exception as error:  # a config file is any Python, so is what it raises
             raise UsageError(_one_sentence(error)) from None
+        if self.argument and len(rest) > 1:
+            self.given = rest.pop(1)
         if len(rest) > 1:
             raise UsageError(f"{rest[1]!r} was not expected: flags are written --name=value.")
         if self.with_config and self.values["config"].value is None:
@@ -118,6 +127,18 @@ def required(values: flags.FlagValues, name: str) -> str:
     if not value:
         raise UsageError(f"--{name} is missing.")
     return value
+
+
+def boolean(values: flags.FlagValues, name: str) -> bool:
+    """The value of a flag that is ``true`` or ``false``.
+
+    Raises:
+        UsageError: For anything else.
+    """
+    value = str(values[name].value).lower()
+    if value not in ("true", "false"):
+        raise UsageError(f"--{name} is {values[name].value!r}, but true or false was expected.")
+    return value == "true"
 
 
 def names(text: str | None, flag: str) -> list[str]:

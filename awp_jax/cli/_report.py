@@ -38,8 +38,11 @@ def main(argv: Sequence[str]) -> int:
             raise WorkdirError(f"{path} is damaged: {error}.") from None
         curves[workdir.name] = read_metrics(workdir)
     table = evaluation_table(results)
-    files = save_figure(learning_curves(curves), output / "learning_curves")
+    files = []
+    if any(curves.values()):  # imported runs have none
+        files = save_figure(learning_curves(curves), output / "learning_curves")
+    output.mkdir(parents=True, exist_ok=True)
     (output / "report.md").write_text(table + "\n")
     print(table)
-    print(f"\nWritten: {output / 'report.md'}, {', '.join(map(str, files))}")
+    print(f"\nWritten: {', '.join(map(str, [output / 'report.md', *files]))}")
     return 0

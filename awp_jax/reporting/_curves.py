@@ -2,9 +2,10 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe-Ito: told apart by colour-blind people; line styles tell the sets apart in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -12,7 +13,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _STYLES = {"train": "--", "test": "-"}
 
 
-def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     """Clean and robust accuracy over epochs, and the robust generalisation gap.
 
     Args:
@@ -24,6 +25,8 @@ def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     Raises:
         ValueError: When no run has been evaluated while it trained.
     """
+    from matplotlib.figure import Figure  # slow to import: only where something is drawn
+
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
     axes = figure.subplots(1, 3)
     titles = ("Natural accuracy", "Robust accuracy", "Robust generalisation gap")
@@ -67,7 +70,7 @@ def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: str | pathlib.Path) -> list[pathlib.Path]:
+def save_figure(figure: "Figure", path: str | pathlib.Path) -> list[pathlib.Path]:
     """Saves a figure as PNG and as PDF.
 
     Args:

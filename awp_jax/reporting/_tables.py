@@ -50,7 +50,9 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
                 for a in attacks:
                     label = _NAMES.get(a, a.upper())
                     columns[f"{label} {s}"] = f"{100 * measured[s][a]['accuracy']:.2f}"
-                columns[f"robust loss {s}"] = f"{measured[s][strongest]['loss']:.3f}"
+                losses = [measured[s][a]["loss"] for a in attacks]
+                known = [loss for loss in losses if loss is not None]  # AutoAttack has none
+                columns[f"robust loss {s}"] = f"{known[-1]:.3f}"
             if "train" in measured and "test" in measured and strongest != "clean":
                 gap = (
                     measured["train"][strongest]["accuracy"]
@@ -68,3 +70,40 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             ] = None
     body = markdown_table(header, [[row.get(h, "") for h in header] for row in rows])
     return "\n".join([body, "", "Accuracies in percent. " + "\n".join(notes) + "."])
+
+
+def attack_table(result: Mapping[str, Any]) -> str:
+    """What each attack did, one row per attack, with those of AutoAttack below it.
+
+    Args:
+        result: What ``awp-jax evaluate`` writes to ``evaluation.json``.
+
+    Returns:
+        A Markdown table: accuracy left, examples that were right and were broken, median steps (or
+        queries) to success over these, robust loss in nats (the highest over restarts; over all,
+        and over those that are right and wrong on clean images), seconds; last all attacks
+        together.
+    """
+    header = ["checkpoint", "set", "attack", "accuracy", "broke", "median steps"]
+    header += ["loss", "loss if right", "loss if wrong", "seconds"]
+    rows = []
+    for which, measured in result["checkpoints"].items():
+        for part, union in result["unions"][which].items():
+            for name, found in measured[part].items():
+                rows.append(_attack_row(which, part, name, found))
+                for stage in found.get("stages", ())[1:]:
+                    rows.append(_attack_row(which, part, f"- {stage['name']}", stage))
+            name = f"all together (strongest: {union['strongest']})"
+            rows.append(_attack_row(which, part, name, union))
+    return markdown_table(header, rows)
+
+
+def _attack_row(which: str, part: str, name: str, found: Mapping[str, Any]) -> list[str]:
+    def cell(key: str, form: str) -> str:
+        value = found.get(key)
+        return "" if value is None else format(value, form)
+
+    forms = {"broke": "d", "median_steps": "g", "loss": ".3f", "loss_correct": ".3f"}
+    forms |= {"loss_wrong": ".3f", "seconds": ".1f"}
+    accuracy = f"{100 * found['accuracy']:.2f}"
+    return [which, part, name, accuracy, *(cell(key, form) for key, form in forms.items())]

@@ -13,6 +13,7 @@ from awp_jax.training._loop import NonFiniteError as NonFiniteError
 from awp_jax.training._loop import Outcome as Outcome
 from awp_jax.training._loop import train as train
 from awp_jax.training._records import WorkdirError as WorkdirError
+from awp_jax.training._records import plain as plain
 from awp_jax.training._records import read_config as read_config
 from awp_jax.training._records import read_metrics as read_metrics
 from awp_jax.training._records import write_json as write_json

@@ -1,0 +1,182 @@
+"""All attacks of a selection on one set of images, part by part."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+
+from awp_jax import checks
+from awp_jax.attacks import AutoAttackState, Row, autoattack
+from awp_jax.attacks._ensemble import is_random
+from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.attacks._stepped import number_of_classes
+from awp_jax.data import as_float
+from awp_jax.evaluation._outcomes import Outcome, attack_examples, summary, union
+from awp_jax.evaluation._partial import PartialResults
+from awp_jax.random import example_keys
+
+
+class Evaluation(NamedTuple):
+    """What all attacks of a selection did to one set of images.
+
+    Attributes:
+        attacks: By name, the ``summary`` of each attack, ``"clean"`` first; plain values.
+        union: All attacks together; plain values.
+        outcomes: By name, what happened to each example, with the adversarial images.
+    """
+
+    attacks: dict[str, dict[str, Any]]
+    union: dict[str, Any]
+    outcomes: dict[str, Outcome]
+
+
+def evaluate(
+    logits_fn: Callable,
+    key: jax.Array,
+    images: Any,
+    labels: Any,
+    attacks: Mapping[str, Any],
+    *,
+    norm: str = "linf",
+    epsilon: Any = 8 / 255,
+    batch_size: int = 256,
+    partial: PartialResults | None = None,
+    progress: Callable[[str, float], Any] | None = None,
+) -> Evaluation:
+    """Runs attacks on a set of images: what ``awp-jax evaluate`` does with a checkpoint.
+
+    Each attack sees all images; within AutoAttack, each of its attacks sees what is still robust.
+
+    Args:
+        logits_fn: ``images -> logits [batch, classes]``; a ``jax.tree_util.Partial`` over the
+            parameters is compiled once for all parameters.
+        key: One typed key, or one per example.
+        images: ``[examples, height, width, channels]``, uint8 or float in [0, 1].
+        labels: int ``[examples]``.
+        attacks: From ``attacks_by_name``; or any attacks by name, and for a cascade a list of
+            ``(name, attack)``.
+        norm: Of the ball that every result is projected on: ``"linf"``, ``"l2"`` or ``"l1"``.
+        epsilon: Its radius in pixel units.
+        batch_size: Examples per pass; does not change the result.
+        partial: Where finished attacks are kept; ``None``: nowhere.
+        progress: Called with the name of an attack and the share of it that is done.
+
+    Returns:
+        An ``Evaluation``.
+
+    Raises:
+        ValueError: For bad images or labels, an empty selection, or a model that returns NaN.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from awp_jax.evaluation import attacks_by_name, evaluate
+        >>> logits_fn = lambda images: (images.mean((1, 2)) - 0.5) * jnp.array([[1.0, -1.0]])
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.9).at[1].set(0.51), jnp.array([0, 0])
+        >>> found = evaluate(
+        ...     logits_fn, jax.random.key(0), images, labels, attacks_by_name(["fgsm", "pgd-2"])
+        ... )
+        >>> found.attacks["fgsm"]["accuracy"], found.union["accuracy"]
+        (0.5, 0.5)
+    """
+    checks.positive_integer(batch_size, "batch_size")
+    radius = float(checks.radius(epsilon, "epsilon", norm))
+    images, labels, function = np.asarray(images), np.asarray(labels), as_pytree_function(logits_fn)
+    first = as_float(images[:1])
+    checks.images_and_labels(as_float(images), labels)
+    checks.images_and_labels(first, labels[:1], number_of_classes(function, first))
+    keys = example_keys(key, len(labels))
+    partial = PartialResults(None, {}) if partial is None else partial
+    outcomes: dict[str, Outcome] = {}
+    for name, attack in {"clean": None, **attacks}.items():
+        part = {"attack": name, "settings": repr(attack), "norm": norm, "epsilon": radius}
+        stored = partial.load(part)
+        if stored is not None:
+            outcomes[name] = _unpacked(stored)
+        else:
+            tick = Partial(_unfinished, progress, name) if progress is not None else None
+            common: dict[str, Any] = {"norm": norm, "epsilon": radius, "batch_size": batch_size}
+            began = time.perf_counter()
+            if isinstance(attack, list):
+                found = _cascade(
+                    attack, function, keys, images, labels, partial, part, tick, common
+                )
+            else:
+                found = attack_examples(
+                    function, keys, images, labels, attack, tick=tick, **common
+                )._replace(seconds=time.perf_counter() - began)
+            outcomes[name] = found
+            partial.save(part, _packed(found))
+        if progress is not None:
+            progress(name, 1.0)
+    clean = outcomes["clean"]
+    attacked = {name: found for name, found in outcomes.items() if name != "clean"}
+    rows = {name: summary(found, clean) for name, found in outcomes.items()}
+    return Evaluation(rows, union(attacked, clean), outcomes)
+
+
+def _unfinished(progress, name, share):
+    if share < 1:  # the end is told once, when the result is kept
+        progress(name, share)
+
+
+def _without_key(function, images, key):
+    del key
+    return function(images)
+
+
+def _cascade(plan, function, keys, images, labels, partial, part, tick, common) -> Outcome:
+    """AutoAttack, kept after every one of its attacks."""
+    if is_random(plan):  # a deterministic model among random ones
+        function = Partial(_without_key, function)
+    part = {**part, "unfinished": True}
+    stored = partial.load(part)
+    state = None
+    if stored is not None:
+        rows = tuple(Row(*row) for row in json.loads(str(stored["rows"])))
+        state = AutoAttackState(stored["images"], stored["robust"], rows)
+
+    def keep(now: AutoAttackState) -> None:
+        arrays = {"images": now.images, "robust": now.robust, "rows": json.dumps(now.rows)}
+        partial.save(part, arrays)
+
+    finished = 0 if state is None else state.finished
+
+    def report(now) -> None:
+        names = [name for name, _ in plan]
+        tick((max(names.index(now.attack), finished) + now.done) / len(plan))
+
+    result = autoattack(
+        function,
+        keys,
+        as_float(images),
+        labels,
+        version="custom",
+        attacks=plan,
+        state=state,
+        on_stage=keep,
+        progress=None if tick is None else report,
+        **common,
+    )
+    seconds = sum(row.seconds for row in result.rows)
+    stages = tuple(row._asdict() for row in result.rows)
+    return Outcome(~result.robust, None, None, result.images, seconds, stages)
+
+
+def _packed(outcome: Outcome) -> dict[str, Any]:
+    arrays = {k: v for k, v in outcome._asdict().items() if v is not None}
+    return {**arrays, "stages": json.dumps(outcome.stages)}
+
+
+def _unpacked(arrays: dict[str, np.ndarray]) -> Outcome:
+    return Outcome(
+        arrays["success"],
+        arrays.get("loss"),
+        arrays.get("steps"),
+        arrays["images"],
+        float(arrays["seconds"]),
+        tuple(json.loads(str(arrays["stages"]))),
+    )

@@ -1,0 +1,122 @@
+"""``awp-jax evaluate`` with the evaluation attacks: tables, images, and going on after a stop."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from awp_jax import cli
+from awp_jax.attacks import APGD, Square
+from awp_jax.cli import _evaluate
+from awp_jax.evaluation import _names
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("evaluated") / "run"
+    settings = {
+        "model.name": "mlp",
+        "epochs": 1,
+        "batch_size": 32,
+        "data.train_examples": 64,
+        "data.validation_examples": 32,
+        "data.test_examples": 40,
+        "attack.steps": 2,
+        "evaluation.steps": 2,
+        "evaluation.batch_size": 16,
+    }
+    arguments = [f"--config.{key}={value}" for key, value in settings.items()]
+    assert cli.main(["train", f"--config={CONFIG}:at", f"--workdir={workdir}", *arguments]) == 0
+    return workdir
+
+
+@pytest.fixture(autouse=True)
+def short_autoattack(monkeypatch):
+    def ensemble(version, *, norm, epsilon, attacks=None):
+        known = {"apgd-ce": APGD(epsilon, 5, norm), "square": Square(epsilon, 20, norm)}
+        return [(name, known[name]) for name in attacks or known]
+
+    monkeypatch.setattr(_names, "ensemble", ensemble)
+
+
+def evaluate(run, *arguments):
+    arguments = ["--checkpoints=best", "--sets=test", "--examples=20", "--epsilon=0.05", *arguments]
+    return cli.main(["evaluate", f"--workdir={run}", *arguments])
+
+
+def test_a_row_per_attack_and_all_together(run, capsys):
+    assert evaluate(run, "--attacks=pgd-2,square-10,autoattack", "--save_images=true") == 0
+    printed = capsys.readouterr()
+    for text in ("median steps", "loss if wrong", "- apgd-ce", "all together (strongest:"):
+        assert text in printed.out
+    assert "best test autoattack: 4 of 4 attacks done" in printed.err
+    result = json.loads((run / "evaluation.json").read_text())
+    found, union = result["checkpoints"]["best"]["test"], result["unions"]["best"]["test"]
+    assert list(found) == ["clean", "pgd-2", "square-10", "autoattack"]
+    assert union["accuracy"] <= min(row["accuracy"] for row in found.values())
+    assert union["loss"] >= max(row["loss"] or 0 for row in found.values())
+    assert {"accuracy", "loss", "examples", "seconds"} <= found["pgd-2"].keys()
+    assert found["autoattack"]["loss"] is None
+    names = {"best-test-pgd-2.npz", "best-test-square-10.npz", "best-test-autoattack.npz"}
+    assert {path.name for path in (run / "adversarial").iterdir()} == names
+    with np.load(run / "adversarial" / "best-test-autoattack.npz") as arrays:
+        assert arrays["images"].shape == (20, 8, 8, 1)
+        assert 1 - arrays["success"].mean() == pytest.approx(found["autoattack"]["accuracy"])
+    assert not (run / "evaluation.partial").exists()
+
+
+def test_it_goes_on_where_it_was_stopped(run, capsys, monkeypatch):
+    done, whole = [], _evaluate.evaluate
+    before = (run / "evaluation.json").read_text()
+
+    def stopping(*arguments, progress, **options):
+        def tell(name, share):
+            progress(name, share)
+            done.append((name, share))
+            if name == "fgsm" and share == 1.0 and len(done) < 10:
+                raise KeyboardInterrupt
+
+        return whole(*arguments, progress=tell, **options)
+
+    monkeypatch.setattr(_evaluate, "evaluate", stopping)
+    assert evaluate(run, "--attacks=fgsm,pgd-2") == 130
+    assert (run / "evaluation.json").read_text() == before
+    assert len(list((run / "evaluation.partial").iterdir())) == 2
+    monkeypatch.setattr(_evaluate, "evaluate", whole)
+    assert evaluate(run, "--attacks=fgsm,pgd-2") == 0
+    continued = json.loads((run / "evaluation.json").read_text())
+    assert evaluate(run, "--attacks=fgsm,pgd-2") == 0
+    again = json.loads((run / "evaluation.json").read_text())
+    assert again["unions"] == continued["unions"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--attacks=autoatack", "Did you mean 'autoattack'"),
+        ("--attacks=sqare", "Did you mean 'square'"),
+        ("--save_images=perhaps", "--save_images is 'perhaps'"),
+    ],
+)
+def test_misuse_is_one_sentence(run, capsys, argument, message):
+    assert evaluate(run, argument) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1
+
+
+def test_diagnose_writes_a_verdict_and_a_figure(run, capsys):
+    arguments = ["--examples=20", "--queries=20", f"--surrogate={run}"]
+    assert cli.main(["diagnose", f"--workdir={run}", *arguments]) == 0
+    assert "gradients beat transfer" in capsys.readouterr().out
+    result = json.loads((run / "diagnosis.json").read_text())
+    assert result["examples"] == 20 and isinstance(result["suspicious"], bool)
+    assert {path.name for path in (run / "figures").iterdir()} == {
+        "diagnosis.png",
+        "diagnosis.pdf",
+    }
+    assert cli.main(["diagnose"]) == 2
+    assert "--workdir is missing" in capsys.readouterr().err

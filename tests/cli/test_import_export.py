@@ -1,0 +1,133 @@
+"""PyTorch checkpoints become run directories and back, whole or not at all."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from awp_jax import cli, models
+from awp_jax.interop import save_torch
+
+pytest.importorskip("safetensors")
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+MODEL = ["--model=wrn-10-1", "--data=digits", "--epsilon=0.1"]
+
+
+def tensors(path):
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    classifier = models.create("wrn-10-1", image_shape=(8, 8, 1), num_classes=10)
+    path = tmp_path_factory.mktemp("published") / "model.safetensors"
+    save_torch(path, classifier, *classifier.init(jax.random.key(0)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def imported(checkpoint):
+    workdir = checkpoint.parent / "imported"
+    assert cli.main(["import", str(checkpoint), f"--workdir={workdir}", *MODEL]) == 0
+    return workdir
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_a_round_trip_gives_equal_tensors(checkpoint, imported, tmp_path, capsys, which):
+    output = tmp_path / "again.safetensors"
+    arguments = [f"--workdir={imported}", f"--output={output}", f"--checkpoint={which}"]
+    assert cli.main(["export", *arguments]) == 0
+    assert "exported wrn-10-1" in capsys.readouterr().out
+    before, after = tensors(checkpoint), tensors(output)
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_an_imported_run_is_evaluated_and_reported(imported, tmp_path, capsys):
+    arguments = [f"--workdir={imported}", "--attacks=fgsm", "--sets=test", "--examples=20"]
+    assert cli.main(["evaluate", *arguments]) == 0
+    result = json.loads((imported / "evaluation.json").read_text())
+    assert (result["method"], result["model"], result["epsilon"]) == ("imported", "wrn-10-1", "0.1")
+    assert result["checkpoints"]["best"] == result["checkpoints"]["last"]
+    assert cli.main(["report", f"--workdirs={imported}", f"--output={tmp_path}"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_pt_files_load_into_pytorch(imported, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    output = tmp_path / "model.pt"
+    assert cli.main(["export", f"--workdir={imported}", f"--output={output}"]) == 0
+    state = torch.load(output, weights_only=True)
+    assert "block1.layer.0.conv1.weight" in state
+    wrapped = {"state_dict": {f"module.{name}": value for name, value in state.items()}}
+    torch.save(wrapped, tmp_path / "wrapped.pt")
+    workdir = tmp_path / "run"
+    workdir.mkdir()  # an empty directory is taken
+    arguments = [str(tmp_path / "wrapped.pt"), f"--workdir={workdir}", *MODEL]
+    assert cli.main(["import", *arguments]) == 0
+    assert "right on the first 100 test images" in capsys.readouterr().out
+    assert {path.name for path in workdir.iterdir()} == {"config.json", "checkpoints"}
+
+
+def test_without_the_data_the_published_sizes_serve(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AWP_JAX_DATA", str(tmp_path / "none"))
+    classifier = models.create("wrn-10-1", image_shape=(32, 32, 3), num_classes=10)
+    save_torch(tmp_path / "c.safetensors", classifier, *classifier.init(jax.random.key(0)))
+    workdir = tmp_path / "run"
+    arguments = [str(tmp_path / "c.safetensors"), "--model=wrn-10-1", "--normalize=true"]
+    assert cli.main(["import", *arguments, f"--workdir={workdir}"]) == 0
+    assert "was not found, so the model was not tried" in capsys.readouterr().out
+    output = tmp_path / "again.safetensors"
+    assert cli.main(["export", f"--workdir={workdir}", f"--output={output}"]) == 0
+    assert "normalised images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "The checkpoint is missing"),
+        (["nope.pt", *MODEL], "There is no file nope.pt"),
+        (["CHECKPOINT"], "--model is missing"),
+        (["CHECKPOINT", "--model=wrn-16-1", "--data=digits"], "lacks .* of wrn-16-1"),
+        (["CHECKPOINT", "--model=wrn-10-2", "--data=digits"], "another architecture"),
+        (["CHECKPOINT", "--model=wnr-10-1", "--data=digits"], "Unknown model"),
+        (["CHECKPOINT", *MODEL, "--data=digit"], "did you mean 'digits'"),
+        (["CHECKPOINT", *MODEL, "--epsilon=-1"], "epsilon is '-1'"),
+        (["CHECKPOINT", *MODEL, "--norm=l3"], "norm 'l3'"),
+        (["CHECKPOINT", *MODEL, "--normalize=maybe"], "--normalize is 'maybe'"),
+        (["CHECKPOINT", "stray", *MODEL], "'stray' was not expected"),
+    ],
+)
+def test_what_cannot_be_imported_leaves_nothing(checkpoint, tmp_path, capsys, arguments, message):
+    import re
+
+    arguments = [str(checkpoint) if a == "CHECKPOINT" else a for a in arguments]
+    assert cli.main(["import", *arguments, f"--workdir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1 and re.search(message, error), error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_in_use_is_refused(checkpoint, imported, capsys):
+    assert cli.main(["import", str(checkpoint), f"--workdir={imported}", *MODEL]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output=model.onnx"], "must be .pt, .pth or .safetensors"),
+        (["--output=model.pt", "--checkpoint=first"], "checkpoint is 'first'"),
+        ([], "--output is missing"),
+    ],
+)
+def test_bad_exports_write_nothing(imported, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export", f"--workdir={imported}", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,78 @@
+"""Masked models are flagged, each for its own reason; a sound one is not."""
+
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from awp_jax.evaluation import diagnose
+
+KEY = jax.random.key(0)
+_path = pathlib.Path(__file__).parents[1] / "attacks" / "conftest.py"
+_spec = importlib.util.spec_from_file_location("digits_network", _path)
+digits = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(digits)
+
+
+@pytest.fixture(scope="module")
+def sound():
+    params = digits.train()
+    _, (images, labels) = digits.split_digits()
+    return Partial(digits.network, params), images[:100], labels[:100]
+
+
+def look(sound, change=None, **options):
+    logits_fn, images, labels = sound
+    function = logits_fn if change is None else change
+    return diagnose(function, KEY, images, labels, epsilon=0.12, queries=300, **options)
+
+
+def failed(diagnosis):
+    return {check.name for check in diagnosis.checks if not check.passed}
+
+
+def test_a_sound_model_is_not_flagged(sound):
+    surrogate = Partial(digits.network, digits.train(seed=1, steps=100))
+    found = look(sound, surrogate_fn=surrogate)
+    assert not found.suspicious, found.verdict()
+    assert found.verdict().startswith("No sign of gradient masking")
+    assert set(found.others) == {"square", "transfer"}
+    assert 0.2 < found.by_steps[-1] < 0.9 and found.by_epsilon[-1] <= 0.02
+    assert found.as_dict()["suspicious"] is False
+
+
+def test_logits_times_10000_are_flagged(sound):
+    found = look(sound, lambda x: 1e4 * sound[0](x))
+    assert {"float precision suffices", "gradients of the cross-entropy loss"} & failed(found)
+    assert found.verdict().startswith("Do not trust")
+
+
+def test_a_quantised_input_is_flagged(sound):
+    found = look(sound, lambda x: sound[0](jnp.round(x * 8) / 8))
+    assert {"gradients of the cross-entropy loss", "gradients beat square"} <= failed(found)
+
+
+def test_other_ways_to_mislead_are_named(sound):
+    logits_fn = sound[0]
+    draws = np.random.default_rng(0)
+
+    def misleading(x):
+        z = logits_fn(x)
+        noise = 0.0 if isinstance(x, jax.core.Tracer) else draws.normal(size=z.shape)
+        return jax.nn.softmax(z - z.mean(0, keepdims=True) + 0.1 * jnp.asarray(noise, z.dtype))
+
+    names = failed(look(sound, misleading))
+    assert {"the model is deterministic", "outputs are logits"} <= names
+    assert "an example does not depend on its batch" in names
+
+
+def test_bad_input(sound):
+    logits_fn, images, labels = sound
+    with pytest.raises(ValueError, match="epsilon is 0"):
+        diagnose(logits_fn, KEY, images, labels, epsilon=0)
+    with pytest.raises(ValueError, match="Unknown norm"):
+        diagnose(logits_fn, KEY, images, labels, norm="l1")
