@@ -14,7 +14,7 @@ def use_compilation_cache() -> None:
     ``JAX_COMPILATION_CACHE_DIR`` wins, and ``JAX_ENABLE_COMPILATION_CACHE=false`` turns it off.
     Code for a CPU runs on that kind of CPU only, so the folder is named after the machine.
     """
-    if jax.config.read("jax_compilation_cache_dir") is not None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
         return
     machine = platform.platform() + platform.machine()
     try:
