@@ -37,7 +37,7 @@ def get_config(method: str = "at-awp") -> ConfigDict:
     config.schedule.milestones = (0.6, 0.85)
 
     config.weights.method = "none" if method == "at" else "awp"
-    config.weights.gamma = "0.005"
+    config.weights.gamma = "0.01"
 
     config.evaluation.every_epochs = 4
     config.evaluation.train_examples = 100
