@@ -40,7 +40,7 @@ def get_config(method: str = "at-awp") -> ConfigDict:
     config.weights.gamma = "0.01"
 
     config.evaluation.every_epochs = 4
-    config.evaluation.train_examples = 100
+    config.evaluation.train_examples = 200
     config.evaluation.test_examples = 200
     config.evaluation.batch_size = 200
     config.checkpoint.every_epochs = 4
