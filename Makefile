@@ -23,32 +23,15 @@ $(VENV)/installed-peers: $(VENV)/installed-test
 	touch $@
 
 # Trains AT and AT-AWP on handwritten digits, evaluates both, prints one table, draws the curves.
+# AT is evaluated while AT-AWP trains.
 quickstart: $(VENV)/installed
 	$(BIN)/awp-jax train --config=configs/quickstart.py:at --workdir=$(RUNS)/at
-	@# AT is evaluated while AT-AWP trains.
-	$(BIN)/awp-jax evaluate --workdir=$(RUNS)/at > $(RUNS)/evaluate.log 2>&1 & evaluating=$$!; \
+	@$(BIN)/awp-jax evaluate --workdir=$(RUNS)/at > $(RUNS)/evaluate.log 2>&1 & evaluating=$$!; \
 	$(BIN)/awp-jax train --config=configs/quickstart.py:at-awp --workdir=$(RUNS)/at-awp \
 	&& { wait $$evaluating || { cat $(RUNS)/evaluate.log; exit 1; }; } \
-	&& $(BIN)/awp-jax evaluate --workdir=$(RUNS)/at-awp > $(RUNS)/evaluate.log
-	$(BIN)/awp-jax report --workdirs=$(RUNS)/at,$(RUNS)/at-awp --output=$(RUNS)/report
-
-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	touch $@
-
-# Peers that tests compare with; on machines without a CPU build of PyTorch this is a large download.
-$(VENV)/installed-peers: $(VENV)/installed-test
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --no-deps torchattacks
-	touch $@
-
-# Trains AT and AT-AWP on handwritten digits, evaluates both, prints one table, draws the curves.
-quickstart: $(VENV)/installed
-	for method in at at-awp; do \
-	    $(BIN)/awp-jax train --config=configs/quickstart.py:$$method --workdir=$(RUNS)/$$method \
-	    && $(BIN)/awp-jax evaluate --workdir=$(RUNS)/$$method > /dev/null || exit $$?; \
-	done
-	$(BIN)/awp-jax report --workdirs=$(RUNS)/at,$(RUNS)/at-awp --output=$(RUNS)/report
+	&& $(BIN)/awp-jax evaluate --workdir=$(RUNS)/at-awp > $(RUNS)/evaluate.log 2>&1 \
+	|| { cat $(RUNS)/evaluate.log; exit 1; }
+	@$(BIN)/awp-jax report --workdirs=$(RUNS)/at,$(RUNS)/at-awp --output=$(RUNS)/report
 
 test: $(VENV)/installed-peers lint
 	$(BIN)/python -m pytest --numprocesses=2
