@@ -47,8 +47,10 @@ def _plain_warnings() -> None:
         text = str(message)
         if category is not UserWarning:
             ordinary(message, category, filename, lineno, file, line)
-        elif text not in shown:
-            shown.add(text)
+        # A radius is read more than once on its way: "epsilon is 8, above 1", then 8.0.
+        value = text.partition(" is ")[2].partition(",")[0].removesuffix(".0") or text
+        if category is UserWarning and value not in shown:
+            shown.add(value)
             print(f"awp-jax: warning: {text}", file=sys.stderr)
 
     warnings.showwarning = show

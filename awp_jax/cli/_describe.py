@@ -111,12 +111,13 @@ def _memory(experiment: Experiment) -> str:
     kept = size(jax.eval_shape(backward, state.params, state.batch_stats, images))
     kept -= size(state.params)
     passes = len(objective.inputs)
-    working = 3 * size(state.params)  # w + v, v, gradient
+    perturbed = config.weights.method != "none"
+    working = (3 if perturbed else 1) * size(state.params)
     dataset = splits.train.images.nbytes + splits.train.labels.nbytes
     total = size(state) + working + dataset + passes * kept
     gib = {
         "state (parameters, statistics, momentum)": size(state),
-        "w + v, v and gradient": working,
+        "w + v, v and gradient" if perturbed else "gradient": working,
         "training set on the device": dataset,
         f"kept for the backward pass of {config.batch_size} images": passes * kept,
         "estimate of all": total,

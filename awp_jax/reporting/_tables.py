@@ -33,8 +33,8 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
     Returns:
         A Markdown table in percent, and a line on attack, epsilon, seed, examples and device. The
-        robust generalisation gap is robust train minus robust test accuracy of the last attack
-        named. "best" is the checkpoint that selection picked.
+        robust generalisation gap is robust train minus robust test accuracy of the last PGD
+        named, or of the last attack. "best" is the checkpoint that selection picked.
     """
     header: list[str] = []
     rows = []
@@ -43,7 +43,8 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         for which, measured in result["checkpoints"].items():
             sets = [s for s in ("train", "validation", "test") if s in measured]
             attacks = [a for a in measured[sets[0]]]
-            strongest = attacks[-1]
+            # The gap of the papers is that of PGD; another attack only where PGD was not run.
+            reference = next((a for a in reversed(attacks) if a.startswith("pgd-")), attacks[-1])
             columns = {"run": name, "method": result["method"], "checkpoint": which}
             columns["epoch"] = f"{measured['epoch']:g}"
             for s in sets:
@@ -52,11 +53,12 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
                     columns[f"{label} {s}"] = f"{100 * measured[s][a]['accuracy']:.2f}"
                 losses = [measured[s][a]["loss"] for a in attacks]
                 known = [loss for loss in losses if loss is not None]  # AutoAttack has none
-                columns[f"robust loss {s}"] = f"{known[-1]:.3f}"
-            if "train" in measured and "test" in measured and strongest != "clean":
+                loss = measured[s][reference]["loss"]
+                columns[f"robust loss {s}"] = f"{known[-1] if loss is None else loss:.3f}"
+            if "train" in measured and "test" in measured and reference != "clean":
                 gap = (
-                    measured["train"][strongest]["accuracy"]
-                    - measured["test"][strongest]["accuracy"]
+                    measured["train"][reference]["accuracy"]
+                    - measured["test"][reference]["accuracy"]
                 )
                 columns["robust gap"] = f"{100 * gap:.2f}"
             header = header if len(header) >= len(columns) else list(columns)
@@ -65,7 +67,13 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             notes[
                 f"seed {result['seed']}; {result['norm']} epsilon {result['epsilon']}, step "
                 f"{result['step_size']}, {result['restarts']} restart(s); {counts} examples; "
-                f"best chosen on {result['selection']}; {result['data']}, {result['model']}; "
+                f"gap and robust loss: {_NAMES.get(reference, reference.upper())}; "
+                + (
+                    ""
+                    if result["method"] == "imported"
+                    else f"best chosen on {result['selection']}; "
+                )
+                + f"{result['data']}, {result['model']}; "
                 f"{result['device']}"
             ] = None
     body = markdown_table(header, [[row.get(h, "") for h in header] for row in rows])

@@ -234,7 +234,7 @@ def test_a_loss_that_is_not_finite_exits_with_1(tmp_path, capsys):
 def test_describe_says_what_is_perturbed(capsys):
     assert cli.main(["describe", f"--config={CONFIG}"]) == 0
     text = capsys.readouterr().out
-    for part in ("308,090 parameters", "steps: 6 per epoch", "13 of 32 tensors", "estimate of all"):
+    for part in ("173,758 parameters", "steps: 6 per epoch", "13 of 32 tensors", "estimate of all"):
         assert part in text
 
 

@@ -45,6 +45,16 @@ def test_the_table_holds_every_number_and_what_it_needs():
         assert text in lines[-1]
 
 
+def test_the_gap_is_that_of_pgd_wherever_pgd_was_run():
+    with_cw = result("AT", 0.7, 0.5)
+    for part in ("train", "test"):
+        measured = with_cw["checkpoints"]["best"][part]
+        measured["cw-20"] = {**measured["pgd-20"], "accuracy": 0.4, "loss": 9.0}
+    table = evaluation_table({"a": with_cw})
+    assert "| 20.00" in table and "1.500" in table and "9.000" not in table
+    assert "gap and robust loss: PGD-20" in table
+
+
 def test_markdown():
     assert markdown_table(("a", "bb"), [("x", "y")]) == "| a | bb |\n|---|----|\n| x | y  |"
 
