@@ -10,12 +10,7 @@ import pytest
 from awp_jax import training
 from awp_jax.training import BEST, LAST, CheckpointError, Checkpoints, TrainState, digest
 
-# Orbax leaves coroutines behind when it meets damaged files.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def state_at(step, seed=0):
