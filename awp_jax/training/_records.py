@@ -54,15 +54,10 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
-        missing = object()
         return [
             text
             for key in keys
-            for text in _differences(
-                old.get(key, missing) if key in old else None,
-                new.get(key) if key in new else None,
-                f"{prefix}{key}.",
-            )
+            for text in _differences(old.get(key), new.get(key), f"{prefix}{key}.")
         ]
     return [] if old == new else [f"{prefix[:-1]} is {old!r} there and {new!r} here"]
 
