@@ -1,5 +1,7 @@
 """Directions in weight space along which a landscape is looked at."""
 
+import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +19,27 @@ from awp_jax.random import check_key, example_keys
 NORMALISATIONS = {"filter": "filter", "layer": "leaf"}
 
 
-def _ball(normalisation: str, mask: Any) -> WeightBall:
+def _static(normalisation: str, mask: Any, params: Any) -> tuple[str, tuple[bool, ...]]:
+    """Scope and mask as values that ``jit`` can compare, so that it compiles once per model."""
     checks.choice(normalisation, NORMALISATIONS, "normalisation")
-    return WeightBall(1.0, "l2", NORMALISATIONS[normalisation], mask)
+    scope = NORMALISATIONS[normalisation]
+    return scope, tuple(jax.tree.leaves(WeightBall(1.0, "l2", scope, mask).mask_of(params)))
+
+
+@functools.partial(jax.jit, static_argnames=("scope", "mask"))
+def _scaled(way, params, scope, mask):
+    tree = jax.tree.unflatten(jax.tree.structure(params), mask)
+    return WeightBall(1.0, "l2", scope, tree).direction(way, params)
+
+
+@jax.jit
+def _noise(key, params):
+    # One long draw: on CPU, compiling one for each shape takes half a second a shape.
+    leaves, structure = jax.tree.flatten(params)
+    ends = list(itertools.accumulate(leaf.size for leaf in leaves))
+    flat = jax.random.normal(key, (ends[-1],), jnp.result_type(*leaves))
+    parts = zip(jnp.split(flat, ends[:-1]), leaves, strict=True)
+    return jax.tree.unflatten(structure, [p.reshape(w.shape).astype(w.dtype) for p, w in parts])
 
 
 def _check(key: jax.Array, params: Any, count: int) -> None:
@@ -73,10 +93,10 @@ def directions(
         >>> print(jnp.linalg.norm(found["kernel"][0], axis=0), found["bias"][0])
         [5. 0.] [0. 0.]
     """
-    ball = _ball(normalisation, mask)
+    scope, moving = _static(normalisation, mask, params)
     _check(key, params, count)
-    draw = jax.jit(ball.sample)
-    return _stack([draw(jax.random.fold_in(key, index), params) for index in range(count)])
+    keys = [jax.random.fold_in(key, index) for index in range(count)]
+    return _stack([_scaled(_noise(k, params), params, scope, moving) for k in keys])
 
 
 def _loss(params, function, images, labels):
@@ -126,14 +146,13 @@ def adversarial_directions(
     Raises:
         ValueError: As ``directions``; for bad images or labels.
     """
-    ball = _ball(normalisation, mask)
+    scope, moving = _static(normalisation, mask, params)
     _check(key, params, count)
     checks.positive_integer(batch_size, "batch_size")
     checks.images_and_labels(as_float(images), labels)
     function = as_pytree_function(apply_fn)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     size = min(batch_size, len(labels))
-    scale = jax.jit(ball.direction)
     found = []
     for index in range(count):
         chosen_key, attack_key = jax.random.split(jax.random.fold_in(key, index))
@@ -142,7 +161,8 @@ def adversarial_directions(
         if attack is not None:
             keys = example_keys(attack_key, size)
             batch = attack(at(function, params), keys, batch, batch_labels).images
-        found.append(scale(_gradient(params, function, batch, batch_labels), params))
+        gradient = _gradient(params, function, batch, batch_labels)
+        found.append(_scaled(gradient, params, scope, moving))
     return _stack(found)
 
 

@@ -158,9 +158,9 @@ def surface(
                 for i, _ in batches
             ]
             masks = [mask for _, mask in batches]
-            losses, wrong = (_gathered(results, masks, kind) for kind in range(2))
-            for place, loss, share in zip(places, losses, wrong, strict=False):
-                found.loss[tuple(place)], found.accuracy[tuple(place)] = loss, 1 - share
+            losses, shares = (_gathered(results, masks, kind) for kind in range(2))
+            for place, loss, share in zip(places, losses, shares, strict=False):
+                found.loss[tuple(place)], found.accuracy[tuple(place)] = loss, share
             if on_points is not None:
                 on_points(found, len(todo) - first - len(places))
     return found
@@ -180,14 +180,14 @@ _judge = jax.jit(judge)
 
 
 def _look(function, params, directions, where, attack, keys, images, labels):
-    """Loss and mistakes of one batch at one point, ``[1, batch]`` each."""
+    """Loss of each example of a batch at one point, and whether it is right, ``[1, batch]`` each."""
     logits_fn = at(function, _compiled_move(params, directions, jnp.asarray(where[0])))
     batch = float_images(images, params)
     if attack is None:
         result = _judge(logits_fn, batch, labels)
     else:
         result = attack(logits_fn, keys, batch, labels)
-    return result.loss[None], result.success[None]
+    return result.loss[None], ~result.success[None]
 
 
 @jax.jit
@@ -201,7 +201,7 @@ def _look_compiled(function, params, directions, where, attack, keys, images, la
             result = judge(logits_fn, batch, labels)
         else:
             result = attack(logits_fn, keys, batch, labels)
-        return result.loss, result.success
+        return result.loss, ~result.success
 
     return jax.lax.map(one, jnp.asarray(where))
 
