@@ -138,13 +138,8 @@ def surface(
     # Landscapes are compared to 1e-4: no TF32 on GPU.
     with jax.default_matmul_precision("float32"):
         if attack is not None and adversarial == "centre" and len(todo):
-            centre = at(function, params)
-            parts = [
-                np.asarray(attack(centre, keys[i], float_images(images[i], params), labels[i])[0])
-                for i, _ in batches
-            ]
-            kept = [part[mask] for part, (_, mask) in zip(parts, batches, strict=True)]
-            images, attack = jnp.asarray(np.concatenate(kept)), None
+            images = _attacked(function, params, attack, keys, images, labels, batches)
+            attack = None
         look = _look if points_per_call is None else _look_compiled
         size = min(points_per_call or 1, max(len(todo), 1))
         attack = None if attack is None else as_pytree_function(attack)
@@ -166,6 +161,16 @@ def surface(
     return found
 
 
+def _attacked(function, params, attack, keys, images, labels, batches) -> jax.Array:
+    """All images, as ``attack`` changes them at ``params``."""
+    parts = []
+    for i, mask in batches:
+        batch = float_images(images[i], params)
+        found = attack(at(function, params), keys[i], batch, labels[i])
+        parts.append(np.asarray(found.images)[mask])
+    return jnp.asarray(np.concatenate(parts))
+
+
 def _move(params, directions, where):
     def moved(leaf, ways):
         for way, by in zip(ways, where, strict=True):
@@ -180,7 +185,7 @@ _judge = jax.jit(judge)
 
 
 def _look(function, params, directions, where, attack, keys, images, labels):
-    """Loss of each example of a batch at one point, and whether it is right, ``[1, batch]`` each."""
+    """At one point, loss of each example of a batch and whether it is right: ``[1, batch]``."""
     logits_fn = at(function, _compiled_move(params, directions, jnp.asarray(where[0])))
     batch = float_images(images, params)
     if attack is None:
@@ -235,7 +240,8 @@ def _coordinates(values: Any) -> np.ndarray:
 
 
 def _check_directions(params: Any, directions: Any, count: int) -> None:
-    if jax.tree.structure(params) != jax.tree.structure(directions):
+    structure: Any = jax.tree.structure(params)
+    if structure != jax.tree.structure(directions):
         raise ValueError("directions and params differ in structure: are they of one model?")
     if not count:
         raise ValueError("axes is empty: one array of coordinates per direction was expected.")
