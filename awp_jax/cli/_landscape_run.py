@@ -272,8 +272,10 @@ def _summary(loss: np.ndarray, accuracy: np.ndarray) -> dict[str, float]:
     """The numbers of a table: at the centre, and how far the loss changes."""
     middle = tuple(size // 2 for size in loss.shape[1:])
     change = np.abs(loss - loss[(slice(None), *middle)].reshape(-1, *[1] * len(middle)))
+    inner = np.zeros(loss.shape[1:], bool)
+    inner[(slice(1, -1),) * len(middle)] = True
     means = change.reshape(len(change), -1).mean(axis=1)
-    edges = change.reshape(len(change), -1)[:, [0, -1]].mean(axis=1)
+    edges = change[:, ~inner].mean(axis=1)
     return {
         "centre_loss": float(loss[(0, *middle)]),
         "centre_accuracy": float(accuracy[(0, *middle)]),

@@ -10,6 +10,7 @@ from awp_jax.reporting._landscape_curves import (
     finish,
     first_loss,
     label_grid,
+    latest,
     run_curve,
     xlabel,
     ylabel,
@@ -32,6 +33,7 @@ _LOOKS = {
     "none": ("#009E73", ":", "^"),
 }
 _PER_ROW = 4
+_CHANGE = "|g(a, b) - g(0, 0)| (nats)"
 
 
 def landscape_figure(landscape: Mapping[str, Any]) -> "Figure":
@@ -49,13 +51,16 @@ def landscape_figure(landscape: Mapping[str, Any]) -> "Figure":
         return _planes(landscape)
     from matplotlib.figure import Figure  # slow to import: only where something is drawn
 
-    checkpoints = landscape["checkpoints"]
+    checkpoints = _each_state_once(landscape)
     columns = min(len(checkpoints), _PER_ROW)
     rows = -(-len(checkpoints) // columns)
     figure = Figure(figsize=(1.2 + 3.3 * columns, 0.9 + 2.7 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for panel in panels.flat[len(checkpoints) :]:
-        panel.set_visible(False)
+    for place, panel in enumerate(panels.flat):
+        if place >= len(checkpoints):
+            panel.set_visible(False)
+        elif place + columns >= len(checkpoints):
+            panel.tick_params(labelbottom=True)
     for panel, (which, measured) in zip(panels.flat, checkpoints.items(), strict=False):
         for how in [h for h in HOWS if h in measured]:
             colour, style, marker = _LOOKS[how]
@@ -65,7 +70,9 @@ def landscape_figure(landscape: Mapping[str, Any]) -> "Figure":
             curve(panel, landscape["axis"], losses, colour, style, marker, _LABELS[how])
         panel.set_title(_title(which, measured), fontsize=10)
         finish(panel)
-    label_grid(panels, landscape["settings"])
+    label_grid(panels, landscape["settings"], len(checkpoints))
+    line = settings_line(landscape["settings"])
+    figure.suptitle(line if columns > 2 else line.replace("; ", "\n"), fontsize=8)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns))
     return figure
@@ -124,9 +131,9 @@ def landscape_training_figure(
         finish(panel)
         if len(epochs) <= 8:
             panel.legend(fontsize=7, loc="upper center", ncols=2)
-            low, high = panel.get_ylim()
-            panel.set_ylim(low, high + 0.35 * (high - low))
-    label_grid(np.array([panels]), landscape["settings"])
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(low, high + 0.35 * (high - low))  # shared: room for the legends
+    label_grid(np.array([panels]), landscape["settings"], len(panels))
     figure.colorbar(colours, ax=panels, label="epoch")
     return figure
 
@@ -174,23 +181,32 @@ def landscape_comparison(
             changes[label] = _change(found["checkpoints"][which])
         levels = _levels(changes.values())
         for panel, (label, (found, *_)) in zip(panels[1:], series.items(), strict=True):
-            drawn = _contour(panel, found["axis"], changes[label], levels)
+            drawn = _contour(panel, found, changes[label], levels)
             panel.set_title(label, fontsize=10)
-        figure.colorbar(drawn, ax=panels[1:], label="|g(a, b) - g(0, 0)| (nats)")
+        _colorbar(figure, drawn, list(panels[1:]))
     lines = {settings_line(found["settings"]): None for found, *_ in series.values()}
     figure.suptitle("\n".join(lines), fontsize=8)
     return figure
 
 
+def _each_state_once(landscape) -> dict[str, Any]:
+    """The checkpoints, without those that are the same state under another name."""
+    seen: dict[int, str] = {}
+    for which, measured in landscape["checkpoints"].items():
+        seen.setdefault(measured["step"], which)
+    return {which: landscape["checkpoints"][which] for which in seen.values()}
+
+
 def _series(landscapes) -> dict[str, tuple[Any, str, str]]:
-    """By label: landscape, run, checkpoint; each state once."""
-    series: dict[str, tuple[Any, str, str]] = {}
-    for run, found in landscapes.items():
-        by_step = {m["step"]: which for which, m in reversed(found["checkpoints"].items())}
-        for which in [w for w in found["checkpoints"] if w in by_step.values()]:
-            label = run if len(by_step) == 1 else f"{run}, {which}"
-            series[label] = (found, run, which)
-    return series
+    """By label: landscape, run, checkpoint; only the latest of each run when there are many."""
+    states = {run: list(_each_state_once(found)) for run, found in landscapes.items()}
+    if sum(map(len, states.values())) > len(COLOURS):
+        states = {run: [latest(found)] for run, found in landscapes.items()}
+    return {
+        run if len(names) == 1 else f"{run}, {which}": (landscapes[run], run, which)
+        for run, names in states.items()
+        for which in names
+    }
 
 
 def _bars(panel, accuracies: Mapping[str, tuple[float, float] | None]) -> None:
@@ -205,10 +221,10 @@ def _bars(panel, accuracies: Mapping[str, tuple[float, float] | None]) -> None:
         look = {"width": 0.36, "edgecolor": "black", "linewidth": 0.6}
         panel.bar(place - 0.19, train, color="white", hatch="////", **look)
         panel.bar(place + 0.19, test, color=colour, **look)
-        panel.text(
-            place, max(train, test) + 1.5, f"gap {train - test:.1f}", ha="center", fontsize=9
-        )
-    panel.set_xticks(range(len(accuracies)), accuracies, rotation=20 if len(accuracies) > 3 else 0)
+        panel.text(place, max(train, test) + 3, f"gap {train - test:.1f}", ha="center", fontsize=8)
+    many = len(accuracies) > 3
+    turned = {"rotation": 30, "ha": "right"} if many else {}
+    panel.set_xticks(range(len(accuracies)), accuracies, fontsize=8 if many else 10, **turned)
     panel.set_xlim(-0.6, len(accuracies) - 0.4)
     panel.set_ylim(0, 119)
     panel.set_yticks(range(0, 101, 20))
@@ -246,27 +262,25 @@ def _learning_curve(panel, evaluations, best) -> None:
 def _planes(landscape) -> "Figure":
     from matplotlib.figure import Figure
 
-    checkpoints = landscape["checkpoints"]
+    checkpoints = _each_state_once(landscape)
     changes = {which: _change(measured) for which, measured in checkpoints.items()}
     levels, rows = _levels(changes.values()), len(checkpoints)
     figure = Figure(figsize=(8.6, 0.4 + 3.5 * rows), layout="constrained")
-    axis = landscape["axis"]
+    axis, panels = landscape["axis"], []
     first, second = np.meshgrid(axis, axis, indexing="ij")
-    flat = []
     for row, (which, measured) in enumerate(checkpoints.items()):
-        panel = figure.add_subplot(rows, 2, 2 * row + 1)
-        drawn = _contour(panel, axis, changes[which], levels)
-        panel.set_title(_title(which, measured), fontsize=10)
-        flat.append(panel)
+        flat = figure.add_subplot(rows, 2, 2 * row + 1)
+        drawn = _contour(flat, landscape, changes[which], levels)
+        flat.set_title(_title(which, measured), fontsize=10)
         solid: Any = figure.add_subplot(rows, 2, 2 * row + 2, projection="3d")
-        height = np.minimum(changes[which], levels[-1])
-        look = {"cmap": "viridis", "vmin": levels[0], "vmax": levels[-1], "linewidth": 0.2}
-        solid.plot_surface(first, second, height, edgecolor="0.3", rstride=1, cstride=1, **look)
+        look = {"cmap": drawn.cmap, "norm": drawn.norm, "edgecolor": "0.3", "linewidth": 0.2}
+        solid.plot_surface(first, second, changes[which], rstride=1, cstride=1, **look)
         solid.set_zlim(0, levels[-1])
+        solid.set_title(_CHANGE, fontsize=10)
         solid.set_xlabel("a")
         solid.set_ylabel("b")
-        solid.set_zlabel("|g - g(0, 0)| (nats)")
-    figure.colorbar(drawn, ax=flat, label="|g(a, b) - g(0, 0)| (nats)", shrink=0.8)
+        panels += [flat, solid]
+    _colorbar(figure, drawn, panels)
     figure.suptitle(settings_line(landscape["settings"]), fontsize=8)
     return figure
 
@@ -279,15 +293,28 @@ def _change(measured) -> np.ndarray:
 
 
 def _levels(changes) -> np.ndarray:
-    return np.linspace(0, max(float(np.nanmax(c)) for c in changes) or 1.0, 13)
+    """Closer near 0, so that flat and sharp landscapes can share them; a bowl has even rings."""
+    top = max(float(np.nanmax(c)) for c in changes) or 1.0
+    return top * np.linspace(0, 1, 13) ** 2
 
 
-def _contour(panel, axis, change, levels):
-    drawn = panel.contourf(axis, axis, change.T, levels, cmap="viridis")
-    lines = panel.contour(axis, axis, change.T, levels[1::2], colors="white", linewidths=0.7)
-    panel.clabel(lines, fontsize=7, fmt="%.2g")
-    panel.set_xlabel("a")
-    panel.set_ylabel("b")
+def _colorbar(figure, drawn, panels) -> None:
+    bar = figure.colorbar(drawn, ax=panels, label=_CHANGE, ticks=drawn.levels[::2])
+    bar.ax.set_yticklabels([f"{level:.2g}" for level in drawn.levels[::2]])
+
+
+def _contour(panel, landscape, change, levels):
+    from matplotlib.colors import PowerNorm
+
+    axis, unit = landscape["axis"], landscape["settings"]["normalisation"]
+    norm = PowerNorm(0.5, 0, levels[-1])
+    drawn = panel.contourf(axis, axis, change.T, levels, cmap="viridis", norm=norm)
+    inside = [level for level in levels[2::2] if change.min() < level < change.max()]
+    if inside:
+        lines = panel.contour(axis, axis, change.T, inside, colors="white", linewidths=0.7)
+        panel.clabel(lines, fontsize=7, fmt="%.2g")
+    panel.set_xlabel(f"a ({unit} norms)")
+    panel.set_ylabel(f"b ({unit} norms)")
     panel.set_aspect("equal")
     return drawn
 

@@ -20,14 +20,17 @@ def change_panel(
         order: All names of the figure: a run looks the same in every panel.
     """
     for name, found in landscapes.items():
-        checkpoints = found["checkpoints"]
-        latest = max(checkpoints, key=lambda which: checkpoints[which]["step"])
-        run_curve(panel, found, latest, name, order.index(name), change=True)
+        run_curve(panel, found, latest(found), name, order.index(name), change=True)
     settings = next(iter(landscapes.values()))["settings"]
     panel.set_title(f"Loss around the weights ({settings['set']})", fontsize=10)
     panel.set_xlabel(xlabel(settings))
     panel.set_ylabel("g(a) - g(0) (nats)")
     finish(panel)
+
+
+def latest(found: Mapping[str, Any]) -> str:
+    """The checkpoint after most steps."""
+    return max(found["checkpoints"], key=lambda which: found["checkpoints"][which]["step"])
 
 
 def first_loss(measured: Mapping[str, Any]) -> np.ndarray:
@@ -67,10 +70,10 @@ def ylabel(settings: Mapping[str, Any]) -> str:
     return f"{'clean' if settings['adversarial'] == 'none' else 'adversarial'} loss g(a) (nats)"
 
 
-def label_grid(panels: Any, settings: Mapping[str, Any]) -> None:
-    """Labels the outer panels of a grid."""
-    for panel in panels[-1]:
-        panel.set_xlabel(xlabel(settings))
+def label_grid(panels: Any, settings: Mapping[str, Any], count: int) -> None:
+    """Labels the outer panels of a grid of which the first ``count`` are in use."""
+    for place in range(max(count - panels.shape[1], 0), count):
+        panels.flat[place].set_xlabel(xlabel(settings))
     for panel in panels[:, 0]:
         panel.set_ylabel(ylabel(settings))
 

@@ -94,11 +94,11 @@ def landscape_table(landscapes: Mapping[str, Mapping[str, Any]]) -> str:
 
     Returns:
         A Markdown table: loss and accuracy at the centre, and the mean of |g - g(0)| over the whole
-        grid and over its two ends, plus or minus the standard deviation over draws; and a line on
+        grid and over its edge, plus or minus the standard deviation over draws; and a line on
         attack, examples and directions.
     """
     header = ["run", "checkpoint", "epoch", "examples made", "loss g(0)", "accuracy"]
-    header += ["mean |g - g(0)|", "at the ends", "seconds"]
+    header += ["mean change", "at the edge", "seconds"]
     rows = []
     notes: dict[str, None] = {}
     for name, found in landscapes.items():
@@ -107,7 +107,8 @@ def landscape_table(landscapes: Mapping[str, Mapping[str, Any]]) -> str:
                 s = measured[how]
                 row = [name, which, f"{measured['epoch']:g}", how, f"{s['centre_loss']:.3f}"]
                 row += [f"{100 * s['centre_accuracy']:.2f}"]
-                row += [f"{s[k]:.3f} ± {s[k + '_spread']:.3f}" for k in _CHANGES]
+                spread = len(s["loss"]) > 1
+                row += [_with_spread(s, kind, spread) for kind in ("mean_change", "edge_change")]
                 rows.append([*row, f"{measured['seconds']:.1f}"])
         line = f"{settings_line(found['settings'])}; {found['data']}, {found['model']}; "
         notes[f"{line}{found['device']}"] = None
@@ -115,9 +116,13 @@ def landscape_table(landscapes: Mapping[str, Mapping[str, Any]]) -> str:
         [
             markdown_table(header, rows),
             "",
-            "Losses in nats, accuracy in percent. " + "\n".join(notes) + ".",
+            "Losses in nats, accuracy in percent; change: the mean of |g - g(0)|. "
+            + "\n".join(notes)
+            + ".",
         ]
     )
 
 
-_CHANGES = ("mean_change", "edge_change")
+def _with_spread(summary: Mapping[str, Any], kind: str, spread: bool) -> str:
+    value = f"{summary[kind]:.3f}"
+    return f"{value} ± {summary[kind + '_spread']:.3f}" if spread else value
