@@ -22,15 +22,20 @@ $(VENV)/installed-peers: $(VENV)/installed-test
 	$(BIN)/python -m pip install --quiet --no-deps torchattacks
 	touch $@
 
-# Trains AT and AT-AWP on handwritten digits, evaluates both, prints one table, draws the curves.
-# AT is evaluated while AT-AWP trains.
+# Trains AT and AT-AWP on handwritten digits, evaluates both, prints one table, draws the learning
+# curves and the loss around the weights. AT is evaluated while AT-AWP trains, AT-AWP while the
+# landscapes are computed.
 quickstart: $(VENV)/installed
 	$(BIN)/awp-jax train --config=configs/quickstart.py:at --workdir=$(RUNS)/at
 	@$(BIN)/awp-jax evaluate --workdir=$(RUNS)/at > $(RUNS)/evaluate.log 2>&1 & evaluating=$$!; \
 	$(BIN)/awp-jax train --config=configs/quickstart.py:at-awp --workdir=$(RUNS)/at-awp \
 	&& { wait $$evaluating || { cat $(RUNS)/evaluate.log; exit 1; }; } \
-	&& $(BIN)/awp-jax evaluate --workdir=$(RUNS)/at-awp > $(RUNS)/evaluate.log 2>&1 \
-	|| { cat $(RUNS)/evaluate.log; exit 1; }
+	|| exit 1; \
+	$(BIN)/awp-jax landscape --workdir=$(RUNS)/at,$(RUNS)/at-awp --points=9 --draws=2 \
+	--examples=64 --steps=5 --step_size=0.08 > $(RUNS)/landscape.log 2>&1 & looking=$$!; \
+	$(BIN)/awp-jax evaluate --workdir=$(RUNS)/at-awp > $(RUNS)/evaluate.log 2>&1 \
+	|| { cat $(RUNS)/evaluate.log; exit 1; }; \
+	wait $$looking || { cat $(RUNS)/landscape.log; exit 1; }
 	@$(BIN)/awp-jax report --workdirs=$(RUNS)/at,$(RUNS)/at-awp --output=$(RUNS)/report
 
 test: $(VENV)/installed-peers lint

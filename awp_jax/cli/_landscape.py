@@ -6,20 +6,17 @@ import sys
 import time
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
-from awp_jax.cli._evaluate import read_evaluation
 from awp_jax.cli._flags import Command, UsageError, names, required
 from awp_jax.cli._landscape_run import Settings, compute
+from awp_jax.cli._report import comparison_of
 from awp_jax.evaluation import write_arrays
 from awp_jax.progress import Progress
 from awp_jax.reporting import (
-    landscape_comparison,
     landscape_figure,
     landscape_table,
     landscape_training_figure,
     read_landscape,
-    robust_accuracies,
     save_figure,
 )
 from awp_jax.training import open_run, read_metrics, write_json
@@ -58,15 +55,15 @@ def main(argv: Sequence[str]) -> int:
     command.string("step_size", None, "of PGD; that of the training attack by default")
     command.integer("restarts", 1, "of PGD")
     command.string("name", None, "of the files; by default landscape[-2d][-adversarial]")
-    command.string("output", None, "folder for the figure that compares runs; needed for several")
+    command.string(
+        "output", None, "folder for the figure that compares runs (awp-jax report draws it too)"
+    )
     values = command.parse(argv)
     workdirs = [pathlib.Path(n) for n in names(required(values, "workdir"), "workdir")]
     labels = [workdir.name for workdir in workdirs]
     output = values["output"].value
     if len(set(labels)) < len(labels):
         raise UsageError(f"Two run directories are called {_twice(labels)!r}.")
-    if len(workdirs) > 1 and not output:
-        raise UsageError("--output is missing: the figure that compares runs needs a folder.")
     extent = values["range"].value
     settings = Settings(
         dims=values["dims"].value or 1,
@@ -109,27 +106,10 @@ def main(argv: Sequence[str]) -> int:
         if training is not None:
             files += save_figure(training, run.workdir / "figures" / f"{name}-training")
     if output:
-        files += save_figure(compared(workdirs, found), pathlib.Path(output) / name)
+        files += save_figure(comparison_of(workdirs, found), pathlib.Path(output) / name)
     print(landscape_table(found))
     print(f"\nWritten: {', '.join(map(str, files))}")
     return 0
-
-
-def compared(workdirs: Sequence[pathlib.Path], found: dict[str, Any]) -> Any:
-    """The figure that compares runs, from their files alone.
-
-    Args:
-        workdirs: The run directories.
-        found: By name of the run, from ``read_landscape``.
-    """
-    accuracies = {}
-    for workdir in workdirs:
-        evaluation, records = read_evaluation(workdir), read_metrics(workdir)
-        accuracies[workdir.name] = {
-            which: robust_accuracies(evaluation, records, measured["step"])
-            for which, measured in found[workdir.name]["checkpoints"].items()
-        }
-    return landscape_comparison(found, accuracies)
 
 
 def _twice(labels: Sequence[str]) -> str:

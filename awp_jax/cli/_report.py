@@ -2,10 +2,18 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from awp_jax.cli._evaluate import read_evaluation
 from awp_jax.cli._flags import Command, UsageError, names, required
-from awp_jax.reporting import evaluation_table, learning_curves, read_landscape, save_figure
+from awp_jax.reporting import (
+    evaluation_table,
+    landscape_comparison,
+    learning_curves,
+    read_landscape,
+    robust_accuracies,
+    save_figure,
+)
 from awp_jax.training import WorkdirError, read_config, read_metrics
 
 
@@ -17,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
         "landscapes where awp-jax landscape was run, from the files of the run directories alone.",
     )
     command.string("workdirs", None, "run directories, separated by commas")
-    command.string("output", None, "folder for report.md, learning_curves.png and .pdf")
+    command.string("output", None, "folder for report.md, learning_curves.png, landscape.png")
     values = command.parse(argv)
     workdirs = [pathlib.Path(n) for n in names(required(values, "workdirs"), "workdirs")]
     output = pathlib.Path(required(values, "output"))
@@ -33,15 +41,40 @@ def main(argv: Sequence[str]) -> int:
             )
         results[workdir.name] = result
         if (workdir / "landscape.json").exists():
-            landscapes[workdir.name] = read_landscape(workdir)
+            landscape = read_landscape(workdir)
+            if landscape["settings"]["dims"] == 1:
+                landscapes[workdir.name] = landscape
         curves[workdir.name] = read_metrics(workdir)
     table = evaluation_table(results)
     files = []
     if any(curves.values()):  # imported runs have none
         figure = learning_curves(curves, landscapes)
-        files = save_figure(figure, output / "learning_curves")
+        files += save_figure(figure, output / "learning_curves")
+    if landscapes:
+        paths = [workdir for workdir in workdirs if workdir.name in landscapes]
+        files += save_figure(comparison_of(paths, landscapes), output / "landscape")
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.md").write_text(table + "\n")
     print(table)
     print(f"\nWritten: {', '.join(map(str, [output / 'report.md', *files]))}")
     return 0
+
+
+def comparison_of(workdirs: Sequence[pathlib.Path], landscapes: dict[str, Any]) -> Any:
+    """The figure that compares landscapes of runs, from the files of their directories alone.
+
+    Args:
+        workdirs: The run directories.
+        landscapes: By name of the run, from ``awp_jax.reporting.read_landscape``.
+
+    Returns:
+        A matplotlib figure.
+    """
+    accuracies = {}
+    for workdir in workdirs:
+        evaluation, records = read_evaluation(workdir), read_metrics(workdir)
+        accuracies[workdir.name] = {
+            which: robust_accuracies(evaluation, records, measured["step"])
+            for which, measured in landscapes[workdir.name]["checkpoints"].items()
+        }
+    return landscape_comparison(landscapes, accuracies)

@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from awp_jax.reporting._landscape_curves import change_panel
-from awp_jax.reporting._style import COLOURS, MARKERS
+from awp_jax.reporting._style import COLOURS, MARKERS, SETS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_STYLES = {"train": "--", "test": "-"}
 
 
 def learning_curves(
@@ -41,7 +39,7 @@ def learning_curves(
         evaluations = [r for r in records if r["kind"] == "evaluation"]
         drawn = drawn or bool(evaluations)
         for place, kind in enumerate(("clean_accuracy", "robust_accuracy")):
-            for part, style in _STYLES.items():
+            for part, style in SETS.items():
                 points = [(r["epoch"], 100 * r[part][kind]) for r in evaluations if part in r]
                 if points:
                     axes[place].plot(

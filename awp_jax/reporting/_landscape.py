@@ -167,7 +167,7 @@ def landscape_comparison(
     if flat:
         for panel, change in ((panels[1], False), (panels[2], True)):
             for place, (label, (found, _, which)) in enumerate(series.items()):
-                run_curve(panel, found, which, label, place, change)
+                run_curve(panel, found, which, label, place, change=change)
             settings = next(iter(series.values()))[0]["settings"]
             panel.set_title("change from the centre" if change else "landscape", fontsize=10)
             panel.set_xlabel(xlabel(settings))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from awp_jax.reporting._landscape_data import HOWS
-from awp_jax.reporting._style import COLOURS, MARKERS, STYLES
+from awp_jax.reporting._style import COLOURS, MARKERS, SETS, STYLES
 
 
 def change_panel(
@@ -19,9 +19,10 @@ def change_panel(
         landscapes: By name of the run, from ``read_landscape``, in one dimension.
         order: All names of the figure: a run looks the same in every panel.
     """
-    for name, found in landscapes.items():
-        run_curve(panel, found, latest(found), name, order.index(name), change=True)
     settings = next(iter(landscapes.values()))["settings"]
+    for name, found in landscapes.items():
+        style = SETS.get(found["settings"]["set"], "-.")
+        run_curve(panel, found, latest(found), name, order.index(name), change=True, style=style)
     panel.set_title(f"Loss around the weights ({settings['set']})", fontsize=10)
     panel.set_xlabel(xlabel(settings))
     panel.set_ylabel("g(a) - g(0) (nats)")
@@ -39,14 +40,21 @@ def first_loss(measured: Mapping[str, Any]) -> np.ndarray:
 
 
 def run_curve(
-    panel: Any, found: Mapping[str, Any], which: str, label: str, place: int, change: bool
+    panel: Any,
+    found: Mapping[str, Any],
+    which: str,
+    label: str,
+    place: int,
+    *,
+    change: bool,
+    style: str | None = None,
 ) -> None:
     """One checkpoint of one run, in the look of its place among all."""
     losses = first_loss(found["checkpoints"][which])
     if change:
         losses = losses - losses[:, losses.shape[1] // 2, None]
     colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-    curve(panel, found["axis"], losses, colour, STYLES[place % len(STYLES)], marker, label)
+    curve(panel, found["axis"], losses, colour, style or STYLES[place % 4], marker, label)
 
 
 def curve(panel, axis, losses, colour, style, marker, label, band: bool = True) -> None:
