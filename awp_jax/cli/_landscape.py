@@ -87,8 +87,11 @@ def main(argv: Sequence[str]) -> int:
     chosen = names(values["checkpoints"].value, "checkpoints")
     # Everything that can be wrong is found before anything is computed.
     jobs = [(run, run.checkpoint_names(chosen)) for run in map(open_run, workdirs)]
-    for run, _ in jobs:
+    for run, which in jobs:
         settings.images(run)
+        kept = {f"epoch-{epoch}" for epoch in run.kept_epochs()}
+        for missing in [w for w in which if w.startswith("epoch-") and w not in kept]:
+            run.restore(missing)  # says what is there
     clock = _Clock(sum(len(which) for _, which in jobs) * settings.weight)
     for run, which in jobs:
         result, arrays = compute(run, which, settings, run.workdir / f"{name}.partial", clock)

@@ -142,8 +142,6 @@ def compute(
         ValueError: For unknown names, more examples than there are, missing checkpoints.
     """
     config, part, attack = run.experiment.config, settings.images(run), settings.attack(run)
-    states = {name: run.restore(name) for name in which}
-    imported = any("imported" in info for _, info in states.values())
     described = {
         **dataclasses.asdict(settings),
         "examples": len(part),
@@ -153,7 +151,7 @@ def compute(
         "step_size": str(settings.step_size or config.attack.step_size),
     }
     result: dict[str, Any] = {
-        "method": "imported" if imported else method_name(config),
+        "method": method_name(config),
         "settings": described,
         "training_seed": config.seed,
         "selection": config.evaluation.selection,
@@ -164,8 +162,10 @@ def compute(
     }
     arrays: dict[str, np.ndarray] = {"axis": settings.axis}
     steps: dict[int, str] = {}
-    for name, (state, info) in states.items():
-        hows = _HOWS[settings.adversarial]
+    for name in which:
+        state, info = run.restore(name)  # one at a time: there may be hundreds
+        if "imported" in info:
+            result["method"] = "imported"
         twin = steps.setdefault(info["step"], name)
         if twin != name:  # best and last are often the same state
             result["checkpoints"][name] = result["checkpoints"][twin]
@@ -187,7 +187,7 @@ def compute(
                 _one(run, state, part, settings, how, draw, attack, partial, clock, name)
                 for draw in range(settings.draws or 1)
             ]
-            for how in hows
+            for how in _HOWS[settings.adversarial]
         }
         measured = {
             "step": info["step"],

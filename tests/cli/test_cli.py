@@ -85,7 +85,8 @@ def test_plain_lines_when_the_output_is_no_terminal(tmp_path, capsys):
 
 @pytest.mark.core
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "diagnose", "import", "export", "describe", "report"]
+    "command",
+    ["train", "evaluate", "diagnose", "landscape", "import", "export", "describe", "report"],
 )
 def test_every_command_explains_itself(command, capsys):
     assert cli.main([command, "--help"]) == 0
