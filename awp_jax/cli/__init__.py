@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"awp-jax: unknown command {command!r}.\n\n{_usage()}", file=sys.stderr)
         return 2
     run = importlib.import_module(f"awp_jax.cli._{command}").main
-    from awp_jax.cli._cache import use_compilation_cache
     from awp_jax.cli._flags import Help, UsageError
+    from awp_jax.compilation_cache import use_compilation_cache
     from awp_jax.training import NonFiniteError
 
     use_compilation_cache()
