@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from awp_jax import checks
 from awp_jax.attacks._pgd import as_pytree_function
 from awp_jax.landscape._layers import layers_of
+from awp_jax.landscape._perturbed import WEIGHT_DRAWS
 from awp_jax.landscape._robust_loss import (
     PGD_20,
     Examples,
@@ -57,7 +58,7 @@ def pac_bayes(
     key: jax.Array,
     *,
     alphas: Sequence[float] | None = None,
-    draws: int = 3,
+    draws: int = WEIGHT_DRAWS,
     delta: float = 0.05,
     training_examples: int | None = None,
     attack: Callable | None = PGD_20,

@@ -28,6 +28,7 @@ from awp_jax.random import fold_keys
 
 # Figure 3 of AWP: random perturbations show from 0.3 on, AWP at 0.005.
 GAMMAS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 0.6, 1.0)
+WEIGHT_DRAWS = 3
 
 
 class PerturbedLoss(NamedTuple):
@@ -52,7 +53,7 @@ def perturbed_loss(
     key: jax.Array,
     *,
     gammas: Sequence[Any] = GAMMAS,
-    draws: int = 3,
+    draws: int = WEIGHT_DRAWS,
     attack: Callable | None = PGD_20,
     layers: Any = kernels_only,
     batch_size: int = 128,

@@ -116,7 +116,7 @@ def stacked(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
     return losses, success
 
 
-def mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+def mean(values: Any, axis: int | None = None) -> np.ndarray:
     """The mean, summed in float64: the number of examples costs no accuracy."""
     return np.asarray(np.mean(values, axis=axis, dtype=np.float64))
 
