@@ -65,6 +65,7 @@ class PartsProgress:
         self._total, self._done, self._measured = total, 0, 0
         self._unit, self._began = unit, time.monotonic()
         self._bar = Progress(total, unit=unit)
+        self._told = 0.0
 
     def done(self, what: str, parts: int = 1, *, measured: bool = True) -> None:
         """Moves on.
@@ -77,9 +78,11 @@ class PartsProgress:
         self._done += parts
         self._measured += parts if measured else 0
         self._bar.advance(self._done, part=what)
-        if sys.stderr.isatty():
-            return
         seconds = time.monotonic() - self._began
+        # A log wants no line for every one of thousands of short parts.
+        if sys.stderr.isatty() or (self._done < self._total and seconds - self._told < 10):
+            return
+        self._told = seconds
         rate = seconds / self._measured if self._measured else 0.0
         left = f", about {rate * (self._total - self._done):.0f} s left" if rate else ""
         self._bar.line(f"{what}: {self._done} of {self._total} {self._unit}s done{left}")

@@ -28,7 +28,7 @@ class WeightHistogram(NamedTuple):
 
 
 def weight_histograms(
-    params: Any, *, bins: int = 101, layers: Any = None
+    params: Any, *, bins: int = 99, layers: Any = None
 ) -> dict[str, WeightHistogram]:
     """Histograms of weight values per layer (AWP, NeurIPS 2020, Figure 4).
 

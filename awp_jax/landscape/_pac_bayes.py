@@ -142,7 +142,7 @@ def pac_bayes(
     empirical = error(keep("bound", at_weights))
     found = np.stack(
         [
-            np.stack([error(keep(f"bound {a!r} {d}", Partial(one, a, d))) for d in range(draws)])
+            np.stack([error(keep(f"bound {a:.6g} {d}", Partial(one, a, d))) for d in range(draws)])
             for a in map(float, sizes)
         ]
     )

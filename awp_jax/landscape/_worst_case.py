@@ -41,6 +41,9 @@ class WorstCaseFlatness(NamedTuple):
             shared), minus the reference, in nats.  # shape=()
         reference: The loss at the weights themselves.  # shape=()
         restarts: Mean loss over examples of each restart.  # shape=(restarts,)
+        per_example: As ``flatness``, with the highest loss over restarts taken for each example by
+            itself, as the reference does: an upper estimate, because examples of one batch may
+            then have different nu.  # shape=()
         losses: Cross-entropy.  # shape=(restarts, examples)
         success: Whether the example is misclassified.  # shape=(restarts, examples)
     """
@@ -48,6 +51,7 @@ class WorstCaseFlatness(NamedTuple):
     flatness: np.ndarray
     reference: np.ndarray
     restarts: np.ndarray
+    per_example: np.ndarray
     losses: np.ndarray
     success: np.ndarray
 
@@ -77,7 +81,8 @@ def worst_case_flatness(
     ``max_nu [max_delta L(x + delta; w + nu)] - max_delta L(x + delta; w)`` with
     ``||nu_l|| <= xi * ||w_l||`` for every layer. Each step takes one gradient in (delta, nu) and
     moves both: delta as PGD does, nu along ``||w_l|| * g_l / ||g_l||`` with projection. The loss of
-    the last point counts. A layer of zeros is never displaced.
+    the last point counts. A layer of zeros is never displaced. Where xi is tiny the estimate can
+    be slightly negative: the reference takes the worst restart of each example.
 
     nu is found for every batch, as the paper says ("for each batch individually"), so here the
     batch size is part of the definition and changes the result; the paper's is 128. With
@@ -162,7 +167,9 @@ def worst_case_flatness(
     sums = [_sum_of(losses, [examples.batches[index] for index in group]) for group in groups]
     worst = np.max(np.stack(sums), axis=1).sum() / examples.count
     flatness = np.asarray(worst - reference.loss)
-    return WorstCaseFlatness(flatness, reference.loss, mean(losses, axis=1), losses, success)
+    per_example = mean(losses.max(axis=0)) - reference.loss
+    means = mean(losses, axis=1)
+    return WorstCaseFlatness(flatness, reference.loss, means, per_example, losses, success)
 
 
 def _sum_of(losses: np.ndarray, batches: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -151,6 +151,7 @@ def _scatter(axis: "Axes", results: Results, x, y) -> None:
         axis.set_xticks([])
         axis.set_yticks([])
     axis.margins(0.12)
+    axis.locator_params(axis="x", nbins=5)
     _clean(axis)
 
 
@@ -193,6 +194,7 @@ def flatness_training(results: Results) -> "Figure":
                         label=f"{name}, {where}",
                     )
             axis.set_xlabel("epoch")
+            axis.locator_params(axis="x", integer=True)
             axis.set_ylabel(label)
             _clean(axis)
     last = axes[len(panels)]

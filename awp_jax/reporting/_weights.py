@@ -43,8 +43,7 @@ def histogram_figure(results: Results, *, most: int = 6) -> "Figure":
         for index, (name, histograms) in enumerate(found.items()):
             if layer not in histograms:
                 continue
-            counts = np.asarray(histograms[layer]["counts"], float)
-            edges = np.asarray(histograms[layer]["edges"])
+            counts, edges = _coarse(histograms[layer]["counts"], histograms[layer]["edges"])
             axis.stairs(
                 counts / counts.sum() / np.diff(edges),
                 edges,
@@ -62,6 +61,14 @@ def histogram_figure(results: Results, *, most: int = 6) -> "Figure":
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
     return figure
+
+
+def _coarse(counts, edges) -> tuple[np.ndarray, np.ndarray]:
+    """Fewer bins for small layers, whose single weights would be all one sees."""
+    counts, edges = np.asarray(counts, float), np.asarray(edges)
+    together = next(size for least, size in ((5000, 1), (500, 3), (0, 9)) if counts.sum() >= least)
+    starts = np.arange(0, len(counts), together)
+    return np.add.reduceat(counts, starts), np.append(edges[starts], edges[-1])
 
 
 def gamma_figure(results: Results, part: str = "test") -> "Figure":
@@ -107,14 +114,16 @@ def gamma_figure(results: Results, part: str = "test") -> "Figure":
                 column = gammas.index(gamma)
                 values = [np.mean(through[name][e][kind][column]) for e in epochs]
                 fill = "full" if kind == "adversarial" else "none"
-                label = f"{name}, {'AWP' if line == '-' else 'random'} at {gamma:g}"
-                axes[1].plot(epochs, values, line, fillstyle=fill, label=label, **style)
+                axes[1].plot(epochs, values, line, fillstyle=fill, **style)
     axes[0].set_xscale("symlog", linthresh=0.001)
     axes[0].set_xlabel("gamma: size of the perturbation relative to the weights")
     axes[0].set_yscale("log")
+    for ticks in (axes[0].yaxis.set_major_formatter, axes[0].yaxis.set_minor_formatter):
+        ticks("{x:g}")
     if wide:
         axes[1].set_xlabel("epoch")
-        axes[1].legend(fontsize=8)
+        axes[1].set_title("AWP at gamma 0.005, random at gamma 1", fontsize=9)
+        axes[1].locator_params(axis="x", integer=True)
     for axis in axes:
         axis.set_ylabel(f"robust loss, {part} (nats)")
         axis.grid(alpha=0.3)
@@ -149,8 +158,9 @@ def pac_bayes_figure(results: Results) -> "Figure":
         left.plot(found["alphas"], found["sharpness"], markersize=4, **style)
         right.plot(found["alphas"], found["complexity"], markersize=4, **style)
     left.set_ylabel("E[robust error at w + u] - robust error at w")
-    right.set_ylabel("complexity term (a bound above 1 says nothing)")
+    right.set_ylabel("complexity term of the bound")
     right.axhline(1, color="0.6", linewidth=0.8)
+    right.set_title("Above 1 (line) the bound says nothing", fontsize=9)
     right.set_yscale("log")
     for axis in (left, right):
         axis.set_xscale("log")
