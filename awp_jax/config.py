@@ -92,6 +92,7 @@ def default() -> ConfigDict:
 
     checkpoint = config.checkpoint = ConfigDict()
     checkpoint.every_epochs = 1
+    checkpoint.keep_every_epochs = 0  # kept for good, for curves over training; 0 for none
     checkpoint.every_steps = 0  # also in the middle of an epoch; 0 for never
 
     logging = config.logging = ConfigDict()
@@ -191,6 +192,7 @@ def validate(config: ConfigDict) -> ConfigDict:
         ("evaluation.train_examples", 0),
         ("evaluation.test_examples", 1),
         ("checkpoint.every_epochs", 1),
+        ("checkpoint.keep_every_epochs", 0),
         ("checkpoint.every_steps", 0),
         ("logging.every_steps", 1),
     ):

@@ -14,6 +14,7 @@ _COMMANDS = {
     "train": "train a model from a config, or go on where it was stopped",
     "evaluate": "measure clean and robust accuracy of a run's checkpoints",
     "diagnose": "tell robustness from gradients that mislead attacks",
+    "flatness": "measure how flat the loss is around a run's weights",
     "import": "make a run directory of a PyTorch checkpoint",
     "export": "write a run's model as a PyTorch state dict",
     "describe": "show what a config stands for, without training",

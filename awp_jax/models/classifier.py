@@ -186,6 +186,17 @@ class Classifier:
         choice(mode, ("running", "batch"), "mode")
         return jax.tree_util.Partial(_LogitsFunction(self, mode), params, batch_stats)
 
+    def apply_fn(self, batch_stats: Tree) -> jax.tree_util.Partial:
+        """What an analysis of the weights needs: a function of parameters and images.
+
+        Args:
+            batch_stats: as ``init`` returns them; the running statistics are used as they are.
+
+        Returns:
+            ``apply_fn(params, images) -> logits``, a pytree with ``batch_stats`` as leaves.
+        """
+        return jax.tree_util.Partial(_ApplyFunction(self), batch_stats)
+
     def _check_images(self, images: Array) -> None:
         if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
@@ -216,6 +227,16 @@ class _LogitsFunction:
         self, params: Tree, batch_stats: Tree, images: Array, key: Array | None = None
     ) -> Array:
         return self.classifier.apply(params, batch_stats, images, mode=self.mode, key=key)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _ApplyFunction:
+    """The static part of ``apply_fn``."""
+
+    classifier: Classifier
+
+    def __call__(self, batch_stats: Tree, params: Tree, images: Array) -> Array:
+        return self.classifier.apply(params, batch_stats, images, mode="running")[0]
 
 
 def _dtype(params: Tree) -> Any:

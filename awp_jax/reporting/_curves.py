@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe-Ito: told apart by colour-blind people; line styles tell the sets apart in grey.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
 _STYLES = {"train": "--", "test": "-"}
 
 
@@ -32,7 +32,7 @@ def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure"
     titles = ("Natural accuracy", "Robust accuracy", "Robust generalisation gap")
     drawn = False
     for index, (name, records) in enumerate(runs.items()):
-        colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         evaluations = [r for r in records if r["kind"] == "evaluation"]
         drawn = drawn or bool(evaluations)
         for place, kind in enumerate(("clean_accuracy", "robust_accuracy")):

@@ -1,6 +1,7 @@
 """Training: the step, its state and schedules, the loop, checkpoints."""
 
 from awp_jax.training._checkpoints import BEST as BEST
+from awp_jax.training._checkpoints import KEPT as KEPT
 from awp_jax.training._checkpoints import LAST as LAST
 from awp_jax.training._checkpoints import CheckpointError as CheckpointError
 from awp_jax.training._checkpoints import Checkpoints as Checkpoints

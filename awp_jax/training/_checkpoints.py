@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 
 from awp_jax.training._state import digest
 
-LAST, BEST = "last", "best"
+LAST, BEST, KEPT = "last", "best", "kept"
 
 
 class CheckpointError(ValueError):
@@ -20,8 +20,9 @@ class CheckpointError(ValueError):
 class Checkpoints:
     """The checkpoints of one run directory, through Orbax.
 
-    ``last`` keeps the two newest, ``best`` the one that selection picked. Every checkpoint carries
-    a digest of all its bits beside the arrays, because Orbax restores flipped bytes silently.
+    ``last`` keeps the two newest, ``best`` the one that selection picked, ``kept`` all that
+    ``checkpoint.keep_every_epochs`` asks for. Every checkpoint carries a digest of all its bits
+    beside the arrays, because Orbax restores flipped bytes silently.
 
     Args:
         directory: Where they lie, ``<workdir>/checkpoints``.
@@ -35,7 +36,7 @@ class Checkpoints:
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in self._managers:
-            keep = 2 if kind == LAST else 1
+            keep = {LAST: 2, BEST: 1, KEPT: None}[kind]
             options = ocp.CheckpointManagerOptions(
                 create=not self._read_only,
                 read_only=self._read_only,
@@ -57,7 +58,7 @@ class Checkpoints:
         """Begins to save ``state`` and ``info``; writing goes on in the background.
 
         Args:
-            kind: ``"last"`` or ``"best"``.
+            kind: ``"last"``, ``"best"`` or ``"kept"``.
             state: A ``TrainState``.
             info: Plain values for JSON.
 
@@ -88,6 +89,7 @@ class Checkpoints:
         kind: str,
         like: Any,
         *,
+        step: int | None = None,
         report: Callable[[str], None] = print,
     ) -> tuple[Any, dict[str, Any]]:
         """The newest checkpoint that is whole.
@@ -95,8 +97,9 @@ class Checkpoints:
         A damaged one is reported, moved aside (unless read-only) and the one before it is taken.
 
         Args:
-            kind: ``"last"`` or ``"best"``.
+            kind: ``"last"``, ``"best"`` or ``"kept"``.
             like: A ``TrainState`` of arrays or ``jax.ShapeDtypeStruct``.
+            step: This one and no other; ``None`` for the newest.
             report: Gets one sentence per damaged checkpoint.
 
         Returns:
@@ -106,20 +109,24 @@ class Checkpoints:
             CheckpointError: When there is none, or none is whole, or they hold another
                 architecture.
         """
-        steps = self.steps(kind)
+        steps = [s for s in self.steps(kind) if step is None or s == step]
+        if not steps and step is not None:
+            raise CheckpointError(f"No {kind} checkpoint of step {step} in {self._directory}.")
         if not steps:
             raise CheckpointError(
                 f"No {kind} checkpoint in {self._directory}: was the run trained, or is the "
                 "directory another?"
             )
         problems = []
-        for step in steps:
+        for one in steps:
             try:
-                return self._restore_step(kind, step, like)
+                return self._restore_step(kind, one, like)
             except Exception as error:  # Orbax raises at least seven types for damaged files
-                problem = f"The {kind} checkpoint of step {step} is damaged ({_first_line(error)})"
+                problem = f"The {kind} checkpoint of step {one} is damaged ({_first_line(error)})"
             problems.append(problem)
-            others = "the one before it is used" if step != steps[-1] else "no other is there"
+            if step is not None:
+                raise CheckpointError(f"{problem}.")
+            others = "the one before it is used" if one != steps[-1] else "no other is there"
             report(f"{problem}; {others}.")
         raise CheckpointError(f"{problems[0]}, and no other {kind} checkpoint is whole.")
 
@@ -146,7 +153,7 @@ class Checkpoints:
 
         Orbax would refuse to save an earlier step while they are there.
         """
-        for kind in (LAST, BEST):
+        for kind in (LAST, BEST, KEPT):
             newer = [s for s in self.steps(kind) if s > step]
             if not newer:
                 continue

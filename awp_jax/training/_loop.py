@@ -14,7 +14,7 @@ from awp_jax import data
 from awp_jax.evaluation import measure
 from awp_jax.progress import Progress
 from awp_jax.training import _records as records
-from awp_jax.training._checkpoints import BEST, LAST, Checkpoints
+from awp_jax.training._checkpoints import BEST, KEPT, LAST, Checkpoints
 from awp_jax.training._experiment import Experiment, build, evaluation_attack, subset
 from awp_jax.training._state import TrainState
 
@@ -156,6 +156,12 @@ class _Run:
             improved = False
             if done % config.evaluation.every_epochs == 0 or last:
                 improved = self._evaluate(state, step, done)
+            keep = config.checkpoint.keep_every_epochs
+            if keep and done % keep == 0:
+                # Before the last one: killed in between, the run redoes the epoch and keeps it.
+                self._log()
+                self.checkpoints.save(KEPT, state, self._info(step))
+                self.checkpoints.wait()
             if improved or last or done % config.checkpoint.every_epochs == 0:
                 self._save(state, step, improved)
         return state, step
@@ -251,9 +257,12 @@ class _Run:
         self.progress.line(f"epoch {epoch:>3}  {'; '.join(parts)}{star}")
         return improved
 
+    def _info(self, step: int) -> dict[str, Any]:
+        return {"step": step, "best": self.best, "seed": self.config.seed}
+
     def _save(self, state: TrainState, step: int, improved: bool = False) -> None:
         self._log()  # raises before a state that is not finite could be saved
-        info = {"step": step, "best": self.best, "seed": self.config.seed}
+        info = self._info(step)
         self.checkpoints.save(LAST, state, info)
         if improved:
             self.checkpoints.wait()

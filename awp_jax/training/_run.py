@@ -2,14 +2,15 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from jax.tree_util import Partial
 
 from awp_jax import data
 from awp_jax.config import from_dict
-from awp_jax.training._checkpoints import BEST, LAST, Checkpoints
+from awp_jax.training._checkpoints import BEST, KEPT, LAST, CheckpointError, Checkpoints
 from awp_jax.training._experiment import Experiment, build
 from awp_jax.training._records import read_config
 from awp_jax.training._state import TrainState
@@ -33,7 +34,7 @@ class Run:
         """A checkpoint and its information.
 
         Args:
-            which: ``"last"`` or ``"best"``.
+            which: ``"last"``, ``"best"``, or ``"epoch-N"`` for a kept one.
             report: Gets one sentence per damaged checkpoint that was passed over.
 
         Returns:
@@ -42,17 +43,76 @@ class Run:
         Raises:
             CheckpointError: When there is none, or none is whole.
         """
-        if which not in (LAST, BEST):
-            raise ValueError(f"checkpoint is {which!r}, but 'last' or 'best' was expected.")
+        epoch = _epoch(which)
+        step = None if epoch is None else epoch * self.experiment.steps_per_epoch
+        if epoch is not None and epoch not in self.kept_epochs():
+            raise CheckpointError(
+                f"{self.workdir} has no checkpoint of epoch {epoch}: {self._kept()}"
+            )
         checkpoints = Checkpoints(self.workdir / "checkpoints", read_only=True)
         try:
-            return checkpoints.restore(which, self.experiment.abstract_state(), report=report)
+            return checkpoints.restore(
+                which if epoch is None else KEPT,
+                self.experiment.abstract_state(),
+                step=step,
+                report=report,
+            )
         finally:
             checkpoints.close()
+
+    def kept_epochs(self) -> list[int]:
+        """Epochs whose checkpoints ``checkpoint.keep_every_epochs`` has kept, in order."""
+        checkpoints = Checkpoints(self.workdir / "checkpoints", read_only=True)
+        try:
+            return [s // self.experiment.steps_per_epoch for s in checkpoints.steps(KEPT)[::-1]]
+        finally:
+            checkpoints.close()
+
+    def checkpoint_names(self, names: Iterable[str]) -> list[str]:
+        """The names that ``restore`` takes, of a selection.
+
+        Args:
+            names: ``"last"``, ``"best"``, ``"epoch-N"``, or ``"every"`` for all that were kept.
+
+        Returns:
+            The selection in its order, each once.
+
+        Raises:
+            CheckpointError: For ``"every"`` where none was kept.
+            ValueError: For any other name.
+        """
+        found: dict[str, None] = {}
+        for name in names:
+            if name != "every":
+                _epoch(name)
+                found[name] = None
+                continue
+            kept = self.kept_epochs()
+            if not kept:
+                raise CheckpointError(f"{self.workdir}: {self._kept()}")
+            found |= {f"epoch-{epoch}": None for epoch in kept}
+        return list(found)
+
+    def _kept(self) -> str:
+        kept = self.kept_epochs()
+        if kept:
+            return f"kept were {', '.join(map(str, kept))}."
+        return "none were kept; train with --config.checkpoint.keep_every_epochs=N to keep some."
+
+    def apply_fn(self, state: TrainState) -> Partial:
+        """``(params, images) -> logits`` with the running statistics of a restored state."""
+        return self.experiment.classifier.apply_fn(state.batch_stats)
 
     def logits_fn(self, state: TrainState) -> Partial:
         """``images -> logits`` of a restored state, on running statistics."""
         return self.experiment.classifier.logits_fn(state.params, state.batch_stats)
+
+
+def _epoch(which: str) -> int | None:
+    match = re.fullmatch(r"epoch-([1-9]\d*)", which)
+    if not match and which not in (LAST, BEST):
+        raise ValueError(f"checkpoint is {which!r}, but last, best or epoch-N was expected.")
+    return int(match[1]) if match else None
 
 
 def open_run(workdir: str | pathlib.Path, splits: data.Splits | None = None) -> Run:

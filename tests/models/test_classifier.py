@@ -303,3 +303,18 @@ def test_a_classifier_is_frozen_and_hashable():
     with pytest.raises(AttributeError):
         one.name = "another"
     assert repr(one).startswith("Classifier(name='linear', num_classes=3, image_shape=(8, 8, 1)")
+
+
+def test_apply_fn_is_a_function_of_parameters_and_compiles_once_for_all_statistics(network):
+    classifier, params, batch_stats, apply = network
+    images = images_of(2)
+    compiled = jax.jit(lambda apply_fn, params: apply_fn(params, images))
+    apply_fn = classifier.apply_fn(batch_stats)
+    expected = apply(params, batch_stats, images, mode="running")[0]
+    np.testing.assert_allclose(compiled(apply_fn, params), expected, rtol=1e-5, atol=1e-6)
+    other = jax.tree.map(lambda leaf: leaf + 0.5, batch_stats)
+    expected = apply(params, other, images, mode="running")[0]
+    np.testing.assert_allclose(
+        compiled(classifier.apply_fn(other), params), expected, rtol=1e-5, atol=1e-6
+    )
+    assert compiled._cache_size() == 1
