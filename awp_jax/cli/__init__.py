@@ -15,6 +15,7 @@ _COMMANDS = {
     "evaluate": "measure clean and robust accuracy of a run's checkpoints",
     "diagnose": "tell robustness from gradients that mislead attacks",
     "flatness": "measure how flat the loss is around a run's weights",
+    "landscape": "draw the adversarial loss along directions in weight space",
     "import": "make a run directory of a PyTorch checkpoint",
     "export": "write a run's model as a PyTorch state dict",
     "describe": "show what a config stands for, without training",

@@ -1,5 +1,7 @@
 """``awp-jax evaluate``."""
 
+import json
+import pathlib
 import shutil
 import sys
 import time
@@ -21,7 +23,7 @@ from awp_jax.evaluation import (
 )
 from awp_jax.progress import Progress
 from awp_jax.reporting import attack_table, evaluation_table
-from awp_jax.training import BEST, LAST, Run, open_run, subset, write_json
+from awp_jax.training import BEST, LAST, Run, WorkdirError, open_run, subset, write_json
 
 EVALUATION = "evaluation.json"
 PARTIAL = "evaluation.partial"  # removed when the evaluation is finished
@@ -210,6 +212,21 @@ class _Progress:
 
     def close(self) -> None:
         self._bar.close()
+
+
+def read_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """``evaluation.json`` of a run directory, or ``None`` when there is none.
+
+    Raises:
+        WorkdirError: When it is damaged.
+    """
+    path = workdir / EVALUATION
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise WorkdirError(f"{path} is damaged: {error}.") from None
 
 
 def method_name(config: Any) -> str:

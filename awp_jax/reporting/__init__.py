@@ -13,6 +13,12 @@ from awp_jax.reporting._flatness_tables import flatness_report as flatness_repor
 from awp_jax.reporting._flatness_tables import flatness_table as flatness_table
 from awp_jax.reporting._flatness_tables import group_table as group_table
 from awp_jax.reporting._flatness_tables import robustness_groups as robustness_groups
+from awp_jax.reporting._landscape import landscape_comparison as landscape_comparison
+from awp_jax.reporting._landscape import landscape_figure as landscape_figure
+from awp_jax.reporting._landscape import landscape_training_figure as landscape_training_figure
+from awp_jax.reporting._landscape_data import landscape_table as landscape_table
+from awp_jax.reporting._landscape_data import read_landscape as read_landscape
+from awp_jax.reporting._landscape_data import robust_accuracies as robust_accuracies
 from awp_jax.reporting._tables import attack_table as attack_table
 from awp_jax.reporting._tables import evaluation_table as evaluation_table
 from awp_jax.reporting._tables import markdown_table as markdown_table

@@ -4,20 +4,24 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from awp_jax.reporting._landscape_curves import change_panel
+from awp_jax.reporting._style import COLOURS, MARKERS
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe-Ito: told apart by colour-blind people; line styles tell the sets apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
 _STYLES = {"train": "--", "test": "-"}
 
 
-def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+def learning_curves(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    landscapes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> "Figure":
     """Clean and robust accuracy over epochs, and the robust generalisation gap.
 
     Args:
         runs: By name, the records of ``metrics.jsonl`` (``awp_jax.training.read_metrics``).
+        landscapes: By name, one-dimensional landscapes (``read_landscape``), for a panel more.
 
     Returns:
         A matplotlib figure; save it with ``save_figure``.
@@ -27,8 +31,9 @@ def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure"
     """
     from matplotlib.figure import Figure  # slow to import: only where something is drawn
 
-    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
-    axes = figure.subplots(1, 3)
+    count = 4 if landscapes else 3
+    figure = Figure(figsize=(3.5 * count, 3.4), layout="constrained")
+    axes = figure.subplots(1, count)
     titles = ("Natural accuracy", "Robust accuracy", "Robust generalisation gap")
     drawn = False
     for index, (name, records) in enumerate(runs.items()):
@@ -59,7 +64,9 @@ def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure"
     if not drawn:
         raise ValueError("None of the runs holds evaluations: were they trained?")
     axes[2].axhline(0, color="0.6", linewidth=0.8)
-    for axis, title in zip(axes, titles, strict=True):
+    if landscapes:
+        change_panel(axes[3], landscapes, list(runs))
+    for axis, title in zip(axes[:3], titles, strict=True):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epoch")
         axis.set_ylabel("train minus test (points)" if "gap" in title else "accuracy (%)")

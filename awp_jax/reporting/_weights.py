@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from awp_jax.reporting._curves import COLOURS, MARKERS
+from awp_jax.reporting._style import COLOURS, MARKERS
 from awp_jax.reporting._flatness_tables import Results, main_checkpoint
 
 if TYPE_CHECKING:

@@ -1,0 +1,181 @@
+"""Directions in weight space along which a landscape is looked at."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from awp_jax import checks
+from awp_jax.attacks import cross_entropy
+from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.balls import WeightBall
+from awp_jax.data import as_float
+from awp_jax.random import check_key, example_keys
+
+# One norm per output channel (last axis of a kernel here), or one per kernel.
+NORMALISATIONS = {"filter": "filter", "layer": "leaf"}
+
+
+def _static(normalisation: str, mask: Any, params: Any) -> tuple[str, tuple[bool, ...]]:
+    """Scope and mask as values that ``jit`` can compare, so that it compiles once per model."""
+    checks.choice(normalisation, NORMALISATIONS, "normalisation")
+    scope = NORMALISATIONS[normalisation]
+    return scope, tuple(jax.tree.leaves(WeightBall(1.0, "l2", scope, mask).mask_of(params)))
+
+
+@functools.partial(jax.jit, static_argnames=("scope", "mask"))
+def _scaled(way, params, scope, mask):
+    tree = jax.tree.unflatten(jax.tree.structure(params), mask)
+    return WeightBall(1.0, "l2", scope, tree).direction(way, params)
+
+
+@jax.jit
+def _noise(key, params):
+    # One long draw: on CPU, compiling one for each shape takes half a second a shape.
+    leaves, structure = jax.tree.flatten(params)
+    ends = list(itertools.accumulate(leaf.size for leaf in leaves))
+    flat = jax.random.normal(key, (ends[-1],), jnp.result_type(*leaves))
+    parts = zip(jnp.split(flat, ends[:-1]), leaves, strict=True)
+    return jax.tree.unflatten(structure, [p.reshape(w.shape).astype(w.dtype) for p, w in parts])
+
+
+def _check(key: jax.Array, params: Any, count: int) -> None:
+    check_key(key)
+    checks.positive_integer(count, "count")
+    if not jax.tree.leaves(params):
+        raise ValueError("params holds no arrays: there is no direction to go.")
+
+
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def directions(
+    key: jax.Array,
+    params: Any,
+    count: int = 1,
+    *,
+    normalisation: str = "filter",
+    mask: Any = None,
+) -> Any:
+    """Random Gaussian directions, scaled to the weights (Li et al. 2018; AWP, algorithm 1).
+
+    ``d_j <- d_j / ||d_j|| * ||w_j||`` for every filter j, so that networks which only differ in
+    the scale of their layers have the same landscape. Biases and BatchNorm parameters stay where
+    they are (a zero direction): AWP's paper does not say, its release holds no landscape code, and
+    the code of Li et al. was used with ``biasbn`` ignored.
+
+    Args:
+        key: One typed key; direction ``i`` comes from ``fold_in(key, i)``, whatever ``count`` is.
+        params: Weights w, a pytree of float arrays.
+        count: Number of directions.
+        normalisation: ``"filter"``: each slice of the last axis of a kernel (an output channel, an
+            output neuron) gets the norm of that slice of w. ``"layer"``: each kernel gets the norm
+            of w's (Stutz et al. 2021, eq. 2).
+        mask: What moves; ``None`` for all leaves with more than one axis; see
+            ``awp_jax.balls.WeightBall``.
+
+    Returns:
+        A pytree like ``params`` with leaves ``[count, ...]`` in the dtypes of ``params``; zero
+        where the weights are zero.
+
+    Raises:
+        ValueError: For an unknown normalisation, a count below 1, a raw key, or no parameters.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from awp_jax.landscape import directions
+        >>> params = {"kernel": jnp.array([[3.0, 0.0], [4.0, 0.0]]), "bias": jnp.ones(2)}
+        >>> found = directions(jax.random.key(0), params)
+        >>> print(jnp.linalg.norm(found["kernel"][0], axis=0), found["bias"][0])
+        [5. 0.] [0. 0.]
+    """
+    scope, moving = _static(normalisation, mask, params)
+    _check(key, params, count)
+    keys = [jax.random.fold_in(key, index) for index in range(count)]
+    return _stack([_scaled(_noise(k, params), params, scope, moving) for k in keys])
+
+
+def _loss(params, function, images, labels):
+    return cross_entropy(function(params, images), labels).mean()
+
+
+_gradient = jax.jit(jax.grad(_loss))
+
+
+def adversarial_directions(
+    apply_fn: Callable,
+    params: Any,
+    key: jax.Array,
+    images: Any,
+    labels: Any,
+    attack: Callable | None,
+    count: int = 1,
+    *,
+    batch_size: int = 128,
+    normalisation: str = "layer",
+    mask: Any = None,
+) -> Any:
+    """The directions in which AWP perturbs weights: ascent of the loss on attacked mini-batches.
+
+    ``d_l = ||w_l|| * g_l / ||g_l||`` (AWP, NeurIPS 2020, eq. 10 without its step size), where g is
+    the gradient of the mean cross-entropy of one mini-batch in the weights, on adversarial examples
+    made at w. The loss rises along +d. Every direction has a mini-batch of its own, as in training;
+    unlike in training, ``apply_fn`` decides about BatchNorm statistics (running ones, usually).
+
+    Args:
+        apply_fn: ``(params, images) -> logits [batch, classes]``; a ``jax.tree_util.Partial`` is
+            compiled once for all parameters.
+        params: Weights w.
+        key: One typed key, for mini-batches and the attack; direction ``i`` uses
+            ``fold_in(key, i)``, whatever ``count`` is.
+        images: ``[examples, height, width, channels]``, uint8 or float in [0, 1].
+        labels: int ``[examples]``.
+        attack: ``attack(logits_fn, key, images, labels)``; ``None`` for clean images.
+        count: Number of directions.
+        batch_size: Examples of a mini-batch (128 in the papers); all when there are fewer.
+        normalisation: ``"layer"``, as AWP, or ``"filter"``; see ``directions``.
+        mask: As in ``directions``.
+
+    Returns:
+        A pytree like ``params`` with leaves ``[count, ...]``.
+
+    Raises:
+        ValueError: As ``directions``; for bad images or labels.
+    """
+    scope, moving = _static(normalisation, mask, params)
+    _check(key, params, count)
+    checks.positive_integer(batch_size, "batch_size")
+    checks.images_and_labels(as_float(images), labels)
+    function = as_pytree_function(apply_fn)
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    size = min(batch_size, len(labels))
+    found = []
+    for index in range(count):
+        chosen_key, attack_key = jax.random.split(jax.random.fold_in(key, index))
+        chosen = jax.random.choice(chosen_key, len(labels), (size,), replace=False)
+        batch, batch_labels = float_images(images[chosen], params), labels[chosen]
+        if attack is not None:
+            keys = example_keys(attack_key, size)
+            batch = attack(at(function, params), keys, batch, batch_labels).images
+        gradient = _gradient(params, function, batch, batch_labels)
+        found.append(_scaled(gradient, params, scope, moving))
+    return _stack(found)
+
+
+def _apply(function, params, images):
+    return function(params, images)
+
+
+def at(apply_fn: Callable, params: Any) -> jax.tree_util.Partial:
+    """``images -> logits`` at ``params``; other parameters do not compile again."""
+    return jax.tree_util.Partial(_apply, as_pytree_function(apply_fn), params)
+
+
+def float_images(images: Any, params: Any) -> Any:
+    """Images as floats of the parameters' dtype, at least float32."""
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+    return as_float(images, dtype)

@@ -1,0 +1,254 @@
+"""Loss and accuracy on a grid of weights around a model."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from awp_jax import checks
+from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.attacks._result import judge
+from awp_jax.attacks._stepped import number_of_classes
+from awp_jax.data import as_float, padded_batches
+from awp_jax.landscape._directions import at, float_images
+from awp_jax.random import example_keys
+
+# Points in one compiled call where loops stay rolled (GPU, TPU).
+_POINTS_PER_CALL = 8
+
+
+class Surface(NamedTuple):
+    """A loss landscape on a grid.
+
+    Attributes:
+        axes: One array of coordinates per direction; 1 moves by the whole direction.
+        loss: float64, one axis per direction: mean cross-entropy in nats; NaN where not computed.
+        accuracy: Of the same shape: share classified correctly after the attack, in [0, 1].
+    """
+
+    axes: tuple[np.ndarray, ...]
+    loss: np.ndarray
+    accuracy: np.ndarray
+
+
+def axis(points: int = 41, extent: float = 1.0) -> np.ndarray:
+    """Equally spaced coordinates from -extent to extent, exactly 0 in the middle.
+
+    Args:
+        points: How many: odd, at least 3.
+        extent: Above 0, relative to the weights' norms (1 in AWP's figures).
+
+    Returns:
+        float64 ``[points]``.
+
+    Raises:
+        ValueError: For an even number, fewer than 3, or an extent that is 0, negative or no
+            number.
+    """
+    if checks.positive_integer(points, "points", minimum=3) % 2 == 0:
+        raise ValueError(f"points is {points}, but an odd number was expected: 0 is one of them.")
+    if not 0 < extent < float("inf"):
+        raise ValueError(f"range is {extent!r}, but a finite number above 0 was expected.")
+    half = points // 2
+    return np.arange(-half, half + 1) / half * extent
+
+
+def surface(
+    apply_fn: Callable,
+    params: Any,
+    directions: Any,
+    images: Any,
+    labels: Any,
+    *,
+    axes: Sequence[Any],
+    attack: Callable | None = None,
+    key: jax.Array | None = None,
+    adversarial: str = "anew",
+    batch_size: int = 256,
+    start: Surface | None = None,
+    on_points: Callable[[Surface, int], Any] | None = None,
+    points_per_call: int | None = None,
+) -> Surface:
+    """The loss ``g(a, b) = rho(w + a d + b e)`` on a grid (AWP, NeurIPS 2020, algorithm 1).
+
+    Adversarial examples start from the same key at every point, so a point depends neither on the
+    others nor on their order, and the point 0 equals ``awp_jax.evaluation.measure`` with that key.
+    All points run through the same compiled functions. On CPU, where convolutions are slow inside
+    XLA's loops, points and attack steps follow each other from Python; elsewhere several points
+    are one call.
+
+    Args:
+        apply_fn: ``(params, images) -> logits [batch, classes]``; a ``jax.tree_util.Partial`` (over
+            BatchNorm statistics, say) is compiled once for all parameters.
+        params: Weights w, a pytree of float arrays; everything is computed in their dtype.
+        directions: Like ``params`` with leaves ``[directions, ...]``; see ``directions``.
+        images: ``[examples, height, width, channels]``, uint8 or float in [0, 1].
+        labels: int ``[examples]``.
+        axes: For each direction its coordinates, ``[points]``; see ``axis``.
+        attack: ``attack(logits_fn, key, images, labels)``, such as ``PGD``; ``None`` for the loss
+            on clean images.
+        key: One typed key, or one per example; needed with an attack.
+        adversarial: ``"anew"``: adversarial examples are made at every point, as in the AWP papers.
+            ``"centre"``: made once at w, which underestimates the loss (section 3 there). For an
+            attack with several restarts its loss is the highest over them when made anew, and
+            that of the images it returns when made at the centre.
+        batch_size: Examples per pass; does not change the result.
+        start: Points computed before, on the same axes; they are kept, the others (NaN) computed.
+        on_points: Called with what is there so far, and the number of points still to do, after
+            every call.
+        points_per_call: ``None`` for the rule above; else so many points in one compiled call.
+
+    Returns:
+        A ``Surface``.
+
+    Raises:
+        ValueError: For bad images or labels, directions that do not fit the parameters, empty or
+            non-finite axes, a missing key, or an unknown value of ``adversarial``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from awp_jax.landscape import axis, directions, surface
+        >>> apply_fn = lambda params, images: images.mean((1, 2)) @ params["kernel"]
+        >>> params = {"kernel": jnp.array([[4.0, -4.0]])}
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.9), jnp.array([0, 0])
+        >>> d = directions(jax.random.key(0), params)
+        >>> found = surface(apply_fn, params, d, images, labels, axes=[axis(3, 0.5)])
+        >>> found.loss.shape, bool(found.accuracy[1] == 1.0)
+        ((3,), True)
+    """
+    checks.choice(adversarial, ("anew", "centre"), "adversarial")
+    checks.positive_integer(batch_size, "batch_size")
+    if attack is not None and key is None:
+        raise ValueError("key is missing: an attack draws random starts from it.")
+    coordinates = tuple(_coordinates(values) for values in axes)
+    _check_directions(params, directions, len(coordinates))
+    checks.images_and_labels(as_float(images), labels)
+    function = as_pytree_function(apply_fn)
+    images, labels, n = jnp.asarray(images), jnp.asarray(labels), len(labels)
+    classes = number_of_classes(at(function, params), float_images(images[:1], params))
+    checks.images_and_labels(as_float(images), labels, classes)
+    keys = example_keys(jax.random.key(0) if key is None else key, n)
+    batches = list(padded_batches(n, min(batch_size, n)))
+    found = _begun(coordinates, start)
+    todo = np.argwhere(np.isnan(found.loss))
+    if points_per_call is None and jax.default_backend() != "cpu":
+        points_per_call = _POINTS_PER_CALL
+    # Landscapes are compared to 1e-4: no TF32 on GPU.
+    with jax.default_matmul_precision("float32"):
+        if attack is not None and adversarial == "centre" and len(todo):
+            images = _attacked(function, params, attack, keys, images, labels, batches)
+            attack = None
+        look = _look if points_per_call is None else _look_compiled
+        size = min(points_per_call or 1, max(len(todo), 1))
+        attack = None if attack is None else as_pytree_function(attack)
+        for first in range(0, len(todo), size):
+            places = todo[first : first + size]
+            # The last call is filled up with the first of its points: one size, one compilation.
+            filled = np.concatenate([places, np.repeat(places[:1], size - len(places), axis=0)])
+            where = np.stack([coordinates[d][filled[:, d]] for d in range(len(coordinates))], 1)
+            results = [
+                look(function, params, directions, where, attack, keys[i], images[i], labels[i])
+                for i, _ in batches
+            ]
+            masks = [mask for _, mask in batches]
+            losses, shares = (_gathered(results, masks, kind) for kind in range(2))
+            for place, loss, share in zip(places, losses, shares, strict=False):
+                found.loss[tuple(place)], found.accuracy[tuple(place)] = loss, share
+            if on_points is not None:
+                on_points(found, len(todo) - first - len(places))
+    return found
+
+
+def _attacked(function, params, attack, keys, images, labels, batches) -> jax.Array:
+    """All images, as ``attack`` changes them at ``params``."""
+    parts = []
+    for i, mask in batches:
+        batch = float_images(images[i], params)
+        found = attack(at(function, params), keys[i], batch, labels[i])
+        parts.append(np.asarray(found.images)[mask])
+    return jnp.asarray(np.concatenate(parts))
+
+
+def _move(params, directions, where):
+    def moved(leaf, ways):
+        for way, by in zip(ways, where, strict=True):
+            leaf = leaf + by.astype(leaf.dtype) * way
+        return leaf
+
+    return jax.tree.map(moved, params, directions)
+
+
+_compiled_move = jax.jit(_move)
+_judge = jax.jit(judge)
+
+
+def _look(function, params, directions, where, attack, keys, images, labels):
+    """At one point, loss of each example of a batch and whether it is right: ``[1, batch]``."""
+    logits_fn = at(function, _compiled_move(params, directions, jnp.asarray(where[0])))
+    batch = float_images(images, params)
+    if attack is None:
+        result = _judge(logits_fn, batch, labels)
+    else:
+        result = attack(logits_fn, keys, batch, labels)
+    return result.loss[None], ~result.success[None]
+
+
+@jax.jit
+def _look_compiled(function, params, directions, where, attack, keys, images, labels):
+    """The same at several points ``where [points, directions]``, in one call."""
+
+    def one(point):
+        logits_fn = at(function, _move(params, directions, point))
+        batch = float_images(images, params)
+        if attack is None:
+            result = judge(logits_fn, batch, labels)
+        else:
+            result = attack(logits_fn, keys, batch, labels)
+        return result.loss, ~result.success
+
+    return jax.lax.map(one, jnp.asarray(where))
+
+
+def _gathered(results: list[Any], masks: list[np.ndarray], kind: int) -> np.ndarray:
+    """The mean over all examples of what ``_look`` found, per point."""
+    kept = [
+        np.asarray(r[kind], np.float64)[:, mask] for r, mask in zip(results, masks, strict=True)
+    ]
+    return np.concatenate(kept, axis=1).mean(axis=1)
+
+
+def _begun(coordinates: tuple[np.ndarray, ...], start: Surface | None) -> Surface:
+    shape = tuple(len(values) for values in coordinates)
+    if start is None:
+        return Surface(coordinates, np.full(shape, np.nan), np.full(shape, np.nan))
+    same = len(start.axes) == len(shape) and all(map(np.array_equal, start.axes, coordinates))
+    if not same or start.loss.shape != shape or start.accuracy.shape != shape:
+        raise ValueError("start was computed on other axes.")
+    return Surface(coordinates, np.array(start.loss), np.array(start.accuracy))
+
+
+def _coordinates(values: Any) -> np.ndarray:
+    found = np.asarray(values, np.float64)
+    if found.ndim != 1 or not len(found) or not np.isfinite(found).all():
+        raise ValueError(
+            f"An axis has shape {found.shape} and holds {found.tolist()}, but finite coordinates "
+            "[points] were expected."
+        )
+    return found
+
+
+def _check_directions(params: Any, directions: Any, count: int) -> None:
+    structure: Any = jax.tree.structure(params)
+    if structure != jax.tree.structure(directions):
+        raise ValueError("directions and params differ in structure: are they of one model?")
+    if not count:
+        raise ValueError("axes is empty: one array of coordinates per direction was expected.")
+    for leaf, ways in zip(jax.tree.leaves(params), jax.tree.leaves(directions), strict=True):
+        if jnp.shape(ways) != (count, *jnp.shape(leaf)):
+            raise ValueError(
+                f"directions hold an array of shape {jnp.shape(ways)}, but "
+                f"{(count, *jnp.shape(leaf))} was expected: one axis per direction, then the shape "
+                "of the parameter."
+            )
