@@ -43,7 +43,7 @@ _METHODS = tuple(
     f"{m}{p}" for m in ("at", "trades", "mart", "rst", "pre-training") for p in ("", "-awp")
 )
 # Rice et al. 2020, as section 5.3 has them. L2 is in place of weight decay.
-_REGULARISED = {
+_REGULARISED: dict[str, dict[str, float]] = {
     "at-l1": {"regularisation.l1": 5e-6},
     "at-l2": {"regularisation.l2": 5e-3, "optimizer.weight_decay": 0.0},
     "at-cutout": {"data.cutout": 14},

@@ -72,14 +72,13 @@ def _finish(axes: Any, anything: bool) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.label.set_size(8)
     axes.yaxis.label.set_size(8)
-    if axes.get_xticklabels() and axes.xaxis.get_tick_params().get("labelsize") is None:
-        axes.tick_params(labelsize=7)
+    axes.tick_params(labelsize=7)
     handles, labels = axes.get_legend_handles_labels()
     if handles:  # below, where no data is
         columns = 2 if max(map(len, labels)) < 30 else 1
         axes.legend(
             loc="upper center",
-            bbox_to_anchor=(0.5, -0.2),
+            bbox_to_anchor=(0.5, -0.17),
             ncols=columns,
             fontsize=6.5,
             frameon=False,

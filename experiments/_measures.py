@@ -120,7 +120,6 @@ class Attacked(Measure):
         wanted, config = self.settings(scale), opened.config
         name = wanted["attack"]
         part = opened.part(self.part, wanted["examples"])
-        state = opened.state(self.checkpoint)
         norm = config.attack.norm
         epsilon = config.evaluation.epsilon or config.attack.epsilon
         options: dict[str, Any] = {
@@ -129,8 +128,8 @@ class Attacked(Measure):
             "step_size": config.evaluation.step_size or config.attack.step_size,
             "restarts": wanted["restarts"] or config.evaluation.restarts,
         }
-        random = {}
-        if getattr(opened.experiment.classifier, "is_random", False):
+        random: dict[str, Any] = {}
+        if getattr(opened.classifier, "is_random", False):
             random = {"eot": _PASSES}
         attacks = attacks_by_name([name], **options, **random)
         if self.surrogate:
@@ -143,7 +142,7 @@ class Attacked(Measure):
             attacks = {"clean": None, name: crafted}
         identity = {"measure": self.slug(), **wanted, "state": opened.identity(self.checkpoint)}
         found = evaluate(
-            opened.experiment.classifier.logits_fn(state.params, state.batch_stats),
+            opened.logits_fn(self.checkpoint),
             jax.random.fold_in(opened.experiment.key, _EVALUATION_KEY),
             part.images,
             part.labels,
@@ -252,7 +251,7 @@ class Landscape(Measure):
         wanted = self.settings(scale)
         part, state = opened.part(self.part, wanted["examples"]), opened.state(self.checkpoint)
         key = jax.random.fold_in(opened.experiment.key, _LANDSCAPE_KEY)
-        apply_fn = opened.experiment.classifier.apply_fn(state.batch_stats)
+        apply_fn = opened.apply_fn(self.checkpoint)
         attack = evaluation_attack(opened.config, steps=scale_steps(scale, 10))
         count = wanted["directions"]
         scaled = {"normalisation": self.normalisation}
@@ -320,7 +319,7 @@ class Flatness(Measure):
         steps = scale_steps(scale, 20)
         options = {} if self.case == "average" else {"steps": steps}
         found = measure(
-            opened.experiment.classifier.apply_fn(state.batch_stats),
+            opened.apply_fn(self.checkpoint),
             state.params,
             part.images,
             part.labels,
@@ -356,7 +355,7 @@ class PerturbedLoss(Measure):
         wanted = self.settings(scale)
         part, state = opened.part("train", wanted["examples"]), opened.state(self.checkpoint)
         found = library("landscape", "perturbed_loss").perturbed_loss(
-            opened.experiment.classifier.apply_fn(state.batch_stats),
+            opened.apply_fn(self.checkpoint),
             state.params,
             part.images,
             part.labels,
@@ -387,17 +386,21 @@ class Weights(Measure):
     def settings(self, scale: Scale) -> dict[str, Any]:
         return {"bins": 61}
 
+    def check(self) -> None:
+        library("landscape", "weight_histograms")
+
     def compute(self, opened: Any, scale: Scale) -> dict[str, Any]:
-        leaves = jax.tree_util.tree_leaves_with_path(opened.state(self.checkpoint).params)
-        kernels = {jax.tree_util.keystr(p, simple=True, separator="/"): w for p, w in leaves}
-        convolutions = {name: w for name, w in kernels.items() if w.ndim == 4 and w.shape[0] > 1}
-        matrices = {name: w for name, w in kernels.items() if w.ndim == 2}
         # The tree is sorted by name, as the stages of these networks are.
-        name, kernel = list((convolutions or matrices).items())[-1]
-        values = np.asarray(kernel).ravel()
-        reach = float(np.abs(values).max()) or 1.0
-        counts, edges = np.histogram(values, self.settings(scale)["bins"], (-reach, reach))
-        return {"layer": name, "counts": counts.tolist(), "edges": edges.tolist()}
+        params = opened.state(self.checkpoint).params
+        kernels = jax.tree_util.tree_leaves_with_path(params)
+        shapes = {jax.tree_util.keystr(p, simple=True, separator="/"): w.shape for p, w in kernels}
+        convolutions = [name for name, shape in shapes.items() if len(shape) == 4 and shape[0] > 1]
+        matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+        name = (convolutions or matrices)[-1]
+        module = library("landscape", "weight_histograms")
+        found = module.weight_histograms(params, bins=self.settings(scale)["bins"])[name]
+        counts, edges = np.asarray(found.counts).tolist(), np.asarray(found.edges).tolist()
+        return {"layer": name, "counts": counts, "edges": edges}
 
 
 def scale_steps(scale: Scale, steps: int) -> int:

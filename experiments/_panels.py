@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from awp_jax.reporting import COLOURS, MARKERS, correlation
 from experiments._measures import (
     Attacked,
     Landscape,
@@ -18,10 +19,8 @@ from experiments._measures import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe-Ito colours, told apart by colour-blind people; markers and lines tell them apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
+# Five beside six colours and markers: no two of thirty series look the same.
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 # value = get(cell, measure), None where it is not there
 Get = Callable[[str, Measure], Any]
 Need = tuple[str, Measure]
@@ -47,16 +46,13 @@ class Panel:
 
 
 def style(index: int) -> dict[str, Any]:
-    """Colour and line of a series; more than seven repeat the colours with other lines."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "linestyle": LINES[(index + index // len(COLOURS)) % len(LINES)],
-    }
+    """Colour and line of a series."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
 
 
 def marker(index: int) -> str:
     """Marker of a series."""
-    return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
+    return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]  # another one per colour
 
 
 _QUANTITIES = {
@@ -340,33 +336,32 @@ class Perturbed(Panel):
     Attributes:
         cell: Of the model.
         checkpoints: ``"20%"``, ...
-        measure: At any checkpoint; gamma 0 first.
-        awp: The gamma whose AWP is drawn; all others are drawn for random perturbation.
+        random: Sizes gamma of random perturbation.
+        awp: The gamma of AWP.
     """
 
     cell: str
     checkpoints: tuple[str, ...]
-    measure: PerturbedLoss
+    random: tuple[float, ...]
     awp: float
 
+    def _measure(self, checkpoint: str) -> PerturbedLoss:
+        gammas = dict.fromkeys((0.0, self.awp, *self.random))
+        return PerturbedLoss(tuple(gammas), checkpoint)
+
     def needs(self) -> list[Need]:
-        return [
-            (self.cell, dataclasses.replace(self.measure, checkpoint=c)) for c in self.checkpoints
-        ]
+        return [(self.cell, self._measure(c)) for c in self.checkpoints]
 
     def draw(self, axes: "Axes", get: Get) -> bool:
-        found = {
-            int(m.checkpoint[:-1]): get(self.cell, m)
-            for _, m in self.needs()
-            if isinstance(m, PerturbedLoss)
-        }
+        found = {int(c[:-1]): get(self.cell, self._measure(c)) for c in self.checkpoints}
         known = {x: value for x, value in found.items() if value is not None}
-        for index, gamma in enumerate(self.measure.gammas):
-            kind = "adversarial" if gamma == self.awp else "random"
-            name = f"AWP, gamma {gamma:g}" if gamma == self.awp else f"random, gamma {gamma:g}"
-            values = [value[kind][index] for value in known.values()]
-            name = "not perturbed" if gamma == 0 else name
-            axes.plot(list(known), values, marker=marker(index), label=name, **style(index))
+        curves = [("not perturbed", "random", 0.0)]
+        curves += [(f"random, gamma {g:g}", "random", g) for g in self.random]
+        curves += [(f"AWP, gamma {self.awp:g}", "adversarial", self.awp)]
+        for index, (name, kind, gamma) in enumerate(curves):
+            values = [value[kind][value["gammas"].index(gamma)] for value in known.values()]
+            if values:
+                axes.plot(list(known), values, marker=marker(index), label=name, **style(index))
         axes.set(xlabel="epoch (% of training)", ylabel="adversarial loss (nats)")
         return bool(known)
 
@@ -393,23 +388,21 @@ class Scatter(Panel):
         return [(cell, m) for _, cell, x, y in self.points for m in (x, y)]
 
     def draw(self, axes: "Axes", get: Get) -> bool:
-        from scipy import stats
-
         groups: dict[str, list[tuple[float, float]]] = {}
         for label, cell, x, y in self.points:
             place = get(cell, x), get(cell, y)
             if None not in place:
                 groups.setdefault(label, []).append(place)
         for index, (label, places) in enumerate(groups.items()):
-            look = {"color": COLOURS[index % len(COLOURS)], "marker": marker(index)}
+            look: Any = {"color": COLOURS[index % len(COLOURS)], "marker": marker(index)}
             line = ":" if self.joined else "none"
             axes.plot(*zip(*places, strict=True), linestyle=line, label=label, **look)
-        every = np.array([p for places in groups.values() for p in places])
+        every = [p for places in groups.values() for p in places]
+        found = correlation(*zip(*every, strict=True)) if every else None
         title = self.title
-        if len(every) > 2 and (every.std(0) > 0).all():
-            pearson = stats.pearsonr(*every.T).statistic
-            spearman = stats.spearmanr(*every.T).statistic
-            title += f"\nPearson {pearson:.2f}, Spearman {spearman:.2f}, {len(every)} points"
+        if found is not None:
+            title += f"\nPearson {found.pearson:.2f}, Spearman {found.spearman:.2f}"
+            title += f", {found.models} points"
         axes.set(xlabel=self.xlabel, ylabel=self.ylabel)
         axes.set_title(title, fontsize=9)
         return bool(groups)

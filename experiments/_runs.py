@@ -16,6 +16,7 @@ from awp_jax.training import (
     Run,
     TrainState,
     WorkdirError,
+    create_classifier,
     open_run,
     plain,
     read_metrics,
@@ -134,6 +135,25 @@ def _result_path(run: pathlib.Path, measure: Measure) -> pathlib.Path:
     return run / _MEASURES / f"{measure.slug()}.json"
 
 
+def model_key(config: ConfigDict) -> str:
+    """What tells models apart, as text that can be hashed."""
+    return json.dumps([plain(config)["model"], config.data.name])
+
+
+@functools.cache
+def classifier_of(model: str, shape: tuple[int, ...], classes: int) -> Any:
+    """One classifier object for all runs of an architecture: attacks on it are compiled once.
+
+    Args:
+        model: From ``model_key``.
+        shape: Of an image.
+        classes: Number of logits.
+    """
+    values, name = json.loads(model)
+    config: Any = ConfigDict({"model": values, "data": {"name": name}})
+    return create_classifier(config, shape, classes)
+
+
 class Opened:
     """A trained run, opened for measuring; what is read once stays in memory.
 
@@ -150,6 +170,9 @@ class Opened:
             self._run: Run = open_run(self.directory)
         self.experiment = self._run.experiment
         self.config = self.experiment.config
+        train_set = self.experiment.splits.train
+        shape, classes = train_set.images.shape[1:], train_set.num_classes
+        self.classifier = classifier_of(model_key(self.config), shape, classes)
         self.partial = self.directory / _PARTIAL
 
     def _name(self, checkpoint: str) -> str:
@@ -174,7 +197,12 @@ class Opened:
 
     def logits_fn(self, checkpoint: str) -> Any:
         """``images -> logits`` of a checkpoint."""
-        return self._run.logits_fn(self.state(checkpoint))
+        state = self.state(checkpoint)
+        return self.classifier.logits_fn(state.params, state.batch_stats)
+
+    def apply_fn(self, checkpoint: str) -> Any:
+        """``(params, images) -> logits`` with the statistics of a checkpoint."""
+        return self.classifier.apply_fn(self.state(checkpoint).batch_stats)
 
     def part(self, name: str, examples: int | None) -> data.Dataset:
         """The first ``examples`` of a set."""

@@ -81,7 +81,10 @@ def _published(paper: str, name: str) -> dict[tuple[str, str], Value]:
 
 def _line(place: Place, entry: Entry, paper: Value | None) -> Line:
     jobs = [j for j in place.experiment.jobs() if j.cell.name == entry.cell]
-    values, seeds, settings, state = [], [], {}, NOT_RUN
+    values: list[float] = []
+    seeds: list[int] = []
+    settings: dict[str, None] = {}
+    state = NOT_RUN
     for job in jobs:
         try:
             for part in entry.measure.parts():

@@ -1,17 +1,16 @@
 """How much work a cell is: optimiser steps, and FLOPs from the model's forward pass."""
 
 import functools
-import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from awp_jax import data, objectives
-from awp_jax.training import create_classifier, plain
 from experiments._cells import Experiment, Job
 from experiments._measures import Attacked, Flatness, Landscape, Measure, PerturbedLoss
+from experiments._runs import classifier_of, model_key
 from experiments._scales import Scale
 
 # In forward passes: a gradient in the images is one forward and one backward pass, of about the
@@ -46,7 +45,7 @@ def estimate(experiment: Experiment, job: Job) -> Work:
     scale = experiment.scale
     config = job.cell.at(scale, job.seed)
     train_images, test_images, shape, classes = _sizes(config)
-    forward = _forward(json.dumps(plain(config)["model"]), config.data.name, shape, classes)
+    forward = _forward(model_key(config), shape, classes)
     steps = config.epochs * -(-train_images // config.batch_size)
     evaluations = (
         config.epochs
@@ -131,14 +130,13 @@ def _sizes(config: ConfigDict) -> tuple[int, int, tuple[int, ...], int]:
 
 
 @functools.cache
-def _forward(model: str, name: str, shape: tuple[int, ...], classes: int) -> float:
+def _forward(model: str, shape: tuple[int, ...], classes: int) -> float:
     """FLOPs of a forward pass of one image, from XLA's cost analysis; nothing is compiled."""
-    config: Any = ConfigDict({"model": json.loads(model), "data": {"name": name}})
-    classifier = create_classifier(config, shape, classes)
+    classifier = classifier_of(model, shape, classes)
     params, batch_stats = jax.eval_shape(classifier.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
 
     def forward(params, batch_stats, images):
         return classifier.apply(params, batch_stats, images, mode="running")[0]
 
-    return float(jax.jit(forward).lower(params, batch_stats, images).cost_analysis()["flops"])
+    return float(jax.jit(forward).lower(params, batch_stats, images).cost_analysis()["flops"])  # type: ignore[index]

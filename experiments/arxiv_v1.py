@@ -16,7 +16,7 @@ from experiments._build import (
     with_changes,
 )
 from experiments._cells import Cell, Entry, Experiment
-from experiments._measures import Attacked, PerturbedLoss
+from experiments._measures import Attacked
 from experiments._panels import Bars, Lines, Panel, Perturbed
 from experiments._scales import Scale
 from experiments._values import paper_values
@@ -128,11 +128,10 @@ def _figure2(scale: Scale) -> Experiment:
     ]
     steps = [with_changes(awp, f"K2={k}", weights__steps=k) for k in scale.sweep((1, 5, 10))]
     bars = tuple((c.name.rpartition(",")[2], c.name, last) for c in (*alternations, *steps))
-    perturbed = PerturbedLoss((0.0, 0.005))
-    panels = [
+    through = tuple(percents(scale))
+    panels: list[Panel] = [
         Bars("Optimisation of the perturbation", bars, "A (K2 = 1), K2 (A = 1)", published=51.19),
-        Perturbed("Madry, weights perturbed", _AT, tuple(percents(scale)), perturbed, awp=0.005),
-        Perturbed("Madry, random perturbation", _AT, tuple(percents(scale)), perturbed, awp=-1.0),
+        Perturbed("Madry, weights perturbed", _AT, through, random=(0.005,), awp=0.005),
     ]
     entries = [Entry("A = 1, K2 = 1", "text", alternations[0].name, last, _LAST)]
     title = "Ablation of the optimisation, and loss under perturbed weights"

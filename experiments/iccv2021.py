@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from awp_jax.reporting import robustness_groups
 from experiments._build import make, percents, with_changes
 from experiments._cells import Cell, Entry, Experiment, Numbers
 from experiments._measures import Attacked, Difference, Flatness, Landscape, Measure
@@ -89,10 +90,9 @@ def _table1(scale: Scale) -> Experiment:
 def _groups(numbers: Numbers) -> Numbers:
     """Means over good, average and poor methods: split at the 30% and 70% percentiles."""
     errors = {row: n for (row, column), n in numbers.items() if column == "RErr test"}
-    if len(errors) < 3:
+    if not errors:
         return {}
-    low, high = np.percentile(list(errors.values()), (30, 70))
-    names = {r: "Good" if e < low else "Average" if e < high else "Poor" for r, e in errors.items()}
+    names = {run: g.name.capitalize() for g in robustness_groups(errors) for run in g.runs}
     found: dict[tuple[str, str], list[float]] = {}
     for (row, column), number in numbers.items():
         if row in names:

@@ -19,7 +19,7 @@ from experiments._build import (
     with_changes,
 )
 from experiments._cells import Cell, Entry, Experiment
-from experiments._measures import Attacked, Landscape, PerturbedLoss
+from experiments._measures import Attacked, Landscape
 from experiments._panels import (
     Bars,
     Contour,
@@ -217,7 +217,6 @@ def _figure3(scale: Scale) -> Experiment:
         for label, gammas, cells in pairs
         for part in ("test", "train")
     )
-    perturbed = PerturbedLoss((0.0, 0.005, 0.3, 0.6, 1.0))
     curves = [
         (f"{label}, gamma = {c.name.split('gamma=')[1].split(',')[0]}", c.name, Landscape())
         for label, _, cells in pairs
@@ -225,7 +224,7 @@ def _figure3(scale: Scale) -> Experiment:
     ]
     panels: list[Panel] = [
         Perturbed(
-            "AT with its weights perturbed", _AT, tuple(percents(scale)), perturbed, awp=0.005
+            "AT, weights perturbed", _AT, tuple(percents(scale)), random=(0.3, 0.6, 1.0), awp=0.005
         ),
         Landscapes("Landscape by method", (("AT", _AT, Landscape()), *curves)),
         Lines("Robustness against gamma", series, "gamma", log=True),
@@ -309,7 +308,8 @@ def _figure10(scale: Scale) -> Experiment:
 
 
 def _figure11(scale: Scale) -> Experiment:
-    cells, panels = [], []
+    cells: list[Cell] = []
+    panels: list[Panel] = []
     for norm, what in (("linf", "Linf"), ("l2", "L2")):
         own = {label: _cell(f"cifar10,{norm},{m}") for label, m in _REGULARISED.items()}
         cells += own.values()

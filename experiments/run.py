@@ -196,7 +196,8 @@ def describe(place: Place, jobs: Sequence[Job], with_state: bool) -> str:
         with_state: Whether there is a work directory to look into.
     """
     one = place.experiment
-    rows, steps, training, evaluation, problems = [], 0, 0.0, 0.0, {}
+    rows, steps, training, evaluation = [], 0, 0.0, 0.0
+    problems: dict[str, None] = {}
     for index, job in enumerate(jobs):
         known = availability(place, job)
         problems |= dict.fromkeys(known)

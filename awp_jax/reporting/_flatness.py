@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from awp_jax.reporting._style import COLOURS, MARKERS
 from awp_jax.reporting._flatness_tables import Results, correlation, main_checkpoint, main_set
+from awp_jax.reporting._style import COLOURS, MARKERS
 from awp_jax.reporting._weights import gamma_figure, histogram_figure, pac_bayes_figure
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from awp_jax.reporting._style import COLOURS, MARKERS
 from awp_jax.reporting._flatness_tables import Results, main_checkpoint
+from awp_jax.reporting._style import COLOURS, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
