@@ -1,10 +1,11 @@
-# The three commands: make quickstart, make test, make format. Each makes .venv when it is not there.
+# The commands: make quickstart, make experiments, make test, make format. Each makes .venv when it is
+# not there.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 
-.PHONY: quickstart test core lint format clean
+.PHONY: quickstart experiments test core lint format clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +38,10 @@ quickstart: $(VENV)/installed
 	|| { cat $(RUNS)/evaluate.log; exit 1; }; \
 	wait $$looking || { cat $(RUNS)/landscape.log; exit 1; }
 	@$(BIN)/awp-jax report --workdirs=$(RUNS)/at,$(RUNS)/at-awp --output=$(RUNS)/report
+
+# Every table and figure of the papers at the smallest scale: shows that they run, nothing else.
+experiments: $(VENV)/installed
+	$(BIN)/python -m experiments.run all --scale=smoke --workdir=runs/smoke
 
 test: $(VENV)/installed-peers lint
 	$(BIN)/python -m pytest --numprocesses=2

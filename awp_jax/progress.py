@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: a bar in a terminal, plain lines elsewhere."""
 
 import sys
+import time
 from typing import Any
 
 from tqdm import tqdm
@@ -50,3 +51,42 @@ class Progress:
         """Leaves the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
+
+
+class PartsProgress:
+    """Progress over the parts of a long job, with the time left; plain lines where there is no bar.
+
+    Args:
+        total: Parts of the whole job.
+        unit: What a part is called.
+    """
+
+    def __init__(self, total: int, unit: str = "part"):
+        self._total, self._done, self._measured = total, 0, 0
+        self._unit, self._began = unit, time.monotonic()
+        self._bar = Progress(total, unit=unit)
+        self._told = 0.0
+
+    def done(self, what: str, parts: int = 1, *, measured: bool = True) -> None:
+        """Moves on.
+
+        Args:
+            what: What has been done, for the person who waits.
+            parts: How many parts it was.
+            measured: False for what was read from disk, which says nothing about the time left.
+        """
+        self._done += parts
+        self._measured += parts if measured else 0
+        self._bar.advance(self._done, part=what)
+        seconds = time.monotonic() - self._began
+        # A log wants no line for every one of thousands of short parts.
+        if sys.stderr.isatty() or (self._done < self._total and seconds - self._told < 10):
+            return
+        self._told = seconds
+        rate = seconds / self._measured if self._measured else 0.0
+        left = f", about {rate * (self._total - self._done):.0f} s left" if rate else ""
+        self._bar.line(f"{what}: {self._done} of {self._total} {self._unit}s done{left}")
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.close()

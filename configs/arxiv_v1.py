@@ -5,8 +5,9 @@
     awp-jax evaluate --workdir=runs/mnist-at-awp --attacks=fgsm,pgd-20,cw-100
 
 The argument is DATA,METHOD. DATA: mnist (4-layer CNN, epsilon 0.3, Table 2), cifar10 (ResNet-18,
-section 4.1 and Table 1), cifar10-wrn (WideResNet-34-10, Table 2). METHOD: at, trades, mart, each
-with -awp (the paper writes Madry+, TRADES+, MART+).
+section 4.1 and Table 1), cifar10-wrn (WideResNet-34-10, Table 2). METHOD: at, trades, mart, rst,
+each with -awp (the paper writes Madry+, TRADES+, MART+, RST+); pni (parametric noise, Table 1).
+RST needs a file of unlabelled images (--config.data.unlabelled=FILE).
 
 Expected accuracy (%), Table 2:
 
@@ -32,7 +33,7 @@ from ml_collections import ConfigDict
 from awp_jax import checks
 from awp_jax import config as schema
 
-_METHODS = ("at", "at-awp", "trades", "trades-awp", "mart", "mart-awp")
+_METHODS = tuple(f"{m}{p}" for m in ("at", "trades", "mart", "rst") for p in ("", "-awp"))
 
 
 def get_config(cell: str = "cifar10,at-awp") -> ConfigDict:
@@ -45,12 +46,17 @@ def get_config(cell: str = "cifar10,at-awp") -> ConfigDict:
     if len(parts) != 2:
         raise ValueError(f"The cell is {cell!r}, but DATA,METHOD (mnist,at-awp) was expected.")
     dataset = checks.choice(parts[0], ("mnist", "cifar10", "cifar10-wrn"), "data of this paper")
-    method = checks.choice(parts[1], _METHODS, "method of this paper")
+    method = checks.choice(parts[1], (*_METHODS, "pni"), "method of this paper")
 
     config = schema.default()
-    config.objective.name = method.removesuffix("-awp")
+    base = method.removesuffix("-awp")
+    config.objective.name = {"rst": "trades", "pni": "at"}.get(base, base)
     config.weights.method = "awp" if method.endswith("-awp") else "none"
     config.weights.gamma = "0.005"
+    if method == "pni":
+        config.model.pni = True
+    if base == "rst":
+        config.data.unlabelled = "tiny-images-500k.npz"
     if dataset == "mnist":
         config.data.name = "mnist"
         config.data.crop_padding = 0

@@ -6,7 +6,10 @@
 
 The argument is DATA,NORM,METHOD for Tables 1 and 3 (PreActResNet-18): DATA of cifar10, cifar100,
 svhn; NORM of linf, l2; METHOD of at, at-awp (trades, mart and their -awp also work, as in Figure
-1b). Or it is table2,METHOD (WideResNet-34-10, CIFAR-10, Linf): at, trades, mart, each with -awp.
+1b, rst and rst-awp; at-l1, at-l2, at-cutout, at-mixup of Tables 4 and 5). Or it is table2,METHOD
+(WideResNet-34-10, CIFAR-10, Linf): at, trades, mart; WideResNet-28-10: rst, pre-training; each with
+-awp. RST needs a file of unlabelled images (--config.data.unlabelled=FILE), pre-training the run
+directory of a pre-trained model (--config.init_from=RUN).
 
 Expected robust test accuracy (%, PGD-20, best / last of 200 epochs, mean of 5 runs), Table 1:
 
@@ -36,7 +39,16 @@ from ml_collections import ConfigDict
 from awp_jax import checks
 from awp_jax import config as schema
 
-_METHODS = ("at", "at-awp", "trades", "trades-awp", "mart", "mart-awp")
+_METHODS = tuple(
+    f"{m}{p}" for m in ("at", "trades", "mart", "rst", "pre-training") for p in ("", "-awp")
+)
+# Rice et al. 2020, as section 5.3 has them. L2 is in place of weight decay.
+_REGULARISED: dict[str, dict[str, float]] = {
+    "at-l1": {"regularisation.l1": 5e-6},
+    "at-l2": {"regularisation.l2": 5e-3, "optimizer.weight_decay": 0.0},
+    "at-cutout": {"data.cutout": 14},
+    "at-mixup": {"data.mixup": 1.4},
+}
 
 
 def get_config(cell: str = "cifar10,linf,at-awp") -> ConfigDict:
@@ -55,8 +67,10 @@ def get_config(cell: str = "cifar10,linf,at-awp") -> ConfigDict:
     dataset, norm = ("cifar10", "linf") if table2 else parts[:2]
     checks.choice(dataset, ("cifar10", "cifar100", "svhn"), "data set of this table")
     checks.choice(norm, ("linf", "l2"), "norm of this table")
-    method = checks.choice(parts[-1], _METHODS, "method of this table")
-    objective = method.removesuffix("-awp")
+    method = checks.choice(parts[-1], (*_METHODS, *_REGULARISED), "method of this table")
+    base = method.split("-awp")[0]
+    # RST trains with the loss of TRADES (section 2.1), pre-training fine-tunes with AT.
+    objective = {"rst": "trades", "pre-training": "at"}.get(base, base.split("-")[0])
 
     config = schema.default()  # CIFAR-10, Linf, AT-AWP as the paper and the released code have it
     config.data.name = dataset
@@ -89,5 +103,18 @@ def get_config(cell: str = "cifar10,linf,at-awp") -> ConfigDict:
     # TRADES and MART are 5e-3 everywhere.
     config.weights.gamma = "0.005" if table2 or objective != "at" else "0.01"
     if table2:
-        config.model.name = "wrn-34-10"
+        config.model.name = "wrn-28-10" if base in ("rst", "pre-training") else "wrn-34-10"
+    for key, value in _REGULARISED.get(method, {}).items():
+        group, _, leaf = key.partition(".")
+        config[group][leaf] = value
+    if base == "rst":  # released RST: half of a batch of 256 is unlabelled; Nesterov; cosine
+        config.data.unlabelled = "tiny-images-500k.npz"
+        config.batch_size = 256
+        config.optimizer.nesterov = True
+        config.schedule.name = "cosine"
+    if base == "pre-training":  # section 5.1
+        config.init_from = "runs/pre-trained"
+        config.epochs = 50
+        config.optimizer.learning_rate = 0.001
+        config.schedule.name = "constant"
     return config

@@ -14,6 +14,7 @@ _COMMANDS = {
     "train": "train a model from a config, or go on where it was stopped",
     "evaluate": "measure clean and robust accuracy of a run's checkpoints",
     "diagnose": "tell robustness from gradients that mislead attacks",
+    "flatness": "measure how flat the loss is around a run's weights",
     "landscape": "draw the adversarial loss along directions in weight space",
     "import": "make a run directory of a PyTorch checkpoint",
     "export": "write a run's model as a PyTorch state dict",
@@ -75,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"awp-jax: unknown command {command!r}.\n\n{_usage()}", file=sys.stderr)
         return 2
     run = importlib.import_module(f"awp_jax.cli._{command}").main
-    from awp_jax.cli._cache import use_compilation_cache
     from awp_jax.cli._flags import Help, UsageError
+    from awp_jax.compilation_cache import use_compilation_cache
     from awp_jax.training import NonFiniteError
 
     use_compilation_cache()

@@ -1,0 +1,297 @@
+"""Flatness of the checkpoints of one run, part by part, so that a stopped command goes on."""
+
+import dataclasses
+import pathlib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from awp_jax import checks, landscape
+from awp_jax.attacks import PGD
+from awp_jax.cli._evaluate import method_name
+from awp_jax.cli._flags import UsageError
+from awp_jax.config import from_dict
+from awp_jax.data import Dataset
+from awp_jax.evaluation import PartialResults
+from awp_jax.progress import PartsProgress
+from awp_jax.training import Run, build, read_config, subset
+
+PARTIAL = "flatness.partial"  # removed when the command is finished
+ALSO = ("clean", "hessian", "histograms", "gammas", "pac-bayes")
+MOST_EXAMPLES = 1000  # Stutz et al.: the first 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured, and how; see ``awp_jax.landscape`` for the meaning of each.
+
+    Attributes:
+        epsilon: ``None`` for the config's.
+        step_size: Of PGD in pixel units; ``None`` for the config's.
+        steps: Of PGD and of the joint ascent.
+        restarts: Of the reference and of the worst case.
+        draws: Of the average case.
+        xi: Of the average case.
+        worst_xi: Of the worst case.
+        weight_step: ``None`` for that of the paper, or of the released code where nu is shared.
+        shared_across_batches: One nu for all batches.
+        batch_size: Examples that share one nu in the worst case.
+        also: Of ``ALSO``.
+    """
+
+    epsilon: str | None = None
+    step_size: str | None = None
+    steps: int = 20
+    restarts: int = 10
+    draws: int = 10
+    xi: float = 0.5
+    worst_xi: float = 0.00075
+    weight_step: float | None = None
+    shared_across_batches: bool = False
+    batch_size: int = 128
+    also: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name in ("steps", "restarts", "draws", "batch_size"):
+            checks.positive_integer(getattr(self, name), name)
+        for name in ("xi", "worst_xi", "weight_step"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, checks.radius(getattr(self, name), name))
+        for name in self.also:
+            checks.choice(name, ALSO, "measure in --also")
+
+    def parts(self) -> int:
+        """How many parts one set of one checkpoint has."""
+        gammas = len(landscape.GAMMAS) * (1 + landscape.WEIGHT_DRAWS)
+        extra = {
+            "clean": 1 + self.draws + self.restarts,
+            "hessian": 1,
+            "histograms": 0,
+            "gammas": gammas,
+            "pac-bayes": 1 + len(landscape.RELATIVE_SIZES) * landscape.WEIGHT_DRAWS,
+        }
+        return 2 * self.restarts + self.draws + sum(extra[name] for name in self.also)
+
+
+def open_in_float32(workdir: str) -> Run:
+    """A run whose model computes in float32, in whatever it was trained: bfloat16 would round
+    away perturbations of the weights.
+    """
+    path = pathlib.Path(workdir)
+    config = from_dict(read_config(path))
+    config.model.dtype = "float32"
+    return Run(path, build(config))
+
+
+def chosen_sets(run: Run, sets: Sequence[str], examples: int | None) -> dict[str, Dataset]:
+    """The images to measure on, by name of the set.
+
+    Raises:
+        UsageError: For a set that the run has not, or more examples than there are.
+    """
+    found = {}
+    for name in sets:
+        checks.choice(name, ("train", "validation", "test"), "set")
+        part = getattr(run.experiment.splits, name)
+        if part is None:
+            raise UsageError(f"{run.workdir} kept no validation images back.")
+        if examples is not None and examples > len(part):
+            raise UsageError(
+                f"--examples is {examples}, but {name} of {run.workdir} has {len(part)}."
+            )
+        found[name] = subset(part, examples or MOST_EXAMPLES)
+    return found
+
+
+def measure_run(
+    run: Run,
+    settings: Settings,
+    checkpoints: Sequence[str],
+    sets: Mapping[str, Dataset],
+    progress: PartsProgress,
+) -> dict[str, Any]:
+    """Measures checkpoints of a run; what ``flatness.json`` holds.
+
+    Args:
+        run: From ``open_in_float32``.
+        settings: What to measure.
+        checkpoints: Names that ``run.restore`` takes.
+        sets: From ``chosen_sets``.
+        progress: Told of every part.
+
+    Returns:
+        Plain values: settings and device; under ``checkpoints`` the measures by checkpoint and
+        set; under ``differences`` test minus train and last minus best.
+    """
+    config = run.experiment.config
+    attack = PGD(
+        settings.epsilon or config.evaluation.epsilon or config.attack.epsilon,
+        steps=settings.steps,
+        step_size=settings.step_size or config.evaluation.step_size or config.attack.step_size,
+        norm=config.attack.norm,
+    )
+    result: dict[str, Any] = {
+        "method": method_name(config),
+        "seed": config.seed,
+        "norm": attack.norm,
+        **dataclasses.asdict(settings),
+        "epsilon": settings.epsilon or config.evaluation.epsilon or config.attack.epsilon,
+        "step_size": settings.step_size or config.evaluation.step_size or config.attack.step_size,
+        "selection": config.evaluation.selection,
+        "device": jax.devices()[0].device_kind,
+        "data": config.data.name,
+        "model": config.model.name,
+        "training_examples": len(run.experiment.splits.train),
+        "checkpoints": {},
+    }
+    twins: dict[int, str] = {}
+    for which in checkpoints:
+        state, info = run.restore(which)  # one at a time: there may be hundreds
+        if "imported" in info:
+            result["method"] = "imported"
+        twin = twins.setdefault(info["step"], which)
+        if twin != which:  # best and last are often the same state
+            result["checkpoints"][which] = result["checkpoints"][twin]
+            progress.done(f"{which} is {twin}", settings.parts() * len(sets), measured=False)
+            continue
+        measured: dict[str, Any] = {
+            "step": info["step"],
+            "epoch": info["step"] / run.experiment.steps_per_epoch,
+        }
+        for name, part in sets.items():
+            identity = {
+                "state": info.get("digest"),
+                "seed": config.seed,
+                "model": config.model.to_json(),
+                "images": [zlib.crc32(a.tobytes()) for a in (part.images, part.labels)],
+                "attack": repr(attack),
+                **{k: v for k, v in dataclasses.asdict(settings).items() if k != "also"},
+            }
+            keep = _Keep(
+                PartialResults(run.workdir / PARTIAL, identity),
+                progress,
+                f"{run.workdir.name} {which} {name}",
+            )
+            measured[name] = _measure_set(run, state, part, attack, settings, keep)
+        if "histograms" in settings.also:
+            measured["histograms"] = {
+                layer: plain(found)
+                for layer, found in landscape.weight_histograms(state.params).items()
+            }
+        result["checkpoints"][which] = measured
+    result["differences"] = differences(result["checkpoints"])
+    return result
+
+
+@dataclasses.dataclass
+class _Keep:
+    """Looks for a part on disk, computes and keeps it otherwise, and tells progress."""
+
+    partial: PartialResults
+    progress: PartsProgress
+    where: str
+    prefix: str = ""
+
+    def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
+        name = self.prefix + name
+        part = self.partial.load({"part": name})
+        stored = part is not None
+        if part is None:
+            part = {key: np.asarray(value) for key, value in compute().items()}
+            self.partial.save({"part": name}, part)
+        self.progress.done(f"{self.where} {name}", measured=not stored)
+        return part
+
+
+def _measure_set(run, state, part, attack, settings: Settings, keep: _Keep) -> dict[str, Any]:
+    common = (
+        run.apply_fn(state),
+        state.params,
+        part.images,
+        part.labels,
+        jax.random.fold_in(run.experiment.key, 7),
+    )
+    found = _measure_loss(common, attack, settings, keep)
+    found["examples"] = len(part)
+    if "clean" in settings.also:
+        clean = dataclasses.replace(keep, prefix="clean ")
+        found["clean"] = _measure_loss(common, None, settings, clean)
+    batches: dict[str, Any] = {"attack": attack, "batch_size": settings.batch_size}
+    if "hessian" in settings.also:
+
+        def spectrum():
+            return landscape.hessian_spectrum(*common, **batches)._asdict()
+
+        found["hessian"] = plain(keep("hessian", spectrum))
+    if "gammas" in settings.also:
+        found["gammas"] = plain(landscape.perturbed_loss(*common, **batches, keep=keep))
+    if "pac-bayes" in settings.also:
+        n = len(run.experiment.splits.train)
+        bound = landscape.pac_bayes(*common, **batches, training_examples=n, keep=keep)
+        found["pac_bayes"] = plain(bound)
+    return found
+
+
+def _measure_loss(common, attack, settings: Settings, keep) -> dict[str, Any]:
+    batches = {"attack": attack, "batch_size": settings.batch_size, "keep": keep}
+    reference = landscape.robust_loss(*common, restarts=settings.restarts, **batches)
+    average = landscape.average_flatness(
+        *common, xi=settings.xi, draws=settings.draws, reference=reference, **batches
+    )
+    worst = landscape.worst_case_flatness(
+        *common,
+        xi=settings.worst_xi,
+        weight_step=settings.weight_step,
+        steps=settings.steps,
+        restarts=settings.restarts,
+        shared_across_batches=settings.shared_across_batches,
+        reference=reference,
+        **batches,
+    )
+    return {
+        "loss": float(reference.loss),
+        "loss_single": float(reference.single),
+        "error": float(reference.error),
+        "average": float(average.flatness),
+        "draws": average.draws.tolist(),
+        "worst_case": float(worst.flatness),
+        "worst_case_per_example": float(worst.per_example),
+        "restarts": worst.restarts.tolist(),
+    }
+
+
+def plain(found: Any) -> dict[str, Any]:
+    """A named tuple or dict of arrays as plain values for JSON; NaN becomes None."""
+    items = found._asdict() if hasattr(found, "_asdict") else found
+
+    def value(array):
+        listed = np.asarray(array).tolist()
+        if isinstance(listed, list):
+            return [None if x != x else x for x in listed] if np.ndim(array) == 1 else listed
+        return None if listed != listed else listed
+
+    return {name: value(array) for name, array in items.items()}
+
+
+DIFFERENCES = ("loss", "error", "average", "worst_case")
+
+
+def differences(checkpoints: Mapping[str, Any]) -> dict[str, Any]:
+    """Test minus train for every checkpoint, and last minus best for every set, where measured."""
+
+    def minus(one, other):
+        return {name: one[name] - other[name] for name in DIFFERENCES}
+
+    found: dict[str, Any] = {"test_minus_train": {}, "last_minus_best": {}}
+    for which, measured in checkpoints.items():
+        if "test" in measured and "train" in measured:
+            found["test_minus_train"][which] = minus(measured["test"], measured["train"])
+    if "last" in checkpoints and "best" in checkpoints:
+        last, best = checkpoints["last"], checkpoints["best"]
+        for name in ("train", "validation", "test"):
+            if name in last and name in best:
+                found["last_minus_best"][name] = minus(last[name], best[name])
+    return found

@@ -1,0 +1,140 @@
+"""Average-case flatness: robust loss at random weights nearby."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from awp_jax import checks
+from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.landscape._layers import layers_of
+from awp_jax.landscape._robust_loss import (
+    PGD_20,
+    Examples,
+    Keep,
+    RobustLoss,
+    check_one_key,
+    compute_only,
+    mean,
+    robust_loss,
+    stacked,
+)
+from awp_jax.random import fold_keys
+
+
+class AverageFlatness(NamedTuple):
+    """Average-case flatness, as NumPy arrays; lower is flatter.
+
+    Attributes:
+        flatness: Mean over draws of the loss, minus the reference, in nats.  # shape=()
+        reference: The loss at the weights themselves.  # shape=()
+        draws: Mean loss over examples at each draw (not minus the reference).  # shape=(draws,)
+        losses: Cross-entropy.  # shape=(draws, examples)
+        success: Whether the example is misclassified.  # shape=(draws, examples)
+    """
+
+    flatness: np.ndarray
+    reference: np.ndarray
+    draws: np.ndarray
+    losses: np.ndarray
+    success: np.ndarray
+
+
+def average_flatness(
+    apply_fn: Callable,
+    params: Any,
+    images: Any,
+    labels: Any,
+    key: jax.Array,
+    *,
+    attack: Callable | None = PGD_20,
+    xi: Any = 0.5,
+    draws: int = 10,
+    layers: Any = None,
+    reference: RobustLoss | None = None,
+    reference_restarts: int = 10,
+    batch_size: int = 128,
+    keep: Keep | None = None,
+) -> AverageFlatness:
+    """Average-case flatness of Stutz et al. (ICCV 2021, eq. 3).
+
+    ``E_nu[max_delta L(x + delta; w + nu)] - max_delta L(x + delta; w)``: each draw takes a Gaussian
+    direction, scaled layer by layer onto the sphere ``||nu_l|| = xi * ||w_l||``, and runs the
+    attack anew on w + nu. The measure does not change when layers are scaled without changing the
+    function. A layer of zeros is never displaced.
+
+    Args:
+        apply_fn: ``(params, images) -> logits [batch, classes]``, see ``robust_loss``.
+        params: Weights w, a pytree of arrays.
+        images: ``[examples, height, width, channels]``, uint8 or float in [0, 1].
+        labels: int ``[examples]``.
+        key: One typed key.
+        attack: ``(logits_fn, key, images, labels) -> AttackResult``; ``None`` for clean loss.
+        xi: Relative radius, without unit (0.5 in the paper).
+        draws: Number of nu (10 in the paper).
+        layers: What is perturbed: ``None`` for ``kernels_and_biases``, a pytree of bools, or a
+            function from the parameters to one.
+        reference: From ``robust_loss``, when it is known already; its ``loss`` counts.
+        reference_restarts: Restarts of the attack for the reference (10 in the paper); the draws
+            run it once, so with 1 both sides of the difference are found in the same way.
+        batch_size: Examples per pass; does not change the result.
+        keep: As in ``robust_loss``, called for every draw.
+
+    Returns:
+        An ``AverageFlatness``.
+
+    Raises:
+        ValueError: For a negative xi, draws below 1, a mask without layers, and bad images, labels
+            or key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from awp_jax.landscape import average_flatness
+        >>> def apply_fn(params, images):
+        ...     return images.mean((1, 2)) @ params["kernel"]
+        >>> params = {"kernel": jnp.array([[1.0, -1.0]])}
+        >>> images, labels = jnp.full((4, 2, 2, 1), 0.5), jnp.zeros(4, jnp.int32)
+        >>> found = average_flatness(
+        ...     apply_fn, params, images, labels, jax.random.key(0), attack=None, draws=3
+        ... )
+        >>> found.draws.shape, bool(found.flatness == found.draws.mean() - found.reference)
+        ((3,), True)
+    """
+    checks.positive_integer(draws, "draws")
+    xi = checks.radius(xi, "xi")
+    examples, mask = Examples(images, labels, batch_size), layers_of(params, layers)
+    check_one_key(key)
+    if reference is None:
+        reference = robust_loss(
+            apply_fn,
+            params,
+            images,
+            labels,
+            key,
+            attack=attack,
+            restarts=reference_restarts,
+            batch_size=batch_size,
+            keep=keep,
+        )
+    function, keep = as_pytree_function(apply_fn), keep or compute_only
+    weight_key = jax.random.fold_in(key, 1)
+    image_keys = examples.keys(jax.random.fold_in(key, 2))
+
+    def one(draw):
+        moved = moved_at_random(mask, params, jax.random.fold_in(weight_key, draw), xi)
+        return examples.losses(function, moved, fold_keys(image_keys, draw), attack)
+
+    parts = [keep(f"average {draw}", Partial(one, draw)) for draw in range(draws)]
+    losses, success = stacked(parts)
+    means = mean(losses, axis=1)
+    flatness = mean(means) - reference.loss
+    return AverageFlatness(flatness, reference.loss, means, losses, success)
+
+
+@jax.jit
+def moved_at_random(mask, params, key, xi):
+    """``w + nu`` with a Gaussian nu on the sphere ``||nu_l|| = xi * ||w_l||``."""
+    return jax.tree.map(jnp.add, params, mask.ball(xi).sample(key, params))

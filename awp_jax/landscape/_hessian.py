@@ -1,0 +1,164 @@
+"""Largest eigenvalues of the Hessian of the clean or robust loss."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+from awp_jax import checks
+from awp_jax.attacks._losses import cross_entropy
+from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.landscape._layers import layers_of
+from awp_jax.landscape._robust_loss import (
+    PGD_20,
+    Examples,
+    check_one_key,
+    full_precision,
+    logits_at,
+)
+
+
+class HessianSpectrum(NamedTuple):
+    """The largest eigenvalues of a Hessian.
+
+    Attributes:
+        eigenvalues: Largest first.  # shape=(count,)
+        residuals: ``||H u - eigenvalue * u||`` of each unit eigenvector found: how far off an
+            eigenvalue can be.  # shape=(count,)
+        products: How many Hessian-vector products it took.
+    """
+
+    eigenvalues: np.ndarray
+    residuals: np.ndarray
+    products: int
+
+
+def hessian_spectrum(
+    apply_fn: Callable,
+    params: Any,
+    images: Any,
+    labels: Any,
+    key: jax.Array,
+    *,
+    count: int = 1,
+    attack: Callable | None = PGD_20,
+    layers: Any = True,
+    tolerance: float = 1e-3,
+    most_products: int = 1000,
+    batch_size: int = 128,
+) -> HessianSpectrum:
+    """The largest eigenvalues of the Hessian of the mean loss in the weights.
+
+    Of the robust loss, the examples are attacked once, at the weights, and then stay (the
+    Hessian of ``w -> L(x + delta(w); w)`` with delta held, as in Yao et al., NeurIPS 2018).
+    Implicitly restarted Lanczos iteration (ARPACK) on Hessian-vector products; it keeps
+    ``max(2 * count + 1, 20)`` vectors of the size of the parameters in the memory of the host.
+
+    Unlike the flatness measures this is *not* scale-invariant: a network that computes the same
+    function with scaled layers has other eigenvalues (Stutz et al., ICCV 2021, section 3.4).
+
+    Args:
+        apply_fn: ``(params, images) -> logits [batch, classes]``, see ``robust_loss``; twice
+            differentiable almost everywhere.
+        params: Weights, a pytree of arrays.
+        images: ``[examples, height, width, channels]``, uint8 or float in [0, 1].
+        labels: int ``[examples]``.
+        key: One typed key: of the attack and of the first vector.
+        count: How many eigenvalues, algebraically largest first; fewer than there are parameters.
+        attack: ``(logits_fn, key, images, labels) -> AttackResult``; ``None`` for clean loss.
+        layers: Which parameters count: ``True`` for all, ``None`` for ``kernels_and_biases``, a
+            pytree of bools, or a function from the parameters to one.
+        tolerance: Relative accuracy that ARPACK aims at.
+        most_products: Bound on Hessian-vector products; what has not converged then is NaN.
+        batch_size: Examples per pass; does not change the result.
+
+    Returns:
+        A ``HessianSpectrum`` in the dtype of the parameters.
+
+    Raises:
+        ValueError: For a count below 1 or not below the number of parameters, and bad images,
+            labels or key.
+    """
+    checks.positive_integer(count, "count")
+    checks.positive_integer(most_products, "most_products")
+    examples, mask = Examples(images, labels, batch_size), layers_of(params, layers)
+    check_one_key(key)
+    function = as_pytree_function(apply_fn)
+    leaves, structure = jax.tree.flatten(params)
+    # With one batch of images in memory at a time, each product goes through all batches.
+    chosen = [leaf for leaf, keep in zip(leaves, mask.keep, strict=True) if keep]
+    flat, unravel = ravel_pytree(chosen)
+    size = flat.size
+    if count >= size:
+        raise ValueError(
+            f"count is {count}, but fewer than the {size} parameters that count were expected."
+        )
+    attack_key, vector_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 5)
+    keys = examples.keys(attack_key)
+    zeros = jax.tree.map(jnp.zeros_like, leaves)
+    products = 0
+    with full_precision():
+        batches = [
+            (examples.attacked(function, params, keys, attack, index), *examples.batch(index)[1:])
+            for index in range(len(examples.batches))
+        ]
+
+    def product(vector):
+        nonlocal products
+        products += 1
+        parts = iter(unravel(jnp.asarray(vector.reshape(-1), flat.dtype)))
+        tangent = [
+            next(parts) if keep else zero for zero, keep in zip(zeros, mask.keep, strict=True)
+        ]
+        tangent = jax.tree.unflatten(structure, tangent)
+        total = np.zeros(size, flat.dtype)
+        with full_precision():
+            for batch in batches:
+                found = jax.tree.leaves(_hessian_vector(function, params, tangent, *batch))
+                kept = [leaf for leaf, keep in zip(found, mask.keep, strict=True) if keep]
+                total += np.concatenate([np.asarray(leaf).ravel() for leaf in kept])
+        return total / examples.count
+
+    operator = LinearOperator((size, size), matvec=product, dtype=flat.dtype)
+    first = np.asarray(jax.random.normal(vector_key, (size,), flat.dtype))
+    values, vectors = _largest(operator, first, count, tolerance, most_products)
+    residuals = [
+        np.linalg.norm(product(vector) - value * vector)
+        for value, vector in zip(values, vectors.T, strict=True)
+    ]
+    missing = count - len(values)
+    padded = [np.pad(a, (0, missing), constant_values=np.nan) for a in (values, residuals)]
+    return HessianSpectrum(padded[0], padded[1].astype(flat.dtype), products)
+
+
+def _largest(operator, first, count, tolerance, most_products) -> tuple[np.ndarray, np.ndarray]:
+    """Converged eigenvalues, largest first, and their unit eigenvectors as columns."""
+    size = operator.shape[0]
+    if not operator.matvec(first).any():  # ARPACK cannot start from a vector that maps to zero
+        return np.zeros(count, first.dtype), np.eye(size, count, dtype=first.dtype)
+    kept = min(size, max(2 * count + 1, 20))
+    # ARPACK counts restarts, each of about as many products as vectors it keeps.
+    restarts = max(1, most_products // kept)
+    try:
+        values, vectors = eigsh(
+            operator, count, which="LA", v0=first, tol=tolerance, ncv=kept, maxiter=restarts
+        )
+    except ArpackNoConvergence as error:
+        values, vectors = error.eigenvalues, error.eigenvectors
+    order = np.argsort(values)[::-1]
+    return values[order], vectors[:, order]
+
+
+@jax.jit
+def _hessian_vector(function, params, tangent, images, labels, valid):
+    """Forward over reverse: the derivative of the gradient of the summed loss along tangent."""
+
+    def total(params):
+        losses = cross_entropy(logits_at(function, params)(images), labels)
+        return jnp.where(valid, losses, 0.0).sum()
+
+    return jax.jvp(jax.grad(total), (params,), (tangent,))[1]

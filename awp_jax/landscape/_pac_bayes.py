@@ -1,0 +1,167 @@
+"""The terms of the PAC-Bayes bound that motivates flatness."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from awp_jax import checks
+from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.landscape._layers import layers_of
+from awp_jax.landscape._perturbed import WEIGHT_DRAWS
+from awp_jax.landscape._robust_loss import (
+    PGD_20,
+    Examples,
+    Keep,
+    check_one_key,
+    compute_only,
+    mean,
+)
+from awp_jax.random import fold_keys, leaf_keys
+
+# Typical size of the perturbation relative to ||w||, over all layers together.
+RELATIVE_SIZES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+class PACBayes(NamedTuple):
+    """Terms of a PAC-Bayes bound on the robust error, as NumPy arrays.
+
+    Attributes:
+        alphas: Standard deviation of every coordinate of u relative to ||w||.  # shape=(alphas,)
+        empirical: Robust 0-1 loss at w, in [0, 1].  # shape=()
+        expected: Robust 0-1 loss at w + u, mean over draws, in [0, 1].  # shape=(alphas,)
+        sharpness: ``expected - empirical``, the flatness term.  # shape=(alphas,)
+        divergence: ``KL(w + u || P) = 1 / (2 * alpha ** 2)``, in nats.  # shape=(alphas,)
+        complexity: ``4 * sqrt((divergence + ln(2 n / delta)) / n)``.  # shape=(alphas,)
+        bound: ``empirical + sharpness + complexity``: vacuous above 1.  # shape=(alphas,)
+        draws: Robust 0-1 loss of each draw.  # shape=(alphas, draws)
+    """
+
+    alphas: np.ndarray
+    empirical: np.ndarray
+    expected: np.ndarray
+    sharpness: np.ndarray
+    divergence: np.ndarray
+    complexity: np.ndarray
+    bound: np.ndarray
+    draws: np.ndarray
+
+
+def pac_bayes(
+    apply_fn: Callable,
+    params: Any,
+    images: Any,
+    labels: Any,
+    key: jax.Array,
+    *,
+    alphas: Sequence[float] | None = None,
+    draws: int = WEIGHT_DRAWS,
+    delta: float = 0.05,
+    training_examples: int | None = None,
+    attack: Callable | None = PGD_20,
+    layers: Any = None,
+    batch_size: int = 128,
+    keep: Keep | None = None,
+) -> PACBayes:
+    """The three terms of AWP (NeurIPS 2020), eq. 12, in the form of Neyshabur et al. (2017).
+
+    With probability at least 1 - delta over n training examples::
+
+        E_u[rho(w + u)] over the distribution
+            <= rho(w) + {E_u[rho(w + u)] - rho(w)} + 4 sqrt((KL(w + u || P) + ln(2 n / delta)) / n)
+
+    where rho is the robust 0-1 loss, the prior P is N(0, sigma^2 I) and u ~ N(0, sigma^2 I), so
+    that ``KL = ||w||^2 / (2 sigma^2)``; with ``sigma = alpha * ||w||`` this is
+    ``1 / (2 alpha^2)``. The AWP paper prints ``1 / (2 alpha)``, and in eq. 12 the root ends before
+    the logarithm: both are slips of typesetting (Neyshabur et al., Exploring Generalization in Deep
+    Learning, eq. 6, has the logarithm under the root, divided by n).
+
+    Every one of the N coordinates of u has standard deviation alpha * ||w||, so that ||u|| is about
+    ``alpha * sqrt(N) * ||w||``. The complexity of networks of usual size is far above 1: what is
+    compared between models is the sharpness.
+
+    Args:
+        apply_fn: ``(params, images) -> logits [batch, classes]``, see ``robust_loss``.
+        params: Weights w, a pytree of arrays.
+        images: Of the training set, ``[examples, height, width, channels]``, uint8 or float.
+        labels: int ``[examples]``.
+        key: One typed key.
+        alphas: sigma relative to ||w||, above 0; ``None`` for those at which ||u|| is about 0.003,
+            0.01, 0.03, 0.1, 0.3 and 1 times ||w||.
+        draws: Number of u for each alpha.
+        delta: Probability with which the bound may fail, in (0, 1).
+        training_examples: n; ``None`` for the number of images, of which rho is measured.
+        attack: ``(logits_fn, key, images, labels) -> AttackResult``; ``None`` for clean loss.
+        layers: What w is: as in ``average_flatness``; ||w|| is taken over all of it together.
+        batch_size: Examples per pass; does not change the result.
+        keep: As in ``robust_loss``, called for w and for every alpha and draw.
+
+    Returns:
+        A ``PACBayes``.
+
+    Raises:
+        ValueError: For an alpha that is not above 0, a delta outside (0, 1), draws below 1, weights
+            that are all zero, a mask without layers, and bad images, labels or key.
+    """
+    checks.positive_integer(draws, "draws")
+    if not 0 < delta < 1:
+        raise ValueError(f"delta is {delta!r}, but a probability between 0 and 1 was expected.")
+    examples, mask = Examples(images, labels, batch_size), layers_of(params, layers)
+    check_one_key(key)
+    n = examples.count if training_examples is None else training_examples
+    checks.positive_integer(n, "training_examples")
+    norm = jax.tree.leaves(mask.ball(0.0).norms(params, params))
+    if not float(sum(jnp.square(value) for value in norm)):
+        raise ValueError("All weights are zero: sigma = alpha * ||w|| would be zero.")
+    leaves = jax.tree.leaves(params)
+    size = sum(leaf.size for leaf, kept in zip(leaves, mask.keep, strict=True) if kept)
+    sizes = [r / size**0.5 for r in RELATIVE_SIZES] if alphas is None else list(alphas)
+    for alpha in sizes:
+        if not float(checks.radius(alpha, "alpha")) > 0:
+            raise ValueError(f"alpha is {alpha!r}, but a number above 0 was expected.")
+    if not sizes:
+        raise ValueError("alphas is empty: at least one was expected.")
+    function, keep = as_pytree_function(apply_fn), keep or compute_only
+    # The keys of robust_loss's first restart.
+    keys = fold_keys(examples.keys(jax.random.fold_in(key, 0)), 0)
+    weight_key = jax.random.fold_in(key, 7)
+
+    def at_weights():
+        return examples.losses(function, params, keys, attack)
+
+    def one(alpha, draw):
+        moved = _moved(mask, params, jax.random.fold_in(weight_key, draw), alpha)
+        return examples.losses(function, moved, keys, attack)
+
+    def error(part):
+        return mean(part["success"])
+
+    empirical = error(keep("bound", at_weights))
+    found = np.stack(
+        [
+            np.stack([error(keep(f"bound {a:.6g} {d}", Partial(one, a, d))) for d in range(draws)])
+            for a in map(float, sizes)
+        ]
+    )
+    alpha, expected = np.asarray(sizes, float), found.mean(axis=1)
+    divergence = 1 / (2 * alpha**2)
+    complexity = 4 * np.sqrt((divergence + np.log(2 * n / delta)) / n)
+    sharpness = expected - empirical
+    bound = expected + complexity
+    return PACBayes(alpha, empirical, expected, sharpness, divergence, complexity, bound, found)
+
+
+@jax.jit
+def _moved(mask, params, key, alpha):
+    """``w + u`` with ``u ~ N(0, (alpha * ||w||)^2 I)`` on the layers that count."""
+    squares = [jnp.square(v) for v in jax.tree.leaves(mask.ball(0.0).norms(params, params))]
+    sigma = alpha * jnp.sqrt(sum(squares))
+
+    def add(kept, leaf, leaf_key):
+        noise = jax.random.normal(leaf_key, leaf.shape, leaf.dtype)
+        return leaf + sigma.astype(leaf.dtype) * noise if kept else leaf
+
+    return jax.tree.map(add, mask(params), params, leaf_keys(key, params))

@@ -1,0 +1,242 @@
+"""Worst-case flatness: joint ascent on images and weights."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from awp_jax import checks
+from awp_jax.attacks import PGD
+from awp_jax.attacks._losses import cross_entropy
+from awp_jax.attacks._pgd import as_pytree_function, loss_function
+from awp_jax.attacks._result import AttackResult, judge
+from awp_jax.balls import ImageBall
+from awp_jax.landscape._layers import Layers, layers_of
+from awp_jax.landscape._robust_loss import (
+    PGD_20,
+    Examples,
+    Keep,
+    RobustLoss,
+    check_one_key,
+    compute_only,
+    full_precision,
+    logits_at,
+    mean,
+    robust_loss,
+    stacked,
+)
+from awp_jax.random import fold_keys
+
+STARTS = ("random", "zero")
+
+
+class WorstCaseFlatness(NamedTuple):
+    """Worst-case flatness, as NumPy arrays; lower is flatter.
+
+    Attributes:
+        flatness: Highest loss over restarts (of each batch, or of all together where nu is
+            shared), minus the reference, in nats.  # shape=()
+        reference: The loss at the weights themselves.  # shape=()
+        restarts: Mean loss over examples of each restart.  # shape=(restarts,)
+        per_example: As ``flatness``, with the highest loss over restarts taken for each example by
+            itself, as the reference does: an upper estimate, because examples of one batch may
+            then have different nu.  # shape=()
+        losses: Cross-entropy.  # shape=(restarts, examples)
+        success: Whether the example is misclassified.  # shape=(restarts, examples)
+    """
+
+    flatness: np.ndarray
+    reference: np.ndarray
+    restarts: np.ndarray
+    per_example: np.ndarray
+    losses: np.ndarray
+    success: np.ndarray
+
+
+def worst_case_flatness(
+    apply_fn: Callable,
+    params: Any,
+    images: Any,
+    labels: Any,
+    key: jax.Array,
+    *,
+    attack: PGD | None = PGD_20,
+    xi: Any = 0.00075,
+    weight_step: Any = None,
+    steps: int = 20,
+    restarts: int = 10,
+    start: str = "random",
+    shared_across_batches: bool = False,
+    layers: Any = None,
+    reference: RobustLoss | None = None,
+    reference_restarts: int = 10,
+    batch_size: int = 128,
+    keep: Keep | None = None,
+) -> WorstCaseFlatness:
+    """Worst-case flatness of Stutz et al. (ICCV 2021, eq. 5).
+
+    ``max_nu [max_delta L(x + delta; w + nu)] - max_delta L(x + delta; w)`` with
+    ``||nu_l|| <= xi * ||w_l||`` for every layer. Each step takes one gradient in (delta, nu) and
+    moves both: delta as PGD does, nu along ``||w_l|| * g_l / ||g_l||`` with projection. The loss of
+    the last point counts. A layer of zeros is never displaced. Where xi is tiny the estimate can
+    be slightly negative: the reference takes the worst restart of each example.
+
+    nu is found for every batch, as the paper says ("for each batch individually"), so here the
+    batch size is part of the definition and changes the result; the paper's is 128. With
+    ``shared_across_batches`` one nu is found for all images, following the gradient of the mean
+    loss over all of them (released code), and the batch size does not matter.
+
+    Args:
+        apply_fn: ``(params, images) -> logits [batch, classes]``, see ``robust_loss``.
+        params: Weights w, a pytree of arrays.
+        images: ``[examples, height, width, channels]``, uint8 or float in [0, 1].
+        labels: int ``[examples]``.
+        key: One typed key.
+        attack: Norm, epsilon, step size, start and loss of the ascent in delta, and the attack of
+            the reference; ``None`` for clean loss: ascent on nu alone.
+        xi: Relative radius, without unit (0.00075 in the paper's text, 0.003 in the main setting of
+            its supplement).
+        weight_step: Step of nu relative to ||w_l||; ``None`` for 0.001 (paper), or 0.01 with
+            ``shared_across_batches`` (released code).
+        steps: Steps of the joint ascent (20).
+        restarts: Independent ascents; the worst counts (10).
+        start: Where nu starts: ``"random"``, a random direction with a random length up to xi, or
+            ``"zero"``: restarts then differ in delta alone.
+        shared_across_batches: One nu for all batches in place of one for each.
+        layers: What is perturbed: ``None`` for ``kernels_and_biases``, a pytree of bools, or a
+            function from the parameters to one.
+        reference: From ``robust_loss``, when it is known already; its ``loss`` counts.
+        reference_restarts: Restarts of the attack for the reference (10).
+        batch_size: Examples per batch (128).
+        keep: As in ``robust_loss``, called for every restart.
+
+    Returns:
+        A ``WorstCaseFlatness``.
+
+    Raises:
+        ValueError: For a negative xi or step, an attack that is no ``PGD`` (or one with momentum or
+            a randomised model), steps or restarts below 1, a mask without layers, and bad images,
+            labels or key.
+    """
+    checks.positive_integer(restarts, "restarts")
+    checks.positive_integer(steps, "steps")
+    checks.choice(start, STARTS, "start")
+    xi = checks.radius(xi, "xi")
+    if weight_step is None:
+        weight_step = 0.01 if shared_across_batches else 0.001
+    weight_step = checks.radius(weight_step, "weight_step")
+    if attack is not None and not (isinstance(attack, PGD) and not attack.eot):
+        raise ValueError(f"attack is {attack!r}, but PGD without eot, or None, was expected.")
+    if attack is not None and attack.momentum:
+        raise ValueError(f"attack has momentum {attack.momentum}, but joint ascent has none.")
+    examples, mask = Examples(images, labels, batch_size), layers_of(params, layers)
+    check_one_key(key)
+    if reference is None:
+        reference = robust_loss(
+            apply_fn,
+            params,
+            images,
+            labels,
+            key,
+            attack=attack,
+            restarts=reference_restarts,
+            batch_size=batch_size,
+            keep=keep,
+        )
+    function, keep = as_pytree_function(apply_fn), keep or compute_only
+    weight_key = jax.random.fold_in(key, 3)
+    image_keys = examples.keys(jax.random.fold_in(key, 4))
+    every = range(len(examples.batches))
+    groups = [list(every)] if shared_across_batches else [[index] for index in every]
+
+    def one(restart):
+        keys, parts = fold_keys(image_keys, restart), []
+        for number, group in enumerate(groups):
+            nu_key = jax.random.fold_in(jax.random.fold_in(weight_key, restart), number)
+            nu = _start(mask, params, nu_key, xi if start == "random" else 0.0)
+            parts += _ascent(
+                function, params, examples, group, keys, attack, mask, nu, xi, weight_step, steps
+            )
+        return examples.joined(parts)
+
+    parts = [keep(f"worst {restart}", Partial(one, restart)) for restart in range(restarts)]
+    losses, success = stacked(parts)
+    sums = [_sum_of(losses, [examples.batches[index] for index in group]) for group in groups]
+    worst = np.max(np.stack(sums), axis=1).sum() / examples.count
+    flatness = np.asarray(worst - reference.loss)
+    per_example = mean(losses.max(axis=0)) - reference.loss
+    means = mean(losses, axis=1)
+    return WorstCaseFlatness(flatness, reference.loss, means, per_example, losses, success)
+
+
+def _sum_of(losses: np.ndarray, batches: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Summed loss of each restart over the examples of some batches, ``[restarts]``."""
+    members = np.concatenate([indices[mask] for indices, mask in batches])
+    return losses[:, members].sum(axis=1, dtype=np.float64)
+
+
+def _ascent(
+    function, params, examples, group, keys, attack, mask, nu, xi, weight_step, steps
+) -> list[tuple[AttackResult, np.ndarray]]:
+    """Joint ascent on the batches of a group, which share nu; their losses and verdicts."""
+    with full_precision():
+        batches = [examples.batch(index) for index in group]
+        points = [images for images, _, _ in batches]
+        if attack is not None:
+            ball = ImageBall(attack.norm, attack.epsilon)
+            chosen = [keys[examples.batches[index][0]] for index in group]
+            points = [ball.start(k, p, attack.start) for k, p in zip(chosen, points, strict=True)]
+        for _ in range(steps):
+            total = None
+            for place, (images, labels, valid) in enumerate(batches):
+                points[place], gradient = _gradients(
+                    attack, function, params, nu, points[place], images, labels, valid
+                )
+                total = gradient if total is None else _sum(total, gradient)
+            nu = _step(mask, params, nu, total, xi, weight_step)
+        return [
+            (_judge(function, params, nu, point, labels), examples.batches[index][1])
+            for index, point, (_, labels, _) in zip(group, points, batches, strict=True)
+        ]
+
+
+@jax.jit
+def _start(mask: Layers, params, key, xi):
+    direction_key, length_key = jax.random.split(key)
+    nu = mask.ball(xi).sample(direction_key, params)
+    length = jax.random.uniform(length_key, (), jnp.result_type(*jax.tree.leaves(params)))
+    return jax.tree.map(lambda leaf: leaf * length.astype(leaf.dtype), nu)
+
+
+@jax.jit
+def _gradients(attack, function, params, nu, point, images, labels, valid):
+    """The moved images, and the gradient of the summed loss in nu: both from one pass."""
+    loss = cross_entropy if attack is None else loss_function(attack.loss)
+
+    def total(nu, point):
+        logits = logits_at(function, jax.tree.map(jnp.add, params, nu))(point)
+        return jnp.where(valid, loss(logits, labels), 0.0).sum()
+
+    if attack is None:
+        return point, jax.grad(total)(nu, point)
+    in_weights, in_images = jax.grad(total, argnums=(0, 1))(nu, point)
+    ball = ImageBall(attack.norm, attack.epsilon)
+    return ball.step(images, point, in_images, attack.step_size), in_weights
+
+
+@jax.jit
+def _step(mask: Layers, params, nu, gradient, xi, weight_step):
+    return mask.ball(xi).step(params, nu, gradient, weight_step)
+
+
+@jax.jit
+def _sum(first, second):
+    return jax.tree.map(jnp.add, first, second)
+
+
+@jax.jit
+def _judge(function, params, nu, point, labels):
+    return judge(logits_at(function, jax.tree.map(jnp.add, params, nu)), point, labels)

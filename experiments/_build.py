@@ -1,0 +1,154 @@
+"""What the papers' modules are made of: the same tables and panels with other cells."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from experiments._cells import Cell, Entry, Experiment, Numbers
+from experiments._measures import Attacked, Difference, Highest, Landscape, Measure
+from experiments._panels import Curves, GapBars, Landscapes, Panel
+from experiments._scales import Scale
+from experiments._values import paper_values
+
+# Columns of the papers' tables, as attacks of awp_jax.
+ATTACKS = {
+    "natural": "clean",
+    "FGSM": "fgsm",
+    "PGD-20": "pgd-20",
+    "PGD-100": "pgd-100",
+    "CW-inf": "cw-100",
+    "SPSA": "spsa",
+    "AA": "autoattack",
+    "FA": "feature-20",
+}
+SELECTION = (
+    "best: the checkpoint picked on held-out training images (PGD-20); the paper picks on the test "
+    "set, attack by attack"
+)
+
+
+def make(
+    paper: str,
+    name: str,
+    scale: Scale,
+    cells: Iterable[Cell],
+    *,
+    entries: Iterable[Entry] = (),
+    panels: Sequence[Panel] = (),
+    notes: Sequence[str] = (),
+    title: str = "",
+    summary: Callable[[Numbers], Numbers] | None = None,
+) -> Experiment:
+    """An experiment; its title and the paper's note come from ``values/``.
+
+    Args:
+        paper: Of its values.
+        name: ``"table1"``, ...
+        scale: Of the experiment.
+        cells: Those that the same name stands for twice are taken once.
+        entries: Of the table.
+        panels: Of the figure.
+        notes: Beside the paper's own.
+        title: For a figure.
+        summary: See ``Experiment``.
+    """
+    values = paper_values(paper)
+    known = values["tables"].get(name) or values["figures"][name]
+    unique = {cell.name: cell for cell in cells}
+    note = known.get("note")
+    return Experiment(
+        paper,
+        name,
+        title or known["title"],
+        scale,
+        tuple(unique.values()),
+        tuple(entries),
+        tuple(panels),
+        (*([f"Paper: {note}"] if note else []), *notes),
+        summary,
+    )
+
+
+def text_entries(
+    paper: str, figure: str, cells: Mapping[str, tuple[str, Measure]]
+) -> tuple[Entry, ...]:
+    """Entries for numbers that the running text gives beside a figure."""
+    known = paper_values(paper)["figures"][figure]["values"]
+    return tuple(Entry(key, "text", *cells[key]) for key in known if key in cells)
+
+
+def white_box(columns: Iterable[str], row: str, cell: str, **options: Any) -> list[Entry]:
+    """A row of a white-box table: one attack per column, on the best checkpoint."""
+    return [Entry(row, c, cell, Attacked(ATTACKS[c.split()[-1]], **options)) for c in columns]
+
+
+def percents(scale: Scale, low: int = 0, high: int = 100) -> list[str]:
+    """Checkpoints that stay, from above ``low`` to ``high`` percent of the epochs."""
+    return [f"{p}%" for p in scale.percents if low < p <= high]
+
+
+def highest(measure: Attacked, scale: Scale) -> Highest:
+    """Over the best, the last and all kept checkpoints of the second half of training."""
+    return Highest(measure, ("best", *percents(scale, 49, 99), "last"))
+
+
+def gap(attack: str, checkpoint: str = "last") -> Difference:
+    """The robust generalisation gap: train minus test, in points."""
+    train = Attacked(attack, checkpoint, "train")
+    return Difference(train, Attacked(attack, checkpoint, "test"))
+
+
+def connection(cell: str, what: str, scale: Scale) -> list[Panel]:
+    """Learning curve, and landscapes of the first and the second half of training.
+
+    Figures 1a and 7 to 10 of AWP (NeurIPS 2020).
+    """
+    early, late = percents(scale, 0, 50), percents(scale, 50, 100)
+    return [
+        Curves(f"{what}: learning curve", ((what, cell),), parts=("train", "test"), gap=True),
+        Landscapes(
+            f"{what}: landscape, first half",
+            tuple((p, cell, Landscape(p)) for p in early),
+            sequence=True,
+        ),
+        Landscapes(
+            f"{what}: landscape, second half",
+            tuple((p, cell, Landscape(p)) for p in late),
+            sequence=True,
+        ),
+    ]
+
+
+def methods_panels(
+    cells: Sequence[tuple[str, str, str]], attack: str, part: str = "train"
+) -> list[Panel]:
+    """Generalisation gap and landscape across methods.
+
+    Args:
+        cells: (label, cell, checkpoint).
+        attack: By which robustness is measured.
+        part: Images of the landscape.
+    """
+    return [
+        GapBars("Robust generalisation gap", tuple(cells), attack),
+        Landscapes(
+            "Weight loss landscape",
+            tuple((label, cell, Landscape(c, part=part)) for label, cell, c in cells),
+        ),
+    ]
+
+
+def with_changes(cell: Cell, label: str, **changes: Any) -> Cell:
+    """A cell with other values; ``__`` in a keyword is the dot of the config key."""
+    pairs = tuple((key.replace("__", "."), value) for key, value in changes.items())
+    return Cell(f"{cell.name},{label}", cell.config, (*cell.changes, *pairs), cell.seeds)
+
+
+def command(cell: Cell, seed: int) -> str:
+    """The ``awp-jax train`` arguments that a cell at the paper's settings stands for."""
+    file, _, argument = cell.config.partition(":")
+    words = [f"--config=configs/{file}.py:{argument}"]
+    for key, value in (*cell.changes, ("seed", seed)):
+        shown = value if isinstance(value, str) else json.dumps(value)
+        words.append(f"--config.{key}={shown}")
+    return " ".join(words)

@@ -1,0 +1,172 @@
+"""What an experiment consists of: cells, the entries of its table, the panels of its figure."""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from awp_jax import config as schema
+from awp_jax.training import plain
+from experiments._measures import Measure
+from experiments._scales import Scale
+
+# (row, column): number
+Numbers = dict[tuple[str, str], float]
+
+
+class NotAvailable(ValueError):
+    """This version of awp_jax lacks what a cell needs; the message is one sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One way to train a model, for any number of seeds.
+
+    Attributes:
+        name: Unique in its experiment; what ``--only`` matches, part by part.
+        config: ``"FILE:ARGUMENT"`` of ``configs/``, such as ``"neurips2020:cifar10,linf,at"``.
+        changes: Config keys and values laid over it, as ``--config.KEY=VALUE`` does.
+        seeds: Runs of the paper.
+        first_seed: Of them; another one for an independent copy of another cell's model.
+    """
+
+    name: str
+    config: str
+    changes: tuple[tuple[str, Any], ...] = ()
+    seeds: int = 1
+    first_seed: int = 0
+
+    def paper_config(self, seed: int = 0) -> ConfigDict:
+        """The config at the paper's settings.
+
+        Raises:
+            NotAvailable: When the schema of this version lacks a key or a choice.
+        """
+        file, _, argument = self.config.partition(":")
+        try:
+            config = importlib.import_module(f"configs.{file}").get_config(argument)
+            for key, value in self.changes:
+                group, _, leaf = key.rpartition(".")
+                (config[group] if group else config)[leaf] = value
+            config.seed = seed
+            return _validated(config)
+        except (AttributeError, KeyError, ValueError) as error:
+            text = str(error.args[0] if error.args else error).strip().splitlines()[0]
+            missing = re.match(r"""["']*(?:Key )?["']?(\w+)["']?( does not exist|["']*$)""", text)
+            what = f"has no config key {missing[1]!r}" if missing else f"says: {text}"
+            raise NotAvailable(
+                f"Cell {self.name!r} is not available in this version: its schema {what}"
+                f"{'' if what.endswith('.') else '.'}"
+            ) from None
+
+    def at(self, scale: Scale, seed: int) -> ConfigDict:
+        """The config at a scale, validated.
+
+        Raises:
+            NotAvailable: As ``paper_config``.
+        """
+        return _validated(scale.apply(self.paper_config(seed)))
+
+
+class Entry(NamedTuple):
+    """One number of a table.
+
+    Attributes:
+        row: As in ``values/``.
+        column: As in ``values/``; a name of its own for what the paper does not report.
+        cell: Name of the cell it is measured on.
+        measure: What is measured.
+        note: What a reader must know; empty for nothing.
+    """
+
+    row: str
+    column: str
+    cell: str
+    measure: Measure
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One table or figure of one paper, at one scale.
+
+    Attributes:
+        paper: Name of the paper's module and values.
+        name: ``"table1"``, ``"figure2"``, ...
+        title: What it shows.
+        scale: At which it is.
+        cells: All cells, each once, in the order in which they should run.
+        entries: Numbers of its table.
+        panels: Of its figure.
+        notes: What a reader of the results must know.
+        summary: From the table's numbers to those of further rows (groups of methods, say).
+    """
+
+    paper: str
+    name: str
+    title: str
+    scale: Scale
+    cells: tuple[Cell, ...]
+    entries: tuple[Entry, ...] = ()
+    panels: tuple[Any, ...] = ()
+    notes: tuple[str, ...] = ()
+    summary: Callable[[Numbers], Numbers] | None = None
+
+    @property
+    def full_name(self) -> str:
+        """``"neurips2020.table1"``."""
+        return f"{self.paper}.{self.name}"
+
+    def cell(self, name: str) -> Cell:
+        """The cell of that name."""
+        return next(cell for cell in self.cells if cell.name == name)
+
+    def measures(self, cell: str) -> tuple[Measure, ...]:
+        """All that is measured on a cell, each once."""
+        wanted = [(e.cell, e.measure) for e in self.entries]
+        wanted += [need for panel in self.panels for need in panel.needs()]
+        return tuple(dict.fromkeys(m for c, whole in wanted if c == cell for m in whole.parts()))
+
+    def jobs(self) -> tuple["Job", ...]:
+        """Every cell with every seed: what is spread over machines."""
+        return tuple(
+            Job(cell, cell.first_seed + index)
+            for cell in self.cells
+            for index in range(self.scale.seeds(cell.seeds))
+        )
+
+
+class Job(NamedTuple):
+    """A cell with a seed.
+
+    Attributes:
+        cell: The cell.
+        seed: Of the config.
+    """
+
+    cell: Cell
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """For people: ``"linf,at seed 0"``."""
+        return f"{self.cell.name} seed {self.seed}"
+
+
+def _validated(config: ConfigDict) -> ConfigDict:
+    with warnings.catch_warnings():
+        # Figure 3 of AWP has random perturbations of twice the weights' size.
+        warnings.filterwarnings("ignore", "weights.gamma is")
+        return schema.validate(config)
+
+
+def digest(config: ConfigDict) -> str:
+    """Eight characters that tell configs apart."""
+    text = json.dumps(plain(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,88 @@
+"""The figure of an experiment: its panels side by side."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from experiments._cells import NotAvailable
+from experiments._measures import Measure
+from experiments._runs import Place
+from experiments._tables import Missing, reader, warning
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLUMNS = 3
+
+
+def figure(place: Place) -> "Figure | None":
+    """Draws what has been measured, from files alone.
+
+    Args:
+        place: Where the experiment lies.
+
+    Returns:
+        A matplotlib figure; ``None`` when there are no panels, or nothing to draw yet. Numbers of
+        several seeds are averaged; curves are those of the first seed.
+    """
+    from matplotlib.figure import Figure  # slow to import: only where something is drawn
+
+    panels = place.experiment.panels
+    if not panels:
+        return None
+    columns = min(len(panels), _COLUMNS)
+    rows = math.ceil(len(panels) / columns)
+    drawing = Figure(figsize=(4.3 * columns, 4.1 * rows + 0.4), layout="constrained")
+    get = _Values(place)
+    drawn = False
+    for index, panel in enumerate(panels):
+        axes = drawing.add_subplot(rows, columns, index + 1)
+        axes.set_title(panel.title, fontsize=9)
+        anything = panel.draw(axes, get)
+        drawn = drawn or anything
+        _finish(axes, anything)
+    title = f"{place.experiment.full_name}: {place.experiment.title}"
+    caution = warning(place)
+    drawing.suptitle(f"{title}\n{caution}" if caution else title, fontsize=9)
+    return drawing if drawn else None
+
+
+class _Values:
+    """The value of a measure on a cell, or ``None``."""
+
+    def __init__(self, place: Place):
+        self._place = place
+
+    def __call__(self, cell: str, measure: Measure) -> Any:
+        found = []
+        for job in self._place.experiment.jobs():
+            if job.cell.name != cell:
+                continue
+            try:
+                found.append(measure.read(reader(self._place, job)))
+            except (Missing, NotAvailable):
+                continue
+        if not found or not isinstance(found[0], int | float):
+            return found[0] if found else None
+        return sum(found) / len(found)
+
+
+def _finish(axes: Any, anything: bool) -> None:
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.label.set_size(8)
+    axes.yaxis.label.set_size(8)
+    axes.tick_params(labelsize=7)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:  # below, where no data is
+        columns = 2 if max(map(len, labels)) < 30 else 1
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.17),
+            ncols=columns,
+            fontsize=6.5,
+            frameon=False,
+            handlelength=3,
+        )
+    if not anything:
+        axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", color="0.4")

@@ -1,0 +1,230 @@
+"""The table of an experiment: the paper's numbers, ours, and the difference."""
+
+import csv
+import io
+import statistics
+from typing import Any, NamedTuple
+
+from awp_jax.reporting import markdown_table
+from experiments._cells import Entry, Job, NotAvailable
+from experiments._measures import Attacked, Measure, Unavailable
+from experiments._runs import Place
+from experiments._values import Value, paper_table, paper_values
+
+NOT_RUN = "not run"
+
+
+class Line(NamedTuple):
+    """One number beside the paper's.
+
+    Attributes:
+        row: As in the paper.
+        column: As in the paper.
+        paper: What the paper reports; ``None`` for what it does not have.
+        ours: Mean over the seeds that are done; ``None`` for none.
+        deviation: Standard deviation over seeds; ``None`` for fewer than two.
+        seeds: Which are done.
+        state: ``""``, ``"not run"``, or why it is not available.
+        note: What a reader must know of the number.
+        settings: Attack, examples, epsilon, device, as text.
+    """
+
+    row: str
+    column: str
+    paper: Value | None
+    ours: float | None = None
+    deviation: float | None = None
+    seeds: tuple[int, ...] = ()
+    state: str = ""
+    note: str = ""
+    settings: str = ""
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the paper's."""
+        if self.ours is None or self.paper is None or self.paper.mean is None:
+            return None
+        return self.ours - self.paper.mean
+
+
+def lines(place: Place) -> list[Line]:
+    """Every number of an experiment's table, from files alone.
+
+    Args:
+        place: Where the experiment lies.
+
+    Returns:
+        In the order of the experiment; then rows made of others; then what only the paper has.
+    """
+    experiment = place.experiment
+    published = _published(experiment.paper, experiment.name)
+    found = []
+    for entry in experiment.entries:
+        paper = published.pop((entry.row, entry.column), None)
+        found.append(_line(place, entry, paper))
+    if experiment.summary is not None:
+        numbers = {(x.row, x.column): x.ours for x in found if x.ours is not None}
+        for (row, column), number in experiment.summary(numbers).items():
+            paper = published.pop((row, column), None)
+            found.append(Line(row, column, paper, number, note="mean over rows"))
+    for (row, column), value in published.items():
+        found.append(Line(row, column, value, state=NOT_RUN))
+    return found
+
+
+def _published(paper: str, name: str) -> dict[tuple[str, str], Value]:
+    if name in paper_values(paper)["tables"]:
+        return {k: v for k, v in paper_table(paper, name).items() if v.mean is not None}
+    texts = paper_values(paper)["figures"][name]["values"]
+    return {(row, "text"): Value(number) for row, number in texts.items()}
+
+
+def _line(place: Place, entry: Entry, paper: Value | None) -> Line:
+    jobs = [j for j in place.experiment.jobs() if j.cell.name == entry.cell]
+    values: list[float] = []
+    seeds: list[int] = []
+    settings: dict[str, None] = {}
+    state = NOT_RUN
+    for job in jobs:
+        try:
+            for part in entry.measure.parts():
+                part.check()
+            read = reader(place, job)
+            values.append(float(entry.measure.read(read)))
+            seeds.append(job.seed)
+            settings |= {_settings(place, job, part): None for part in entry.measure.parts()}
+        except Missing:
+            continue
+        except (NotAvailable, Unavailable) as error:
+            state = str(error)
+    if not values:
+        return Line(entry.row, entry.column, paper, state=state, note=entry.note)
+    return Line(
+        entry.row,
+        entry.column,
+        paper,
+        statistics.fmean(values),
+        statistics.stdev(values) if len(values) > 1 else None,
+        tuple(seeds),
+        "" if len(values) == len(jobs) else f"{len(values)} of {len(jobs)} seeds",
+        entry.note,
+        "; ".join(settings),
+    )
+
+
+class Missing(LookupError):
+    """A measure has no result yet."""
+
+
+def reader(place: Place, job: Job) -> Any:
+    """A function from a measure to its result; it raises ``Missing`` where there is none."""
+
+    def get(measure: Measure) -> Any:
+        found = place.result(job, measure)
+        if found is None:
+            raise Missing
+        return found["value"]
+
+    return get
+
+
+def _settings(place: Place, job: Job, measure: Measure) -> str:
+    found = place.result(job, measure)
+    words = [found["device"]]
+    if isinstance(measure, Attacked):
+        used, value = found["settings"], found["value"]
+        words = [used["attack"], f"epsilon {value['epsilon']}", *words]
+        words.insert(1, f"{value['examples']} {measure.part} examples")
+    else:
+        words = [f"{k} {v}" for k, v in found["settings"].items()] + words
+    return ", ".join(words)
+
+
+def warning(place: Place) -> str:
+    """What every table and figure of a scale below the paper's says; empty at the paper's."""
+    scale = place.experiment.scale.name
+    if scale == "paper":
+        return ""
+    what = {
+        "smoke": "digits, a small MLP, two epochs, attacks of few steps",
+        "small": "5,000 training images, 20 epochs, a narrower network",
+    }[scale]
+    return f"NOT the paper's settings: scale {scale} ({what})."
+
+
+def markdown(place: Place, found: list[Line], problems: list[str]) -> str:
+    """The table for people, with notes below.
+
+    Args:
+        place: Where the experiment lies.
+        found: From ``lines``.
+        problems: Cells that are not available, one sentence each.
+    """
+    experiment = place.experiment
+    head = [f"# {experiment.full_name}: {experiment.title}", ""]
+    caution = warning(place)
+    if caution:
+        head += [f"**{caution}** Differences below are between different experiments.", ""]
+    remarks: dict[str, int] = {}
+    rows = []
+    for line in found:
+        texts = [t for t in (line.note, line.settings) if t]
+        if line.state and line.state != NOT_RUN:
+            texts.insert(0, line.state)
+        marks = [remarks.setdefault(text, len(remarks) + 1) for text in texts]
+        ours = line.state if line.state == NOT_RUN else "not available"
+        if line.ours is not None:
+            ours = _number(line.ours, line.deviation)
+            ours += f" (n={len(line.seeds)})" if line.seeds else ""
+        paper = "-" if line.paper is None else _number(line.paper.mean, line.paper.deviation)
+        gap = "" if line.difference is None else f"{line.difference:+.2f}"
+        notes = " ".join(f"[{m}]" for m in sorted(marks))
+        rows.append([line.row, line.column, paper, ours, gap, notes])
+    if rows:
+        header = ["row", "column", "paper", "ours", "difference", "notes"]
+        head += [markdown_table(header, rows), ""]
+    head += [f"[{number}] {text}." for text, number in remarks.items()]
+    if problems:
+        head += ["", "Not available:", "", *(f"- {p}" for p in problems)]
+    if experiment.notes:
+        head += ["", *(f"- {note}" for note in experiment.notes)]
+    if experiment.panels:
+        head += ["", f"![{experiment.title}]({experiment.name}.png)"]
+    return "\n".join(head).replace("..", ".") + "\n"
+
+
+def _number(mean: float | None, deviation: float | None) -> str:
+    if mean is None:
+        return "not in the text"
+    return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def comma_separated(place: Place, found: list[Line]) -> str:
+    """The table for programs: one number per line, full precision."""
+    scale = place.experiment.scale.name
+    header = ["row", "column", "paper", "paper_sd", "ours", "ours_sd", "seeds", "difference"]
+    header += ["scale", "paper_settings", "state", "note", "settings"]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    for line in found:
+        paper = line.paper or Value(None)
+        writer.writerow(
+            [
+                line.row,
+                line.column,
+                *(_blank(v) for v in (*paper, line.ours, line.deviation)),
+                " ".join(map(str, line.seeds)),
+                _blank(line.difference),
+                scale,
+                "yes" if scale == "paper" and line.ours is not None else "no",
+                line.state,
+                line.note,
+                line.settings,
+            ]
+        )
+    return buffer.getvalue()
+
+
+def _blank(value: float | None) -> Any:
+    return "" if value is None else value

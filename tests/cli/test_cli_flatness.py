@@ -1,0 +1,153 @@
+"""``awp-jax flatness``: what it writes, going on after a stop, and bad input."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from awp_jax import cli
+from awp_jax.cli import _flatness_run
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
+SMALL = ["--examples=10", "--steps=2", "--restarts=2", "--draws=2", "--batch_size=8"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("flatness") / "run"
+    settings = {
+        "model.name": "mlp",
+        "model.width": 8,
+        "epochs": 3,
+        "batch_size": 32,
+        "data.train_examples": 32,
+        "data.validation_examples": 16,
+        "data.test_examples": 20,
+        "attack.steps": 1,
+        "evaluation.steps": 1,
+        "evaluation.batch_size": 16,
+        "checkpoint.keep_every_epochs": 1,
+    }
+    arguments = [f"--config.{key}={value}" for key, value in settings.items()]
+    assert cli.main(["train", f"--config={CONFIG}:at", f"--workdir={workdir}", *arguments]) == 0
+    return workdir
+
+
+def flatness(run, *arguments):
+    return cli.main(["flatness", f"--workdir={run}", *SMALL, *arguments])
+
+
+def test_everything_of_one_run(run, capsys):
+    every = "--also=clean,hessian,histograms,gammas,pac-bayes"
+    assert flatness(run, "--checkpoints=best,last,every", every) == 0
+    printed = capsys.readouterr()
+    for text in (
+        "top eigenvalue",
+        "clean worst case",
+        "test minus train, last",
+        "10 test, 10 train",
+    ):
+        assert text in printed.out
+    assert "parts done" in printed.err
+    result = json.loads((run / "flatness.json").read_text())
+    assert list(result["checkpoints"]) == ["best", "last", "epoch-1", "epoch-2", "epoch-3"]
+    last = result["checkpoints"]["last"]
+    assert last == result["checkpoints"]["epoch-3"]
+    found = last["test"]
+    assert len(found["draws"]) == len(found["restarts"]) == 2 and found["examples"] == 10
+    assert found["average"] == pytest.approx(sum(found["draws"]) / 2 - found["loss"])
+    assert found["loss"] >= found["loss_single"] > 0
+    assert found["gammas"]["adversarial"][0] == pytest.approx(found["loss_single"], rel=1e-6)
+    assert sum(last["histograms"]["linear/kernel"]["counts"]) == 80
+    gap = result["differences"]["test_minus_train"]["last"]["loss"]
+    assert gap == pytest.approx(found["loss"] - last["train"]["loss"])
+    assert not (run / "flatness.partial").exists()
+    names = {file.stem for file in (run / "figures").iterdir()}
+    assert names == {"flatness_training", "weight_histograms", "weight_gammas", "pac_bayes"}
+
+
+def test_a_stopped_command_goes_on_and_several_runs_are_compared(
+    run, tmp_path, monkeypatch, capsys
+):
+    runs = [tmp_path / name for name in ("a", "b")]
+    for copy in runs:
+        shutil.copytree(run, copy, ignore=shutil.ignore_patterns("flatness*", "figures"))
+    both = ",".join(map(str, runs))
+    arguments = ["--checkpoints=last", "--sets=test"]
+
+    class Stopping(_flatness_run.PartialResults):
+        left, computed = 8, 0
+
+        def save(self, part, arrays):
+            super().save(part, arrays)
+            type(self).left -= 1
+            type(self).computed += 1
+            if not self.left:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(_flatness_run, "PartialResults", Stopping)
+    assert flatness(both, *arguments) == 130  # in the second run: each has 6 parts
+    assert (runs[0] / "flatness.json").exists() and not (runs[1] / "flatness.json").exists()
+    Stopping.left, Stopping.computed = 100, 0
+    assert flatness(both, *arguments, f"--output={tmp_path / 'both'}") == 0
+    assert Stopping.computed == 4
+    results = [json.loads((copy / "flatness.json").read_text()) for copy in runs]
+    assert results[0] == results[1]  # the same checkpoint: whole and stopped agree
+    assert {f.name for f in (tmp_path / "both").iterdir()} == {
+        "flatness.md",
+        "flatness.png",
+        "flatness.pdf",
+    }
+    monkeypatch.setattr(_flatness_run, "measure_run", None)  # only drawn
+    capsys.readouterr()
+    assert flatness(both, "--measure=false") == 0
+    assert capsys.readouterr().out.startswith("| run | method")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--examples=21"], "--examples is 21, but test of"),
+        (["--xi=-1"], "xi is '-1', but a finite number of at least 0 was expected"),
+        (["--worst_xi=much"], "worst_xi is 'much', but a number"),
+        (["--also=hesian"], "Unknown measure in --also 'hesian'; known: .*'hessian'"),
+        (["--checkpoints=lst"], "checkpoint is 'lst', but last, best or epoch-N was expected"),
+        (["--checkpoints=epoch-9"], "has no checkpoint of epoch 9"),
+        (["--sets=tset"], "Unknown set 'tset'"),
+        (["--restarts=0"], "restarts"),
+        (["--shared_across_batches=maybe"], "true or false was expected"),
+    ],
+)
+def test_bad_input_is_one_sentence(run, capsys, arguments, message):
+    assert flatness(run, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("awp-jax flatness: ") and "Traceback" not in error
+    import re
+
+    assert re.search(message, error)
+
+
+def test_directories_that_do_not_fit(run, tmp_path, capsys):
+    for name in ("empty", "other", "unmeasured"):
+        keep = shutil.ignore_patterns(
+            "flatness*", "figures", *(["checkpoints"] * (name == "empty"))
+        )
+        shutil.copytree(run, tmp_path / name, ignore=keep)
+    assert flatness(tmp_path / "empty") == 2
+    assert "No best checkpoint in" in capsys.readouterr().err
+    assert flatness(tmp_path / "empty", "--checkpoints=every") == 2
+    assert "none were kept" in capsys.readouterr().err
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    config["model"]["width"] = 4
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    assert flatness(tmp_path / "other") == 2
+    assert "best checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "other" / "flatness.json").exists()
+    assert flatness(tmp_path / "unmeasured", "--measure=false") == 2
+    assert "holds no flatness.json" in capsys.readouterr().err
+    assert flatness(tmp_path) == 2
+    assert "it is not a run directory" in capsys.readouterr().err
+    assert flatness(f"{run},{run}") == 2
+    assert "Two run directories are called 'run'" in capsys.readouterr().err
