@@ -64,54 +64,34 @@ def flatness_scatter(results: Results) -> "Figure":
     figure = Figure(figsize=(11, 7), layout="constrained")
     axes = figure.subplots(2, 3)
 
-    def value(where, name):
-        return lambda result, which: result["checkpoints"][which].get(where, {}).get(name)
+    def of(where, name, factor=1.0):
+        def value(result, which):
+            found = result["checkpoints"][which].get(where, {}).get(name)
+            return None if found is None else factor * found
 
-    def difference(kind, by_checkpoint):
-        def of(result, which):
-            place = which if by_checkpoint else part
-            found = result["differences"][kind].get(place)
-            return None if found is None or (which == "best" and kind[0] == "l") else found["loss"]
+        return value
 
-        return of
+    def gap(result, which):
+        return result["differences"]["test_minus_train"].get(which, {}).get("loss")
 
-    average, loss = value(part, "average"), value(part, "loss")
+    def overfitting(result, which):
+        last = which != "best"  # a number of the run, not of a checkpoint: drawn once
+        return result["differences"]["last_minus_best"].get(part, {}).get("loss") if last else None
+
+    average = (of(part, "average"), f"average-case flatness, {part} (nats)")
+    worst = (of(part, "worst_case"), f"worst-case flatness, {part} (nats)")
+    on_train = (of("train", "average"), "average-case flatness, train (nats)")
+    loss = (of(part, "loss"), f"robust loss, {part} (nats)")
+    error = (of(part, "error", 100.0), f"robust error, {part} (%)")
     panels = (
-        (average, loss, f"average-case flatness, {part} (nats)", f"robust loss, {part} (nats)"),
-        (
-            value(part, "worst_case"),
-            loss,
-            f"worst-case flatness, {part} (nats)",
-            f"robust loss, {part} (nats)",
-        ),
-        (
-            value("train", "average"),
-            loss,
-            "average-case flatness, train (nats)",
-            f"robust loss, {part} (nats)",
-        ),
-        (
-            average,
-            lambda r, w: (
-                None if value(part, "error")(r, w) is None else 100 * value(part, "error")(r, w)
-            ),
-            f"average-case flatness, {part} (nats)",
-            f"robust error, {part} (%)",
-        ),
-        (
-            average,
-            difference("test_minus_train", True),
-            f"average-case flatness, {part} (nats)",
-            "robust loss, test minus train (nats)",
-        ),
-        (
-            average,
-            difference("last_minus_best", False),
-            f"average-case flatness, {part} (nats)",
-            "robust loss, last minus best (nats)",
-        ),
+        (average, loss),
+        (worst, loss),
+        (on_train, loss),
+        (average, error),
+        (average, (gap, "robust loss, test minus train (nats)")),
+        (average, (overfitting, "robust loss, last minus best (nats)")),
     )
-    for axis, (x, y, x_label, y_label) in zip(axes.flat, panels, strict=True):
+    for axis, ((x, x_label), (y, y_label)) in zip(axes.flat, panels, strict=True):
         _scatter(axis, results, x, y)
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)

@@ -43,21 +43,30 @@ def check(one, other, least_change):
     assert abs(one[1] / other[1] - 1) > least_change
 
 
+def dense(params, images):
+    x = images.reshape(images.shape[0], -1)
+    for name in ("first", "second"):
+        x = jax.nn.relu(x @ params[name]["kernel"] + params[name]["bias"][None])
+    return x @ params["last"]["kernel"] + params["last"]["bias"][None]
+
+
 def test_two_layers_of_a_relu_network(batch):
-    classifier = models.create("mlp", image_shape=(4, 4, 1), num_classes=3, width=6)
-    params, batch_stats = classifier.init(jax.random.key(2))
-    apply_fn = classifier.apply_fn(batch_stats)
+    generator = np.random.default_rng(2)
 
-    def scale(params, factor):
-        layers = list(params["hidden"].values())
-        # relu(c (W x + b)) = c relu(W x + b): the bias goes with its own kernel, and the next
-        # layer's bias stays.
-        first = jax.tree.map(lambda leaf: factor * leaf, layers[0])
-        second = {**layers[1], "kernel": layers[1]["kernel"] / factor}
-        return {**params, "hidden": dict(zip(params["hidden"], (first, second), strict=True))}
+    def layer(inputs, outputs):
+        kernel = generator.normal(size=(inputs, outputs)) / inputs**0.5
+        bias = generator.normal(size=outputs)
+        return {"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}
 
-    scaled = scale(params, 2.0)
-    images = jnp.asarray(batch[0])
+    params = {"first": layer(16, 6), "second": layer(6, 6), "last": layer(6, 3)}
+    # relu(c (W x + b)) = c relu(W x + b): the bias goes with its own kernel, and the next
+    # layer's bias stays.
+    scaled = {
+        **params,
+        "first": jax.tree.map(lambda leaf: 2 * leaf, params["first"]),
+        "second": {**params["second"], "kernel": params["second"]["kernel"] / 2},
+    }
+    apply_fn, images = dense, jnp.asarray(batch[0])
     np.testing.assert_allclose(apply_fn(scaled, images), apply_fn(params, images), rtol=1e-5)
     check(measured(apply_fn, params, *batch), measured(apply_fn, scaled, *batch), 0.1)
 

@@ -60,7 +60,7 @@ def test_a_histogram_by_hand():
     found = weight_histograms(params, bins=5)
     assert list(found) == ["dense/bias", "dense/kernel"]
     np.testing.assert_array_equal(found["dense/kernel"].counts, [1, 0, 2, 1, 1])
-    np.testing.assert_allclose(found["dense/kernel"].edges, [-1, -0.6, -0.2, 0.2, 0.6, 1])
+    np.testing.assert_allclose(found["dense/kernel"].edges, [-1, -0.6, -0.2, 0.2, 0.6, 1], 1e-6)
     np.testing.assert_allclose(found["dense/kernel"].norm, 1.91**0.5, rtol=1e-6)
     np.testing.assert_allclose(found["dense/kernel"].mean, 0.06, rtol=1e-5)
     assert found["dense/bias"].counts.tolist() == [0, 0, 4, 0, 0]  # a layer of zeros
@@ -106,13 +106,13 @@ def test_pac_bayes_by_hand():
 
 
 def test_neither_batches_nor_calls_change_a_draw(problem):
-    found = [average(*problem, batch_size=size) for size in (3, 7)]
+    found = [average(*problem, batch_size=size) for size in (4, 7)]
     np.testing.assert_allclose(found[0].losses, found[1].losses, rtol=2e-6)
-    shared = [worst(*problem, batch_size=size, shared_across_batches=True) for size in (3, 7)]
+    shared = [worst(*problem, batch_size=size, shared_across_batches=True) for size in (4, 7)]
     np.testing.assert_allclose(shared[0].losses, shared[1].losses, rtol=1e-5)
-    reference = robust_loss(apply_fn, *problem, KEY, attack=ATTACK, restarts=2, batch_size=5)
+    reference = robust_loss(apply_fn, *problem, KEY, attack=ATTACK, restarts=2, batch_size=4)
     np.testing.assert_allclose(found[0].reference, reference.loss, rtol=1e-6)
-    known = average(*problem, reference=reference, batch_size=3)
+    known = average(*problem, reference=reference)
     np.testing.assert_array_equal(known.losses, found[0].losses)
     assert reference.loss >= reference.single == reference.losses[0].mean(dtype=np.float64)
     assert not np.array_equal(reference.losses[0], reference.losses[1])
