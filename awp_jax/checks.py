@@ -115,10 +115,13 @@ def images_and_labels(images: Any, labels: Any, num_classes: int | None = None) 
         low, high = float(images.min()), float(images.max())
         least, most = int(labels.min()), int(labels.max())
     if not (low >= 0.0 and high <= 1.0):
-        found = "NaN" if math.isnan(low) or math.isnan(high) else f"[{low:.4g}, {high:.4g}]"
+        if math.isnan(low) or math.isnan(high):
+            bad = np.isnan(np.asarray(images).astype(np.float32)).reshape(len(images), -1)
+            count = int(bad.any(axis=1).sum())
+            raise ValueError(f"images hold NaN, in {count} of {len(images)} images.")
         raise ValueError(
-            f"images hold {found}, but values in [0, 1] were expected (put mean and standard "
-            "deviation into the model, not into the images)."
+            f"images hold [{low:.4g}, {high:.4g}], but values in [0, 1] were expected (put mean "
+            "and standard deviation into the model, not into the images)."
         )
     if least < 0 or (num_classes is not None and most >= num_classes):
         bound = "the number of classes" if num_classes is None else str(num_classes)

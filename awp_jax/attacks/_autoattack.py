@@ -13,8 +13,8 @@ from jax.tree_util import Partial
 from awp_jax import checks
 from awp_jax.attacks._apgd import APGD
 from awp_jax.attacks._ensemble import ensemble, is_random
-from awp_jax.attacks._pgd import as_pytree_function
-from awp_jax.attacks._stepped import SteppedAttack, number_of_classes
+from awp_jax.attacks._model import as_pytree_function, number_of_classes
+from awp_jax.attacks._stepped import SteppedAttack
 from awp_jax.attacks._survivors import (
     Progress,
     attack_keys,

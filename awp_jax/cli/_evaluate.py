@@ -12,6 +12,7 @@ import numpy as np
 
 from awp_jax import checks
 from awp_jax.cli._flags import Command, UsageError, boolean, names, required
+from awp_jax.cli._surrogate import Surrogate, open_surrogate
 from awp_jax.evaluation import (
     Evaluation,
     PartialResults,
@@ -26,11 +27,12 @@ from awp_jax.training import BEST, LAST, Run, open_run, subset, write_json
 EVALUATION = "evaluation.json"
 PARTIAL = "evaluation.partial"  # removed when the evaluation is finished
 IMAGES = "adversarial"
-
+# As many as AutoAttack's rand averages over.
+_EOT = 20
 
 _ATTACKS = (
-    "fgsm, pgd-N, cw-N, spsa, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, with N steps as in "
-    "square-N; autoattack, plus, rand; paper for Table 2 of AWP; clean is always measured"
+    "fgsm, pgd-N, cw-N, spsa, feature, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, with N steps "
+    "as in square-N; autoattack, plus, rand; paper for Table 2 of AWP; clean is always measured"
 )
 
 
@@ -49,9 +51,23 @@ def main(argv: Sequence[str]) -> int:
     command.integer("examples", None, "of each set, the first so many; all by default")
     command.string("epsilon", None, "radius, such as 8/255; the config's by default")
     command.integer("restarts", None, "of the iterated attacks; the config's by default")
+    command.integer(
+        "eot",
+        None,
+        "for a randomised model (model.pni): random passes that each gradient and each verdict "
+        f"average over; {_EOT} by default",
+    )
+    command.string("surrogate", None, "another run: attacks are crafted on it, this run judges")
+    command.string("surrogate_checkpoint", None, "which: best, last; best where there is one")
     command.string("save_images", "false", "true: write the adversarial images, adversarial/*.npz")
     values = command.parse(argv)
     run = open_run(required(values, "workdir"))
+    surrogate = None
+    if values["surrogate"].value:
+        which = values["surrogate_checkpoint"].value
+        surrogate = open_surrogate(values["surrogate"].value, which, run)
+    elif values["surrogate_checkpoint"].value:
+        raise UsageError("--surrogate_checkpoint is given without --surrogate.")
     result = evaluate_run(
         run,
         checkpoints=names(values["checkpoints"].value, "checkpoints"),
@@ -60,6 +76,8 @@ def main(argv: Sequence[str]) -> int:
         examples=values["examples"].value,
         epsilon=values["epsilon"].value,
         restarts=values["restarts"].value,
+        eot=values["eot"].value,
+        surrogate=surrogate,
         save_images=boolean(values, "save_images"),
     )
     write_json(run.workdir / EVALUATION, result)
@@ -78,6 +96,8 @@ def evaluate_run(
     examples: int | None = None,
     epsilon: str | None = None,
     restarts: int | None = None,
+    eot: int | None = None,
+    surrogate: Surrogate | None = None,
     save_images: bool = False,
 ) -> dict[str, Any]:
     """Measures checkpoints of a run; what ``evaluation.json`` holds.
@@ -90,6 +110,10 @@ def evaluate_run(
         examples: The first so many of each set; ``None`` for all.
         epsilon: ``None`` for the config's.
         restarts: ``None`` for the config's.
+        eot: For a randomised model, the random passes that gradients and verdicts average over;
+            ``None`` for 20.
+        surrogate: Where attacks are crafted; ``None``: on the model itself. Names of attacks then
+            end in "from" and its name.
         save_images: Whether to write ``adversarial/CHECKPOINT-SET-ATTACK.npz``: images, labels,
             and which of them are misclassified.
 
@@ -98,17 +122,28 @@ def evaluate_run(
         and attack, and under ``unions`` all attacks of a checkpoint and set together.
 
     Raises:
-        ValueError: For unknown names, more examples than there are, or missing checkpoints.
+        ValueError: For unknown names, more examples than there are, missing checkpoints, or ``eot``
+            for a deterministic model.
     """
     config = run.experiment.config
+    random = run.experiment.classifier.is_random
+    crafted_random = random if surrogate is None else surrogate.is_random
+    passes = passes_of(eot, random or crafted_random)
     settings = {
         "norm": config.attack.norm,
         "epsilon": epsilon or config.evaluation.epsilon or config.attack.epsilon,
         "step_size": config.evaluation.step_size or config.attack.step_size,
         "restarts": restarts or config.evaluation.restarts,
+        "eot": passes if crafted_random else 0,
     }
-    checks.radius(settings["epsilon"], "epsilon")
+    checks.radius(settings["epsilon"], "epsilon", settings["norm"])
     named = attacks_by_name(attacks, **settings)
+    settings["eot"] = passes
+    if surrogate is not None:
+        named = {
+            name if attack is None else f"{name} from {surrogate.name}": attack
+            for name, attack in named.items()
+        }
     parts = {}
     for name in sets:
         checks.choice(name, ("train", "validation", "test"), "set")
@@ -130,6 +165,7 @@ def evaluate_run(
         "device": jax.devices()[0].device_kind,
         "data": config.data.name,
         "model": config.model.name,
+        "surrogate": None if surrogate is None else surrogate.identity,
         "checkpoints": {},
         "unions": {},
     }
@@ -153,6 +189,7 @@ def evaluate_run(
                 "state": info.get("digest"),
                 "seed": config.seed,
                 "model": config.model.to_json(),
+                "surrogate": None if surrogate is None else surrogate.identity,
                 "images": [zlib.crc32(a.tobytes()) for a in (part.images, part.labels)],
             }
             found = evaluate(
@@ -164,6 +201,8 @@ def evaluate_run(
                 norm=settings["norm"],
                 epsilon=settings["epsilon"],
                 batch_size=config.evaluation.batch_size,
+                eot=passes if random else 0,
+                surrogate_fn=None if surrogate is None else surrogate.logits_fn,
                 partial=PartialResults(run.workdir / PARTIAL, identity),
                 progress=progress.tell,
             )
@@ -178,7 +217,18 @@ def _save_images(run: Run, prefix: str, found: Evaluation, labels: np.ndarray) -
     for name, outcome in found.outcomes.items():
         if name != "clean":
             arrays = {"images": outcome.images, "labels": labels, "success": outcome.success}
-            write_arrays(run.workdir / IMAGES / f"{prefix}-{name}.npz", arrays)
+            write_arrays(run.workdir / IMAGES / f"{prefix}-{name.replace(' ', '-')}.npz", arrays)
+
+
+def passes_of(eot: int | None, is_random: bool) -> int:
+    """How many random passes to average over; 0 for a deterministic model.
+
+    Raises:
+        UsageError: When ``eot`` is given for a deterministic model.
+    """
+    if eot is not None and not is_random:
+        raise UsageError(f"--eot is {eot}, but the model is deterministic: leave it out.")
+    return (eot or _EOT) if is_random else 0
 
 
 class _Progress:
@@ -213,6 +263,6 @@ class _Progress:
 
 
 def method_name(config: Any) -> str:
-    """How tables call the method of a config: ``"AT-AWP"``, ``"TRADES"``, ..."""
+    """How tables call the method of a config: ``"AT-AWP"``, ``"TRADES"``, ``"AT-PNI"``, ..."""
     suffix = {"none": "", "awp": "-AWP", "random": "-RandomWP"}[config.weights.method]
-    return config.objective.name.upper() + suffix
+    return config.objective.name.upper() + suffix + ("-PNI" if config.model.pni else "")
