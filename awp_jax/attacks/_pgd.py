@@ -106,7 +106,10 @@ class PGD:
         if self.steps == 0:
             return ball.project(images, point)
         model_keys = keys if self.eot else None
-        body = Partial(_pgd_step, self, as_pytree_function(logits_fn), images, labels, model_keys)
+        rule = _Rule(self.norm, self.loss, self.momentum, self.eot)
+        sizes = (self.epsilon, self.step_size)
+        function = as_pytree_function(logits_fn)
+        body = Partial(_pgd_step, rule, sizes, function, images, labels, model_keys)
         velocity = jnp.zeros_like(images) if self.momentum else None
         return loop(body, (point, velocity), self.steps, unroll=self.unroll)[0]
 
@@ -141,20 +144,32 @@ class PGD:
         return result
 
 
-def _pgd_step(attack: PGD, logits_fn: Partial, images, labels, keys, index, state):
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """What a compiled step depends on: not the radius nor the number of steps."""
+
+    norm: str
+    loss: Loss
+    momentum: float
+    eot: int
+
+
+def _pgd_step(rule: _Rule, sizes, logits_fn: Partial, images, labels, keys, index, state):
     point, velocity = state
-    loss = loss_function(attack.loss)
-    key = model_key(keys, index) if attack.eot else None
+    epsilon, step_size = sizes
+    loss = loss_function(rule.loss)
+    key = model_key(keys, index) if rule.eot else None
     _, _, gradient = loss_and_gradient(
-        logits_fn, lambda logits: loss(logits, labels), point, key, attack.eot
+        logits_fn, lambda logits: loss(logits, labels), point, key, rule.eot
     )
     if velocity is not None:
         axes = tuple(range(1, gradient.ndim))
         # 1e-30 keeps a zero gradient zero instead of NaN.
         scale = jnp.maximum(jnp.abs(gradient).mean(axes, keepdims=True), 1e-30)
-        velocity = attack.momentum * velocity + gradient / scale
+        velocity = rule.momentum * velocity + gradient / scale
         gradient = velocity
-    point = ImageBall(attack.norm, attack.epsilon).step(images, point, gradient, attack.step_size)
+    point = ImageBall(rule.norm, epsilon).step(images, point, gradient, step_size)
     return point, velocity
 
 
