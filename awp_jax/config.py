@@ -6,7 +6,6 @@ are how the field states them.
 """
 
 import difflib
-import warnings
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -169,11 +168,8 @@ def validate(config: ConfigDict) -> ConfigDict:
         ("evaluation", "step_size"),
     ):
         if config[group][key] is not None:
-            # L2 balls of radius above 1 are in use; every other radius above 1 is a mistake.
-            with warnings.catch_warnings():
-                if config.attack.norm != "linf" and group != "weights":
-                    warnings.simplefilter("ignore")
-                checks.radius(config[group][key], f"{group}.{key}")
+            norm = "linf" if group == "weights" else config.attack.norm
+            checks.radius(config[group][key], f"{group}.{key}", norm)
     for key, minimum in (
         ("epochs", 1),
         ("batch_size", 1),

@@ -304,7 +304,7 @@ def autoattack(
     """
     checks.choice(norm, ("linf", "l2"), "norm")
     check_key(key)
-    radius = float(checks.radius(epsilon, "epsilon"))
+    radius = float(checks.radius(epsilon, "epsilon", norm))
     plan = ensemble(version, norm=norm, epsilon=radius, attacks=attacks)
     if state is None:
         state = start_state(plan, logits_fn, key, images, labels, batch_size=batch_size)

@@ -156,7 +156,7 @@ class FeatureAttack:
         self._steps()
 
     def _steps(self) -> _FeatureSteps:
-        size = float(checks.radius(self.step_size, "step_size"))
+        size = float(checks.radius(self.step_size, "step_size", self.norm))
         return _FeatureSteps(
             self.epsilon, self.steps, self.norm, self.restarts, self.unroll, step_size=size
         )

@@ -69,7 +69,9 @@ class SteppedAttack:
         checks.positive_integer(self.steps, "steps")
         checks.positive_integer(self.restarts, "restarts")
         checks.choice(self.norm, ("linf", "l2"), "norm")
-        object.__setattr__(self, "epsilon", float(checks.radius(self.epsilon, "epsilon")))
+        object.__setattr__(
+            self, "epsilon", float(checks.radius(self.epsilon, "epsilon", self.norm))
+        )
 
     @property
     def ball(self) -> ImageBall:

@@ -1,8 +1,6 @@
 """``awp-jax evaluate``."""
 
 import shutil
-import sys
-import time
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +9,7 @@ import jax
 import numpy as np
 
 from awp_jax import checks
+from awp_jax.cli._evaluation_progress import EvaluationProgress
 from awp_jax.cli._flags import Command, UsageError, boolean, names, required
 from awp_jax.cli._surrogate import Surrogate, open_surrogate
 from awp_jax.evaluation import (
@@ -20,7 +19,7 @@ from awp_jax.evaluation import (
     evaluate,
     write_arrays,
 )
-from awp_jax.progress import Progress
+from awp_jax.evaluation._work import work
 from awp_jax.reporting import attack_table, evaluation_table
 from awp_jax.training import BEST, LAST, Run, open_run, subset, write_json
 
@@ -155,7 +154,11 @@ def evaluate_run(
         parts[name] = part if examples is None else subset(part, examples)
     states = {name: run.restore(name) for name in checkpoints}
     imported = any("imported" in info for _, info in states.values())
-    progress = _Progress(len(states) * len(parts) * len(named))
+    progress = EvaluationProgress(
+        {name: work(attack) for name, attack in named.items()},
+        {name: len(part) for name, part in parts.items()},
+        len(states),
+    )
     key = jax.random.fold_in(run.experiment.key, 4)
     result: dict[str, Any] = {
         "method": "imported" if imported else method_name(config),
@@ -175,7 +178,7 @@ def evaluate_run(
         if twin != which:  # best and last are often the same state
             for group in ("checkpoints", "unions"):
                 result[group][which] = result[group][twin]
-            progress.skip(len(parts) * len(named))
+            progress.skip_checkpoint()
             continue
         measured = result["checkpoints"][which] = {
             "step": info["step"],
@@ -183,7 +186,7 @@ def evaluate_run(
         }
         unions = result["unions"][which] = {}
         for set_name, part in parts.items():
-            progress.begin(f"{which} {set_name}")
+            progress.begin(which, set_name)
             identity = {
                 **settings,
                 "state": info.get("digest"),
@@ -229,37 +232,6 @@ def passes_of(eot: int | None, is_random: bool) -> int:
     if eot is not None and not is_random:
         raise UsageError(f"--eot is {eot}, but the model is deterministic: leave it out.")
     return (eot or _EOT) if is_random else 0
-
-
-class _Progress:
-    """A bar with the time left over all attacks of all sets; plain lines where there is none."""
-
-    def __init__(self, attacks: int):
-        self._total, self._done, self._what = attacks, 0, ""
-        self._began = time.monotonic()
-        self._bar = Progress(attacks, unit="attack")
-
-    def begin(self, what: str) -> None:
-        self._what = what
-
-    def tell(self, name: str, share: float) -> None:
-        if share < 1:
-            self._bar.advance(round(self._done + share, 2), attack=f"{self._what} {name}")
-            return
-        self.skip(1)
-        left = (time.monotonic() - self._began) * (self._total - self._done) / self._done
-        if not sys.stderr.isatty():
-            self._bar.line(
-                f"{self._what} {name}: {self._done} of {self._total} attacks done, "
-                f"about {left:.0f} s left"
-            )
-
-    def skip(self, attacks: int) -> None:
-        self._done += attacks
-        self._bar.advance(self._done, attack=self._what)
-
-    def close(self) -> None:
-        self._bar.close()
 
 
 def method_name(config: Any) -> str:

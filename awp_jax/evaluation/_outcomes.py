@@ -145,12 +145,16 @@ def union(outcomes: Mapping[str, Outcome], clean: Outcome) -> dict[str, Any]:
     Returns:
         ``accuracy``: of what is right on the clean image and under every attack (of a randomised
         model: by the highest share of wrong passes per example); ``loss`` and its
-        parts as in ``summary``, the highest per example over all attacks that measure it;
+        parts as in ``summary``, the highest per example over all attacks that measure it
+        (``None`` where none does);
         ``strongest`` and ``strongest_accuracy``: the single attack that leaves least.
     """
     everything = [clean, *outcomes.values()]
     robust = ~np.logical_or.reduce([o.success for o in everything])
-    loss = np.maximum.reduce([o.loss for o in everything if o.loss is not None])
+    losses = [o.loss for o in outcomes.values() if o.loss is not None]
+    # The loss of clean images alone would pass for a robust loss.
+    known = [clean.loss, *losses] if clean.loss is not None else losses
+    loss = np.maximum.reduce(known) if losses or not outcomes else None
     strongest = max(outcomes, key=lambda name: outcomes[name].errors.mean(), default="clean")
     accuracy = np.mean(1 - outcomes.get(strongest, clean).errors)
     worst = np.maximum.reduce([o.errors for o in everything])

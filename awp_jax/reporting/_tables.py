@@ -3,7 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_NAMES = {"clean": "natural", "fgsm": "FGSM"}
+_NAMES = {
+    "clean": "natural",
+    "autoattack": "AutoAttack",
+    "plus": "AutoAttack plus",
+    "rand": "AutoAttack rand",
+    "feature": "feature attack",
+    "square": "Square",
+}
 
 
 def _label(attack: str) -> str:
@@ -64,10 +71,9 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             for s in sets:
                 for a in attacks:
                     columns[f"{_label(a)} {s}"] = f"{100 * measured[s][a]['accuracy']:.2f}"
-                losses = [measured[s][a]["loss"] for a in attacks]
-                known = [loss for loss in losses if loss is not None]  # AutoAttack has none
                 loss = measured[s][reference]["loss"]
-                columns[f"robust loss {s}"] = f"{known[-1] if loss is None else loss:.3f}"
+                if loss is not None:  # AutoAttack has none
+                    columns[f"robust loss {s}"] = f"{loss:.3f}"
             if "train" in measured and "test" in measured and reference != "clean":
                 gap = (
                     measured["train"][reference]["accuracy"]
