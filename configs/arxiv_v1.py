@@ -6,7 +6,8 @@
 
 The argument is DATA,METHOD. DATA: mnist (4-layer CNN, epsilon 0.3, Table 2), cifar10 (ResNet-18,
 section 4.1 and Table 1), cifar10-wrn (WideResNet-34-10, Table 2). METHOD: at, trades, mart, each
-with -awp (the paper writes Madry+, TRADES+, MART+).
+with -awp (the paper writes Madry+, TRADES+, MART+); at-random (random weight perturbation) and
+at-pni (parametric noise injection, evaluated with --eot=20) for Table 1.
 
 Expected accuracy (%), Table 2:
 
@@ -18,7 +19,9 @@ Expected accuracy (%), Table 2:
     mart          98.74     97.87   96.48    96.10
     mart-awp      98.87     97.98   96.54    96.50
 
-Table 1, CIFAR-10, ResNet-18, PGD-20: at 46.36, at-awp 51.19, random weight perturbation 46.50.
+Table 1, CIFAR-10, ResNet-18, PGD-20: at 46.36, at-awp 51.19, at-random 46.50, at-pni 42.73 by the
+average gradient. Table 3 (transfer) is `awp-jax evaluate --surrogate=RUN`: surrogates are a
+naturally trained WideResNet-28-10, and on MNIST an independently trained copy.
 
 Hardware and time: not stated in the paper. This project has not run these schedules in full.
 
@@ -32,7 +35,7 @@ from ml_collections import ConfigDict
 from awp_jax import checks
 from awp_jax import config as schema
 
-_METHODS = ("at", "at-awp", "trades", "trades-awp", "mart", "mart-awp")
+_METHODS = ("at", "at-awp", "trades", "trades-awp", "mart", "mart-awp", "at-random", "at-pni")
 
 
 def get_config(cell: str = "cifar10,at-awp") -> ConfigDict:
@@ -48,8 +51,9 @@ def get_config(cell: str = "cifar10,at-awp") -> ConfigDict:
     method = checks.choice(parts[1], _METHODS, "method of this paper")
 
     config = schema.default()
-    config.objective.name = method.removesuffix("-awp")
-    config.weights.method = "awp" if method.endswith("-awp") else "none"
+    config.objective.name, _, addition = method.partition("-")
+    config.weights.method = addition if addition in ("awp", "random") else "none"
+    config.model.pni = addition == "pni"
     config.weights.gamma = "0.005"
     if dataset == "mnist":
         config.data.name = "mnist"
