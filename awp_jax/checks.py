@@ -10,6 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
+# Above these a radius is nearly always meant in 255ths. L2 balls of 2 are usual for MNIST, L1 balls
+# of 12 in AutoAttack.
+_USUAL = {"linf": 1.0, "l2": 16.0, "l1": math.inf}
+
 
 def is_concrete(value: Any) -> bool:
     """Whether ``value`` holds numbers that can be looked at now (no tracer anywhere in it)."""
@@ -23,7 +27,7 @@ def radius(value: Any, name: str = "epsilon", norm: str = "linf") -> Any:
         value: A number >= 0, a fraction as text, or an array/tracer (passed through unchanged, so
             that schedules and injected hyperparameters work).
         name: What to call it in messages.
-        norm: What it is measured in; an L1 radius above 1 is usual (12 in AutoAttack).
+        norm: What it is measured in.
 
     Returns:
         A Python float in the units of ``value``, or the array itself.
@@ -32,7 +36,8 @@ def radius(value: Any, name: str = "epsilon", norm: str = "linf") -> Any:
         ValueError: When the value is negative, not finite or not a number.
 
     Warns:
-        UserWarning: Above 1: images live in [0, 1], so 8 is nearly always meant to be 8/255.
+        UserWarning: Above 1 (L2: 16; L1: never): images live in [0, 1], so 8 is nearly always meant
+            to be 8/255.
     """
     if isinstance(value, jax.Array | np.ndarray):
         return value
@@ -46,10 +51,11 @@ def radius(value: Any, name: str = "epsilon", norm: str = "linf") -> Any:
         ) from None
     if not math.isfinite(number) or number < 0:
         raise ValueError(f"{name} is {value!r}, but a finite number of at least 0 was expected.")
-    if number > 1 and norm != "l1":
+    usual = _USUAL.get(norm, 1.0)
+    if number > usual:
         warnings.warn(
-            f"{name} is {value}, above 1: images are in [0, 1] and weight sizes are relative, "
-            f"so was {value}/255 meant?",
+            f"{name} is {value}, above {usual:g}: images are in [0, 1] and weight sizes are "
+            f"relative, so was {value}/255 meant?",
             stacklevel=3,
         )
     return number
@@ -115,10 +121,13 @@ def images_and_labels(images: Any, labels: Any, num_classes: int | None = None) 
         low, high = float(images.min()), float(images.max())
         least, most = int(labels.min()), int(labels.max())
     if not (low >= 0.0 and high <= 1.0):
-        found = "NaN" if math.isnan(low) or math.isnan(high) else f"[{low:.4g}, {high:.4g}]"
+        if math.isnan(low) or math.isnan(high):
+            bad = np.isnan(np.asarray(images).astype(np.float32)).reshape(len(images), -1)
+            count = int(bad.any(axis=1).sum())
+            raise ValueError(f"images hold NaN, in {count} of {len(images)} images.")
         raise ValueError(
-            f"images hold {found}, but values in [0, 1] were expected (put mean and standard "
-            "deviation into the model, not into the images)."
+            f"images hold [{low:.4g}, {high:.4g}], but values in [0, 1] were expected (put mean "
+            "and standard deviation into the model, not into the images)."
         )
     if least < 0 or (num_classes is not None and most >= num_classes):
         bound = "the number of classes" if num_classes is None else str(num_classes)

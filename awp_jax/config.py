@@ -6,7 +6,6 @@ are how the field states them.
 """
 
 import difflib
-import warnings
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -44,6 +43,7 @@ def default() -> ConfigDict:
     model.dtype = "float32"  # compute dtype; parameters are always float32
     model.batch_norm_groups = 1  # 8: what PyTorch's DataParallel did on 8 GPUs
     model.activation = "relu"
+    model.pni = False  # trainable noise on kernels, also at test (He et al. 2019); alpha from 0.25
 
     objective = config.objective = ConfigDict()
     objective.name = "at"  # natural, at, trades, mart
@@ -169,11 +169,8 @@ def validate(config: ConfigDict) -> ConfigDict:
         ("evaluation", "step_size"),
     ):
         if config[group][key] is not None:
-            # L2 balls of radius above 1 are in use; every other radius above 1 is a mistake.
-            with warnings.catch_warnings():
-                if config.attack.norm != "linf" and group != "weights":
-                    warnings.simplefilter("ignore")
-                checks.radius(config[group][key], f"{group}.{key}")
+            norm = "linf" if group == "weights" else config.attack.norm
+            checks.radius(config[group][key], f"{group}.{key}", norm)
     for key, minimum in (
         ("epochs", 1),
         ("batch_size", 1),

@@ -1,14 +1,16 @@
 """Times attacks against torchattacks and foolbox: same weights, same images, one run, CPU.
 
-    python benchmarks/attacks.py --out=attacks.json [--images=200] [--width=16] [--threads=2]
+    python benchmarks/attacks.py --out=attacks.json [--images=200] [--width=16] [--threads=2] [--quick]
 
 The network is a small convolutional one on scikit-learn's digits, adversarially trained for a few
 seconds. Times of ours are given with compilation (first call) and without (second call, another
-key); peers have nothing to compile. A ratio above 1 means that ours is faster.
+key); peers have nothing to compile. A ratio above 1 means that ours is faster. ``--quick`` only
+shows that it runs, and leaves benchmarks/README.md alone.
 """
 
 import argparse
 import json
+import pathlib
 import platform
 import time
 
@@ -17,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
+from readme import write_section
 
 from awp_jax.attacks import PGD, APGDTargeted, autoattack, cross_entropy, ensemble
+from awp_jax.reporting import markdown_table
 
 EPSILON = 0.12
 
@@ -204,17 +208,52 @@ def main():
     parser.add_argument("--queries", type=int, default=5000, help="of Square")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    parser.add_argument("--readme", default=None, help="where the table goes, for trying")
+    parser.add_argument("--quick", action="store_true", help="a minute or two, to see that it runs")
     options = parser.parse_args()
+    if options.quick:
+        options.images, options.queries, options.width = 24, 50, 4
     import torch
 
     torch.set_num_threads(options.threads)
+    torch.backends.mkldnn.enabled = False  # float32 convolutions of some oneDNN builds are inexact
     results = {"settings": vars(options), "epsilon": EPSILON, "jax": jax.__version__}
     results["machine"] = f"{platform.machine()}, {jax.devices()[0].platform}"
     for kind, width in (("mlp", 4 * options.width), ("cnn", options.width)):
         results[kind] = compare(kind, width, options.images, options.queries)
-    with open(options.out, "w") as file:
-        json.dump(results, file, indent=1)
-    print(json.dumps(results, indent=1))
+    pathlib.Path(options.out).write_text(json.dumps(results, indent=1))
+    text = section(results)
+    print(text)
+    if not options.quick or options.readme:
+        write_section("attacks", text, options.readme)
+
+
+def section(results):
+    """The section of the README."""
+    settings, rows = results["settings"], []
+    for kind in ("mlp", "cnn"):
+        for attack, row in results[kind].items():
+            ours = row["ours"]
+            accuracy = f"{100 * ours['robust']:.1f}"
+            times = [f"{ours['seconds']:.2f}", f"{ours['first_call_s']:.1f}"]
+            rows.append([kind, attack, "awp_jax", accuracy, *times, ""])
+            for peer in ("torchattacks", "foolbox"):
+                if peer in row:
+                    accuracy = f"{100 * row[peer]['robust']:.1f}"
+                    ratio = f"{row[f'{peer}_over_ours']:.1f}"
+                    rows.append(
+                        [kind, attack, peer, accuracy, f"{row[peer]['seconds']:.2f}", "", ratio]
+                    )
+    header = ["model", "attack", "library", "robust (%)", "seconds", "first call (s)", "over ours"]
+    return f"""## Speed of attacks
+
+`python benchmarks/attacks.py`: {settings["images"]} digits, Linf epsilon {results["epsilon"]},
+Square with {settings["queries"]} queries, {settings["threads"]} threads of PyTorch. Seconds are the
+better of two runs; the first call includes compilation. "over ours" above 1: slower than awp_jax.
+jax {results["jax"]}, {results["machine"]}.
+
+{markdown_table(header, rows)}
+"""
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ def test_radius_above_one_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert checks.radius(12, "epsilon", "l1") == 12.0
+        assert checks.radius(2, "epsilon", "l2") == 2.0
+    with pytest.warns(UserWarning, match="epsilon is 128, above 16: .* was 128/255 meant"):
+        checks.radius(128, "epsilon", "l2")
 
 
 def test_radius_lets_arrays_and_tracers_through():

@@ -149,6 +149,9 @@ def test_the_cells_of_the_first_version(method):
     assert [float(rate(s)) for s in (748, 749, 899)] == pytest.approx([0.1, 0.01, 0.001])
     assert mnist.weights.gamma == cifar.weights.gamma == "0.005"
     assert get("arxiv_v1", f"cifar10-wrn,{method}").model.name == "wrn-34-10"
+    table1 = {name: get("arxiv_v1", f"cifar10,at-{name}") for name in ("random", "pni")}
+    methods = {name: (c.weights.method, c.model.pni) for name, c in table1.items()}
+    assert methods == {"random": ("random", False), "pni": ("none", True)}
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import numpy as np
 from awp_jax import checks
 from awp_jax.attacks._gradient import loss_and_gradient, model_key
 from awp_jax.attacks._losses import targeted_dlr, targeted_margin
+from awp_jax.attacks._model import predict
 from awp_jax.attacks._pgd import Loss, loss_function
 from awp_jax.attacks._stepped import (
     SteppedAttack,
     choose,
     per_example,
-    predict,
     ranked_targets,
 )
 from awp_jax.balls import image_norms

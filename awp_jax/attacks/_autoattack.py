@@ -13,8 +13,8 @@ from jax.tree_util import Partial
 from awp_jax import checks
 from awp_jax.attacks._apgd import APGD
 from awp_jax.attacks._ensemble import ensemble, is_random
-from awp_jax.attacks._pgd import as_pytree_function
-from awp_jax.attacks._stepped import SteppedAttack, number_of_classes
+from awp_jax.attacks._model import as_pytree_function, number_of_classes
+from awp_jax.attacks._stepped import SteppedAttack
 from awp_jax.attacks._survivors import (
     Progress,
     attack_keys,
@@ -304,7 +304,7 @@ def autoattack(
     """
     checks.choice(norm, ("linf", "l2"), "norm")
     check_key(key)
-    radius = float(checks.radius(epsilon, "epsilon"))
+    radius = float(checks.radius(epsilon, "epsilon", norm))
     plan = ensemble(version, norm=norm, epsilon=radius, attacks=attacks)
     if state is None:
         state = start_state(plan, logits_fn, key, images, labels, batch_size=batch_size)

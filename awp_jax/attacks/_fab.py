@@ -10,15 +10,13 @@ from jax.tree_util import Partial
 
 from awp_jax import checks
 from awp_jax.ascent import loop
+from awp_jax.attacks._model import check_logits, predict, prepare
 from awp_jax.attacks._stepped import (
     SteppedAttack,
     advance,
     begin,
-    check_logits,
     choose,
     per_example,
-    predict,
-    prepare,
     ranked_targets,
 )
 from awp_jax.balls import image_norms

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from awp_jax import checks
-from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.attacks._model import as_pytree_function
 from awp_jax.attacks._result import AttackResult
 from awp_jax.attacks._stepped import SteppedAttack, choose
 
@@ -38,6 +38,17 @@ class _Bound(NamedTuple):
 def _logits(logits, bound, images):
     del bound
     return logits(images)
+
+
+def _features_of(logits_fn: Partial) -> Partial:
+    """The features of the classifier that ``logits_fn`` belongs to, over the same parameters."""
+    features_fn = getattr(logits_fn.func, "features_fn", None)
+    if features_fn is None:
+        raise ValueError(
+            "The feature attack needs the model's features: give features_fn, or a logits_fn of a "
+            "Classifier that has them."
+        )
+    return Partial(features_fn, *logits_fn.args)
 
 
 def cosine_distance(first: jax.Array, second: jax.Array) -> jax.Array:
@@ -115,6 +126,7 @@ class FeatureAttack:
     Attributes:
         features_fn: ``images -> [batch, ...]``: penultimate features of the model; a
             ``jax.tree_util.Partial`` over the parameters is compiled once for all parameters.
+            ``None``: the logits function is a ``Classifier``'s, whose features are used.
         epsilon: Radius in pixel units.
         steps: Per restart (20 to 50 are usual).
         step_size: In pixel units (1/255).
@@ -126,10 +138,10 @@ class FeatureAttack:
 
     Raises:
         ValueError: For bad settings; when called, where the pool has no other class than an
-            example's own.
+            example's own, or the model has no features.
     """
 
-    features_fn: Callable
+    features_fn: Callable | None = None
     epsilon: Any = 8 / 255
     steps: int = 50
     step_size: Any = 1 / 255
@@ -139,12 +151,12 @@ class FeatureAttack:
     unroll: bool | None = None
 
     def __post_init__(self):
-        if not callable(self.features_fn):
+        if self.features_fn is not None and not callable(self.features_fn):
             raise ValueError(f"features_fn is {self.features_fn!r}, but a function was expected.")
         self._steps()
 
     def _steps(self) -> _FeatureSteps:
-        size = float(checks.radius(self.step_size, "step_size"))
+        size = float(checks.radius(self.step_size, "step_size", self.norm))
         return _FeatureSteps(
             self.epsilon, self.steps, self.norm, self.restarts, self.unroll, step_size=size
         )
@@ -174,6 +186,8 @@ class FeatureAttack:
                     "The pool holds no image of another class: hand in pool=(images, labels) of "
                     "several classes."
                 )
-        bound = _Bound(as_pytree_function(self.features_fn), pool_images, pool_labels)
-        function = Partial(_logits, as_pytree_function(logits_fn), bound)
+        function = as_pytree_function(logits_fn)
+        features_fn = _features_of(function) if self.features_fn is None else self.features_fn
+        bound = _Bound(as_pytree_function(features_fn), pool_images, pool_labels)
+        function = Partial(_logits, function, bound)
         return self._steps()(function, key, images, labels)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from awp_jax import checks
-from awp_jax.ascent import is_traced, loop
-from awp_jax.attacks._gradient import loss_and_gradient, model_key, with_key
+from awp_jax.ascent import loop
+from awp_jax.attacks._gradient import loss_and_gradient, model_key
 from awp_jax.attacks._losses import LOSSES, HingedMargin
-from awp_jax.attacks._result import AttackResult, judge, worse
+from awp_jax.attacks._model import as_pytree_function, check_logits, prepare, verdict
+from awp_jax.attacks._result import AttackResult, worse
 from awp_jax.balls import NORMS, ImageBall
 from awp_jax.random import example_keys, fold_keys
 
@@ -22,11 +23,6 @@ Loss = str | Callable[[jax.Array, jax.Array], jax.Array]
 def loss_function(loss: Loss) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """A per-example loss ``(logits, labels) -> [batch]`` by name, or the callable itself."""
     return loss if callable(loss) else LOSSES[checks.choice(loss, LOSSES, "loss")]
-
-
-def as_pytree_function(function: Callable) -> Partial:
-    """Wraps any callable so that it passes through ``jit`` as an argument."""
-    return function if isinstance(function, Partial) else Partial(function)
 
 
 @jax.tree_util.register_static
@@ -110,7 +106,10 @@ class PGD:
         if self.steps == 0:
             return ball.project(images, point)
         model_keys = keys if self.eot else None
-        body = Partial(_pgd_step, self, as_pytree_function(logits_fn), images, labels, model_keys)
+        rule = _Rule(self.norm, self.loss, self.momentum, self.eot)
+        sizes = (self.epsilon, self.step_size)
+        function = as_pytree_function(logits_fn)
+        body = Partial(_pgd_step, rule, sizes, function, images, labels, model_keys)
         velocity = jnp.zeros_like(images) if self.momentum else None
         return loop(body, (point, velocity), self.steps, unroll=self.unroll)[0]
 
@@ -128,55 +127,50 @@ class PGD:
 
         Returns:
             An ``AttackResult``.
+
+        Raises:
+            ValueError: For bad images or labels, or a model that returns NaN.
         """
-        checks.images_and_labels(images, labels)
-        keys = example_keys(key, images.shape[0])
-        function = as_pytree_function(logits_fn)
-        traced = is_traced(function, images, labels)
-        if not traced:
-            checks.images_and_labels(
-                images, labels, _number_of_classes(self, function, keys, images)
-            )
-        judge_now = _judge if traced else _compiled_judge
+        function, keys, _ = prepare(self, logits_fn, key, images, labels)
         result = None
         for restart in range(self.restarts):
             keys_now = keys if self.restarts == 1 else fold_keys(keys, restart)
             point = self.perturb(function, keys_now, images, labels)
             judge_key = model_key(keys_now, self.steps) if self.eot else None
-            found = judge_now(function, point, labels, judge_key)
+            found = verdict(function, point, labels, judge_key)
             result = found if result is None else worse(result, found)
         assert result is not None  # restarts >= 1
+        check_logits(result.loss)
         return result
 
 
-def _pgd_step(attack: PGD, logits_fn: Partial, images, labels, keys, index, state):
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """What a compiled step depends on: not the radius nor the number of steps."""
+
+    norm: str
+    loss: Loss
+    momentum: float
+    eot: int
+
+
+def _pgd_step(rule: _Rule, sizes, logits_fn: Partial, images, labels, keys, index, state):
     point, velocity = state
-    loss = loss_function(attack.loss)
-    key = model_key(keys, index) if attack.eot else None
+    epsilon, step_size = sizes
+    loss = loss_function(rule.loss)
+    key = model_key(keys, index) if rule.eot else None
     _, _, gradient = loss_and_gradient(
-        logits_fn, lambda logits: loss(logits, labels), point, key, attack.eot
+        logits_fn, lambda logits: loss(logits, labels), point, key, rule.eot
     )
     if velocity is not None:
         axes = tuple(range(1, gradient.ndim))
         # 1e-30 keeps a zero gradient zero instead of NaN.
         scale = jnp.maximum(jnp.abs(gradient).mean(axes, keepdims=True), 1e-30)
-        velocity = attack.momentum * velocity + gradient / scale
+        velocity = rule.momentum * velocity + gradient / scale
         gradient = velocity
-    point = ImageBall(attack.norm, attack.epsilon).step(images, point, gradient, attack.step_size)
+    point = ImageBall(rule.norm, epsilon).step(images, point, gradient, step_size)
     return point, velocity
-
-
-def _judge(logits_fn, images, labels, key=None):
-    return judge(logits_fn if key is None else with_key(logits_fn, key), images, labels)
-
-
-_compiled_judge = jax.jit(_judge)
-
-
-def _number_of_classes(attack: PGD, function: Partial, keys, images) -> int:
-    from awp_jax.attacks._stepped import number_of_classes  # which imports this module
-
-    return number_of_classes(function, images, keys[0] if attack.eot else None)
 
 
 def FGSM(epsilon: Any = 8 / 255, *, norm: str = "linf", loss: Loss = "cross_entropy") -> PGD:

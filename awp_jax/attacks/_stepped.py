@@ -10,11 +10,11 @@ from jax.tree_util import Partial
 
 from awp_jax import checks
 from awp_jax.ascent import loop
-from awp_jax.attacks._gradient import model_key, with_key
-from awp_jax.attacks._pgd import as_pytree_function
-from awp_jax.attacks._result import AttackResult, judge, worse
+from awp_jax.attacks._gradient import model_key
+from awp_jax.attacks._model import check_logits, prepare, verdict
+from awp_jax.attacks._result import AttackResult, worse
 from awp_jax.balls import ImageBall
-from awp_jax.random import example_keys, fold_keys
+from awp_jax.random import fold_keys
 
 
 def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
@@ -25,34 +25,6 @@ def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
 def choose(mask: jax.Array, first: Any, second: Any) -> Any:
     """``first`` where ``mask [batch]``, else ``second``."""
     return jnp.where(per_example(mask, first), first, second)
-
-
-@jax.jit
-def predict(function: Partial, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """The logits, compiled."""
-    return function(images) if key is None else function(images, key)
-
-
-def number_of_classes(function: Partial, images: Any, key: jax.Array | None = None) -> int:
-    """Classes according to the shape of the logits, without running the model.
-
-    Raises:
-        ValueError: When the model returns no ``[batch, classes]``, or fewer than 2 classes.
-    """
-    shape = getattr(predict.eval_shape(function, images, key), "shape", None)
-    if shape is None or len(shape) != 2 or shape[0] != images.shape[0] or shape[1] < 2:
-        raise ValueError(
-            f"logits_fn returned {shape} for {images.shape[0]} images, but logits "
-            "[batch, classes] with at least 2 classes were expected."
-        )
-    return shape[1]
-
-
-def check_logits(values: Any) -> None:
-    """Raises ``ValueError`` when logits or losses that can be looked at hold NaN."""
-    leaves = jax.tree.leaves(values)
-    if checks.is_concrete(values) and any(bool(jnp.isnan(leaf).any()) for leaf in leaves):
-        raise ValueError("The model returns NaN: no verdict is possible.")
 
 
 def ranked_targets(logits: jax.Array, labels: jax.Array, rank: jax.Array) -> jax.Array:
@@ -97,16 +69,18 @@ class SteppedAttack:
         checks.positive_integer(self.steps, "steps")
         checks.positive_integer(self.restarts, "restarts")
         checks.choice(self.norm, ("linf", "l2"), "norm")
-        object.__setattr__(self, "epsilon", float(checks.radius(self.epsilon, "epsilon")))
+        object.__setattr__(
+            self, "epsilon", float(checks.radius(self.epsilon, "epsilon", self.norm))
+        )
 
     @property
     def ball(self) -> ImageBall:
         """The ball that the attack moves in."""
         return ImageBall(self.norm, self.epsilon)
 
-    def runs(self, classes: int) -> list[tuple[int, int]]:
+    def runs(self, classes: int | None) -> list[tuple[int, int]]:
         """All runs as ``(rank of the target class or 0, restart)``."""
-        ranks = range(2, min(self.targets + 1, classes) + 1) if self.targets else (0,)
+        ranks = range(2, min(self.targets + 1, classes or 0) + 1) if self.targets else (0,)
         return [(rank, restart) for rank in ranks for restart in range(self.restarts)]
 
     def begin(self, function, keys, images, labels, rank, restart) -> Any:
@@ -158,16 +132,6 @@ class SteppedAttack:
         return result
 
 
-def prepare(attack, logits_fn, key, images, labels) -> tuple[Partial, jax.Array, int]:
-    """Checks the arguments and gives the function as a pytree, a key per example, the classes."""
-    checks.images_and_labels(images, labels)
-    keys = example_keys(key, images.shape[0])
-    function = as_pytree_function(logits_fn)
-    classes = number_of_classes(function, images, keys[0] if attack.eot else None)
-    checks.images_and_labels(images, labels, classes)
-    return function, keys, classes
-
-
 @jax.jit
 def begin(attack, function, keys, images, labels, rank, restart):
     """The first state of one run; every run has keys of its own."""
@@ -183,9 +147,8 @@ def advance(attack, function, index, state):
 @jax.jit
 def judged(attack, function, keys, images, labels) -> AttackResult:
     """The verdict on images, by a random pass for a randomised model."""
-    if attack.eot:
-        function = with_key(function, model_key(keys, attack.steps + 1))
-    return judge(function, images, labels)
+    key = model_key(keys, attack.steps + 1) if attack.eot else None
+    return verdict(function, images, labels, key)
 
 
 @jax.jit

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax import checks
-from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.attacks._apgd import APGD
+from awp_jax.attacks._model import as_pytree_function, check_logits, number_of_classes
 from awp_jax.attacks._result import AttackResult
-from awp_jax.attacks._stepped import SteppedAttack, check_logits, judged, number_of_classes
+from awp_jax.attacks._stepped import judged
 from awp_jax.random import example_keys
 
 
@@ -19,10 +20,12 @@ def transfer(
     key: jax.Array,
     images: jax.Array,
     labels: jax.Array,
+    *,
+    eot: int = 0,
 ) -> AttackResult:
     """A black-box attack: the target only sees the images that break the surrogate best.
 
-    Papernot et al. 2017; table 3 of the first version of AWP. Deterministic models only.
+    Papernot et al. 2017; table 3 of the first version of AWP.
 
     Args:
         attack: ``(logits_fn, key, images, labels) -> AttackResult``, such as ``PGD()``.
@@ -31,13 +34,16 @@ def transfer(
         key: One typed key, or one per example.
         images: float ``[batch, height, width, channels]`` in [0, 1].
         labels: int ``[batch]``.
+        eot: Above 0: the target is randomised, ``target_fn(images, key)``, and each verdict is one
+            pass. For a randomised surrogate give the attack an ``eot``.
 
     Returns:
         The images crafted on the surrogate, with success and loss on the target. Where the target
         already misclassifies the clean image, that image is returned.
 
     Raises:
-        ValueError: For bad images or labels, or a target that returns NaN.
+        ValueError: For bad images or labels, a target that returns NaN, or a surrogate of other
+            images or classes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -50,10 +56,15 @@ def transfer(
     """
     checks.images_and_labels(images, labels)
     target = as_pytree_function(target_fn)
-    checks.images_and_labels(images, labels, number_of_classes(target, images))
     keys = example_keys(key, images.shape[0])
+    classes = number_of_classes(target, images, keys[0] if eot else None)
+    checks.images_and_labels(images, labels, classes)
+    surrogate_key = keys[0] if getattr(attack, "eot", 0) else None
+    theirs = number_of_classes(as_pytree_function(surrogate_fn), images, surrogate_key)
+    if theirs != classes:
+        raise ValueError(f"The surrogate has {theirs} classes, but the target has {classes}.")
     crafted = attack(surrogate_fn, keys, images, labels).images
-    plain = SteppedAttack()
+    plain = APGD(eot=eot)  # only whether the model is random matters
     clean = judged(plain, target, keys, images, labels)
     found = judged(plain, target, keys, crafted, labels)
     check_logits((clean.loss, found.loss))

@@ -101,8 +101,8 @@ def _memory(experiment: Experiment) -> str:
 
     def backward(params, batch_stats, images):
         def forward(p):
-            mode = "batch"
-            return experiment.classifier.apply(p, batch_stats, images, mode=mode)[0]
+            arguments = {"mode": "batch", "key": jax.random.key(0)}
+            return experiment.classifier.apply(p, batch_stats, images, **arguments)[0]
 
         return jax.vjp(forward, params)[1]
 

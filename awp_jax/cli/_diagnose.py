@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import jax
 
-from awp_jax.cli._flags import Command, required
+from awp_jax.cli._evaluate import passes_of
+from awp_jax.cli._flags import Command, UsageError, required
+from awp_jax.cli._surrogate import open_surrogate
 from awp_jax.evaluation import diagnose
 from awp_jax.reporting import diagnosis_figure, save_figure
 from awp_jax.training import open_run, subset, write_json
@@ -20,18 +22,23 @@ def main(argv: Sequence[str]) -> int:
     command.string("workdir", None, "the run directory")
     command.string("checkpoint", "best", "which: best, last")
     command.string("surrogate", None, "another run directory, to transfer attacks from")
+    command.string("surrogate_checkpoint", None, "which: best, last; best where there is one")
     command.integer("examples", 200, "test images, the first so many")
     command.string("epsilon", None, "radius, such as 8/255; the config's by default")
     command.integer("queries", 1000, "of the Square attack")
+    command.integer("eot", None, "for a randomised model: random passes to average over; 20")
     values = command.parse(argv)
     run = open_run(required(values, "workdir"))
     config = run.experiment.config
     images = subset(run.experiment.splits.test, values["examples"].value or 200)
     which = required(values, "checkpoint")
+    eot = passes_of(values["eot"].value, run.experiment.classifier.is_random)
     surrogate_fn = None
     if values["surrogate"].value:
-        other = open_run(values["surrogate"].value)
-        surrogate_fn = other.logits_fn(other.restore(which)[0])
+        other = open_surrogate(values["surrogate"].value, values["surrogate_checkpoint"].value, run)
+        if other.is_random:
+            raise UsageError(f"--surrogate={values['surrogate'].value} is a randomised model.")
+        surrogate_fn = other.logits_fn
     found = diagnose(
         run.logits_fn(run.restore(which)[0]),
         jax.random.fold_in(run.experiment.key, 5),
@@ -41,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         epsilon=values["epsilon"].value or config.evaluation.epsilon or config.attack.epsilon,
         surrogate_fn=surrogate_fn,
         queries=values["queries"].value or 1000,
+        eot=eot,
         batch_size=config.evaluation.batch_size,
     )
     result = {"checkpoint": which, "seed": config.seed, **found.as_dict()}

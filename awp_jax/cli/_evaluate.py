@@ -3,8 +3,6 @@
 import json
 import pathlib
 import shutil
-import sys
-import time
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +11,9 @@ import jax
 import numpy as np
 
 from awp_jax import checks
+from awp_jax.cli._evaluation_progress import EvaluationProgress
 from awp_jax.cli._flags import Command, UsageError, boolean, names, required
+from awp_jax.cli._surrogate import Surrogate, open_surrogate
 from awp_jax.evaluation import (
     Evaluation,
     PartialResults,
@@ -21,18 +21,19 @@ from awp_jax.evaluation import (
     evaluate,
     write_arrays,
 )
-from awp_jax.progress import Progress
+from awp_jax.evaluation._work import work
 from awp_jax.reporting import attack_table, evaluation_table
 from awp_jax.training import BEST, LAST, Run, WorkdirError, open_run, subset, write_json
 
 EVALUATION = "evaluation.json"
 PARTIAL = "evaluation.partial"  # removed when the evaluation is finished
 IMAGES = "adversarial"
-
+# As many as AutoAttack's rand averages over.
+_EOT = 20
 
 _ATTACKS = (
-    "fgsm, pgd-N, cw-N, spsa, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, with N steps as in "
-    "square-N; autoattack, plus, rand; paper for Table 2 of AWP; clean is always measured"
+    "fgsm, pgd-N, cw-N, spsa, feature, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, with N steps "
+    "as in square-N; autoattack, plus, rand; paper for Table 2 of AWP; clean is always measured"
 )
 
 
@@ -51,9 +52,23 @@ def main(argv: Sequence[str]) -> int:
     command.integer("examples", None, "of each set, the first so many; all by default")
     command.string("epsilon", None, "radius, such as 8/255; the config's by default")
     command.integer("restarts", None, "of the iterated attacks; the config's by default")
+    command.integer(
+        "eot",
+        None,
+        "for a randomised model (model.pni): random passes that each gradient and each verdict "
+        f"average over; {_EOT} by default",
+    )
+    command.string("surrogate", None, "another run: attacks are crafted on it, this run judges")
+    command.string("surrogate_checkpoint", None, "which: best, last; best where there is one")
     command.string("save_images", "false", "true: write the adversarial images, adversarial/*.npz")
     values = command.parse(argv)
     run = open_run(required(values, "workdir"))
+    surrogate = None
+    if values["surrogate"].value:
+        which = values["surrogate_checkpoint"].value
+        surrogate = open_surrogate(values["surrogate"].value, which, run)
+    elif values["surrogate_checkpoint"].value:
+        raise UsageError("--surrogate_checkpoint is given without --surrogate.")
     result = evaluate_run(
         run,
         checkpoints=names(values["checkpoints"].value, "checkpoints"),
@@ -62,6 +77,8 @@ def main(argv: Sequence[str]) -> int:
         examples=values["examples"].value,
         epsilon=values["epsilon"].value,
         restarts=values["restarts"].value,
+        eot=values["eot"].value,
+        surrogate=surrogate,
         save_images=boolean(values, "save_images"),
     )
     write_json(run.workdir / EVALUATION, result)
@@ -80,6 +97,8 @@ def evaluate_run(
     examples: int | None = None,
     epsilon: str | None = None,
     restarts: int | None = None,
+    eot: int | None = None,
+    surrogate: Surrogate | None = None,
     save_images: bool = False,
 ) -> dict[str, Any]:
     """Measures checkpoints of a run; what ``evaluation.json`` holds.
@@ -92,6 +111,10 @@ def evaluate_run(
         examples: The first so many of each set; ``None`` for all.
         epsilon: ``None`` for the config's.
         restarts: ``None`` for the config's.
+        eot: For a randomised model, the random passes that gradients and verdicts average over;
+            ``None`` for 20.
+        surrogate: Where attacks are crafted; ``None``: on the model itself. Names of attacks then
+            end in "from" and its name.
         save_images: Whether to write ``adversarial/CHECKPOINT-SET-ATTACK.npz``: images, labels,
             and which of them are misclassified.
 
@@ -100,17 +123,28 @@ def evaluate_run(
         and attack, and under ``unions`` all attacks of a checkpoint and set together.
 
     Raises:
-        ValueError: For unknown names, more examples than there are, or missing checkpoints.
+        ValueError: For unknown names, more examples than there are, missing checkpoints, or ``eot``
+            for a deterministic model.
     """
     config = run.experiment.config
+    random = run.experiment.classifier.is_random
+    crafted_random = random if surrogate is None else surrogate.is_random
+    passes = passes_of(eot, random or crafted_random)
     settings = {
         "norm": config.attack.norm,
         "epsilon": epsilon or config.evaluation.epsilon or config.attack.epsilon,
         "step_size": config.evaluation.step_size or config.attack.step_size,
         "restarts": restarts or config.evaluation.restarts,
+        "eot": passes if crafted_random else 0,
     }
-    checks.radius(settings["epsilon"], "epsilon")
+    checks.radius(settings["epsilon"], "epsilon", settings["norm"])
     named = attacks_by_name(attacks, **settings)
+    settings["eot"] = passes
+    if surrogate is not None:
+        named = {
+            name if attack is None else f"{name} from {surrogate.name}": attack
+            for name, attack in named.items()
+        }
     parts = {}
     for name in sets:
         checks.choice(name, ("train", "validation", "test"), "set")
@@ -122,7 +156,11 @@ def evaluate_run(
         parts[name] = part if examples is None else subset(part, examples)
     states = {name: run.restore(name) for name in checkpoints}
     imported = any("imported" in info for _, info in states.values())
-    progress = _Progress(len(states) * len(parts) * len(named))
+    progress = EvaluationProgress(
+        {name: work(attack) for name, attack in named.items()},
+        {name: len(part) for name, part in parts.items()},
+        len(states),
+    )
     key = jax.random.fold_in(run.experiment.key, 4)
     result: dict[str, Any] = {
         "method": "imported" if imported else method_name(config),
@@ -132,6 +170,7 @@ def evaluate_run(
         "device": jax.devices()[0].device_kind,
         "data": config.data.name,
         "model": config.model.name,
+        "surrogate": None if surrogate is None else surrogate.identity,
         "checkpoints": {},
         "unions": {},
     }
@@ -141,7 +180,7 @@ def evaluate_run(
         if twin != which:  # best and last are often the same state
             for group in ("checkpoints", "unions"):
                 result[group][which] = result[group][twin]
-            progress.skip(len(parts) * len(named))
+            progress.skip_checkpoint()
             continue
         measured = result["checkpoints"][which] = {
             "step": info["step"],
@@ -149,12 +188,13 @@ def evaluate_run(
         }
         unions = result["unions"][which] = {}
         for set_name, part in parts.items():
-            progress.begin(f"{which} {set_name}")
+            progress.begin(which, set_name)
             identity = {
                 **settings,
                 "state": info.get("digest"),
                 "seed": config.seed,
                 "model": config.model.to_json(),
+                "surrogate": None if surrogate is None else surrogate.identity,
                 "images": [zlib.crc32(a.tobytes()) for a in (part.images, part.labels)],
             }
             found = evaluate(
@@ -166,6 +206,8 @@ def evaluate_run(
                 norm=settings["norm"],
                 epsilon=settings["epsilon"],
                 batch_size=config.evaluation.batch_size,
+                eot=passes if random else 0,
+                surrogate_fn=None if surrogate is None else surrogate.logits_fn,
                 partial=PartialResults(run.workdir / PARTIAL, identity),
                 progress=progress.tell,
             )
@@ -180,38 +222,18 @@ def _save_images(run: Run, prefix: str, found: Evaluation, labels: np.ndarray) -
     for name, outcome in found.outcomes.items():
         if name != "clean":
             arrays = {"images": outcome.images, "labels": labels, "success": outcome.success}
-            write_arrays(run.workdir / IMAGES / f"{prefix}-{name}.npz", arrays)
+            write_arrays(run.workdir / IMAGES / f"{prefix}-{name.replace(' ', '-')}.npz", arrays)
 
 
-class _Progress:
-    """A bar with the time left over all attacks of all sets; plain lines where there is none."""
+def passes_of(eot: int | None, is_random: bool) -> int:
+    """How many random passes to average over; 0 for a deterministic model.
 
-    def __init__(self, attacks: int):
-        self._total, self._done, self._what = attacks, 0, ""
-        self._began = time.monotonic()
-        self._bar = Progress(attacks, unit="attack")
-
-    def begin(self, what: str) -> None:
-        self._what = what
-
-    def tell(self, name: str, share: float) -> None:
-        if share < 1:
-            self._bar.advance(round(self._done + share, 2), attack=f"{self._what} {name}")
-            return
-        self.skip(1)
-        left = (time.monotonic() - self._began) * (self._total - self._done) / self._done
-        if not sys.stderr.isatty():
-            self._bar.line(
-                f"{self._what} {name}: {self._done} of {self._total} attacks done, "
-                f"about {left:.0f} s left"
-            )
-
-    def skip(self, attacks: int) -> None:
-        self._done += attacks
-        self._bar.advance(self._done, attack=self._what)
-
-    def close(self) -> None:
-        self._bar.close()
+    Raises:
+        UsageError: When ``eot`` is given for a deterministic model.
+    """
+    if eot is not None and not is_random:
+        raise UsageError(f"--eot is {eot}, but the model is deterministic: leave it out.")
+    return (eot or _EOT) if is_random else 0
 
 
 def read_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -230,6 +252,6 @@ def read_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def method_name(config: Any) -> str:
-    """How tables call the method of a config: ``"AT-AWP"``, ``"TRADES"``, ..."""
+    """How tables call the method of a config: ``"AT-AWP"``, ``"TRADES"``, ``"AT-PNI"``, ..."""
     suffix = {"none": "", "awp": "-AWP", "random": "-RandomWP"}[config.weights.method]
-    return config.objective.name.upper() + suffix
+    return config.objective.name.upper() + suffix + ("-PNI" if config.model.pni else "")

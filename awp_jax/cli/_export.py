@@ -1,6 +1,7 @@
 """``awp-jax export``."""
 
 import pathlib
+import shlex
 from collections.abc import Sequence
 
 from awp_jax.cli._flags import Command, required
@@ -50,6 +51,12 @@ def export(workdir: pathlib.Path, output: str, which: str = "best") -> str:
             f"\nThe network expects normalised images: mean {classifier.mean}, standard deviation "
             f"{classifier.std}; a state dict does not hold them."
         )
+    c = experiment.config
+    back = [f"--model={c.model.name}", f"--data={c.data.name}", "--workdir=runs/imported"]
+    back += [f"--width={c.model.width}"] * (c.model.width is not None)
+    back += ["--normalize=true"] * bool(c.model.normalize)
+    back += [f"--norm={c.attack.norm}", f"--epsilon={c.attack.epsilon}"]
+    note += f"\nBack again: awp-jax import {shlex.join([output, *back])}"
     return (
         f"exported {classifier.name}, {which} checkpoint, step {info['step']}: {output}; weights "
         f"for torch.load and load_state_dict{note}"

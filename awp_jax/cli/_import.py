@@ -13,7 +13,7 @@ from awp_jax import checks, data
 from awp_jax import config as schema
 from awp_jax.cli._flags import Command, UsageError, boolean, required
 from awp_jax.evaluation import measure
-from awp_jax.interop import load_torch
+from awp_jax.interop import CheckpointError, load_torch
 from awp_jax.training import (
     BEST,
     LAST,
@@ -134,7 +134,7 @@ def import_checkpoint(
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise WorkdirError(f"{workdir} is not empty: choose another --workdir.")
     experiment, problem = open_experiment(config)
-    params, batch_stats = load_torch(checkpoint, experiment.classifier)
+    params, batch_stats = _load(checkpoint, experiment)
     state = TrainState(
         jnp.zeros([], jnp.int32), params, batch_stats, experiment.optimizer.init(params)
     )
@@ -149,6 +149,20 @@ def import_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
     note = f"\nThe data was not found, so the model was not tried: {problem}" if problem else ""
     return f"imported {config.model.name} from {checkpoint}{accuracy}: {workdir}{note}"
+
+
+def _load(checkpoint: pathlib.Path, experiment: Experiment) -> Any:
+    try:
+        return load_torch(checkpoint, experiment.classifier)
+    except CheckpointError as error:
+        name = experiment.config.model.name
+        # Those two have no width of their own: that of a wide ResNet is in its name.
+        if "another architecture" not in str(error) or name.startswith(("wrn-", "linear")):
+            raise
+        raise CheckpointError(
+            f"{str(error).removesuffix('.')}; where only the number of channels differs, give "
+            "--width, the channels of the first stage."
+        ) from None
 
 
 def _look(experiment: Experiment, state: TrainState) -> str:

@@ -1,6 +1,5 @@
 """Robust accuracy and robust loss of a checkpoint, or of any logits function."""
 
-from awp_jax.evaluation._diagnose import Check as Check
 from awp_jax.evaluation._diagnose import Diagnosis as Diagnosis
 from awp_jax.evaluation._diagnose import diagnose as diagnose
 from awp_jax.evaluation._evaluate import Evaluation as Evaluation
@@ -12,3 +11,4 @@ from awp_jax.evaluation._names import attacks_by_name as attacks_by_name
 from awp_jax.evaluation._outcomes import Outcome as Outcome
 from awp_jax.evaluation._partial import PartialResults as PartialResults
 from awp_jax.evaluation._partial import write_arrays as write_arrays
+from awp_jax.evaluation._suspicions import Check as Check

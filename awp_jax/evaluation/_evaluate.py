@@ -1,5 +1,6 @@
 """All attacks of a selection on one set of images, part by part."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -10,14 +11,16 @@ import numpy as np
 from jax.tree_util import Partial
 
 from awp_jax import checks
-from awp_jax.attacks import AutoAttackState, Row, autoattack
+from awp_jax.attacks import AutoAttackState, FeatureAttack, Row, autoattack, transfer
 from awp_jax.attacks._ensemble import is_random
-from awp_jax.attacks._pgd import as_pytree_function
-from awp_jax.attacks._stepped import number_of_classes
+from awp_jax.attacks._model import as_pytree_function, number_of_classes
 from awp_jax.data import as_float
 from awp_jax.evaluation._outcomes import Outcome, attack_examples, summary, union
 from awp_jax.evaluation._partial import PartialResults
 from awp_jax.random import example_keys
+
+# How many images the feature attack chooses from.
+_POOL = 1000
 
 
 class Evaluation(NamedTuple):
@@ -44,6 +47,8 @@ def evaluate(
     norm: str = "linf",
     epsilon: Any = 8 / 255,
     batch_size: int = 256,
+    eot: int = 0,
+    surrogate_fn: Callable | None = None,
     partial: PartialResults | None = None,
     progress: Callable[[str, float], Any] | None = None,
 ) -> Evaluation:
@@ -61,7 +66,13 @@ def evaluate(
             ``(name, attack)``.
         norm: Of the ball that every result is projected on: ``"linf"``, ``"l2"`` or ``"l1"``.
         epsilon: Its radius in pixel units.
-        batch_size: Examples per pass; does not change the result.
+        batch_size: Examples per pass; does not change the result (of a deterministic model).
+        eot: For a randomised model, ``logits_fn(images, key)``: the number of random passes that
+            every verdict averages over, on the images that an attack has found and with draws that
+            it has not seen; the accuracy is the share of passes that are right. 0: deterministic.
+            The attacks have an ``eot`` of their own.
+        surrogate_fn: Another model, on which every attack is crafted, while ``logits_fn`` judges (a
+            transfer attack); ``None`` for white-box attacks. Cascades are refused.
         partial: Where finished attacks are kept; ``None``: nowhere.
         progress: Called with the name of an attack and the share of it that is done.
 
@@ -69,7 +80,8 @@ def evaluate(
         An ``Evaluation``.
 
     Raises:
-        ValueError: For bad images or labels, an empty selection, or a model that returns NaN.
+        ValueError: For bad images or labels, an empty selection, a model that returns NaN, a
+            surrogate of other images or classes, or a cascade on a surrogate.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -87,26 +99,38 @@ def evaluate(
     images, labels, function = np.asarray(images), np.asarray(labels), as_pytree_function(logits_fn)
     first = as_float(images[:1])
     checks.images_and_labels(as_float(images), labels)
-    checks.images_and_labels(first, labels[:1], number_of_classes(function, first))
     keys = example_keys(key, len(labels))
+    classes = number_of_classes(function, first, keys[0] if eot else None)
+    checks.images_and_labels(first, labels[:1], classes)
     partial = PartialResults(None, {}) if partial is None else partial
     outcomes: dict[str, Outcome] = {}
     for name, attack in {"clean": None, **attacks}.items():
-        part = {"attack": name, "settings": repr(attack), "norm": norm, "epsilon": radius}
+        part: dict[str, Any] = {"attack": name, "settings": repr(attack), "norm": norm}
+        part |= {"epsilon": radius, "eot": eot}
+        if isinstance(attack, list) and surrogate_fn is not None:
+            raise ValueError(
+                f"{name} looks at its own model after every attack, so it is not crafted on a "
+                "surrogate: name single attacks, such as pgd-20, apgd-ce."
+            )
         stored = partial.load(part)
         if stored is not None:
             outcomes[name] = _unpacked(stored)
         else:
             tick = Partial(_unfinished, progress, name) if progress is not None else None
             common: dict[str, Any] = {"norm": norm, "epsilon": radius, "batch_size": batch_size}
+            if isinstance(attack, FeatureAttack) and attack.pool is None:
+                pool = (as_float(images[:_POOL]), labels[:_POOL])
+                attack = dataclasses.replace(attack, pool=pool)
+            if attack is not None and surrogate_fn is not None:
+                attack = Partial(_transferred, attack, surrogate_fn, eot)
             began = time.perf_counter()
             if isinstance(attack, list):
                 found = _cascade(
-                    attack, function, keys, images, labels, partial, part, tick, common
+                    attack, function, keys, images, labels, partial, part, tick, eot, common
                 )
             else:
                 found = attack_examples(
-                    function, keys, images, labels, attack, tick=tick, **common
+                    function, keys, images, labels, attack, tick=tick, eot=eot, **common
                 )._replace(seconds=time.perf_counter() - began)
             outcomes[name] = found
             partial.save(part, _packed(found))
@@ -123,15 +147,18 @@ def _unfinished(progress, name, share):
         progress(name, share)
 
 
+def _transferred(attack, surrogate_fn, eot, function, keys, images, labels):
+    return transfer(attack, surrogate_fn, function, keys, images, labels, eot=eot)
+
+
 def _without_key(function, images, key):
     del key
     return function(images)
 
 
-def _cascade(plan, function, keys, images, labels, partial, part, tick, common) -> Outcome:
+def _cascade(plan, function, keys, images, labels, partial, part, tick, eot, common) -> Outcome:
     """AutoAttack, kept after every one of its attacks."""
-    if is_random(plan):  # a deterministic model among random ones
-        function = Partial(_without_key, function)
+    attacked = Partial(_without_key, function) if is_random(plan) and not eot else function
     part = {**part, "unfinished": True}
     stored = partial.load(part)
     state = None
@@ -150,7 +177,7 @@ def _cascade(plan, function, keys, images, labels, partial, part, tick, common) 
         tick((max(names.index(now.attack), finished) + now.done) / len(plan))
 
     result = autoattack(
-        function,
+        attacked,
         keys,
         as_float(images),
         labels,
@@ -163,7 +190,13 @@ def _cascade(plan, function, keys, images, labels, partial, part, tick, common) 
     )
     seconds = sum(row.seconds for row in result.rows)
     stages = tuple(row._asdict() for row in result.rows)
-    return Outcome(~result.robust, None, None, result.images, seconds, stages)
+    success, error = ~result.robust, None
+    if eot:  # robust so far is what no single draw has broken: the verdict averages over new ones
+        judged = attack_examples(
+            function, keys, result.images, labels, None, eot=eot, **{**common, "epsilon": 0.0}
+        )
+        success, error = judged.success, judged.error
+    return Outcome(success, None, None, result.images, seconds, stages, error)
 
 
 def _packed(outcome: Outcome) -> dict[str, Any]:
@@ -179,4 +212,5 @@ def _unpacked(arrays: dict[str, np.ndarray]) -> Outcome:
         arrays["images"],
         float(arrays["seconds"]),
         tuple(json.loads(str(arrays["stages"]))),
+        arrays.get("error"),
     )

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax import checks
-from awp_jax.attacks._pgd import as_pytree_function
-from awp_jax.attacks._result import judge
+from awp_jax.attacks._model import as_pytree_function
 from awp_jax.data import as_float, padded_batches
+from awp_jax.evaluation._verdict import judge_passes
 from awp_jax.random import example_keys
 
 
@@ -33,9 +33,6 @@ class Measurement:
         return dataclasses.asdict(self)
 
 
-_judge = jax.jit(judge)
-
-
 def measure(
     logits_fn: Callable,
     images: Any,
@@ -44,6 +41,7 @@ def measure(
     *,
     key: jax.Array | None = None,
     batch_size: int = 256,
+    eot: int = 0,
 ) -> Measurement:
     """Accuracy and loss on all images; the last batch is padded and masked, never dropped.
 
@@ -54,7 +52,9 @@ def measure(
         labels: int ``[n]``.
         attack: ``None`` for clean accuracy, or ``attack(logits_fn, key, images, labels)``.
         key: One typed key, folded by the index of the example; needed with an attack.
-        batch_size: Images per forward pass; does not change the result.
+        batch_size: Images per forward pass; does not change the result (of a deterministic model).
+        eot: For a randomised model, ``logits_fn(images, key)``: accuracy and loss are the average
+            of this many random passes on the clean or attacked images. 0: deterministic.
 
     Returns:
         A ``Measurement``.
@@ -70,13 +70,14 @@ def measure(
         raise ValueError("key is missing: an attack draws random starts from it.")
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     keys = example_keys(jax.random.key(0) if key is None else key, n)
-    correct, loss = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32)
+    correct, loss = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
     for indices, mask in padded_batches(n, min(batch_size, n)):
         batch, batch_labels = as_float(images[indices]), labels[indices]
-        if attack is None:
-            result = _judge(logits_fn, batch, batch_labels)
-        else:
+        if attack is not None:
             result = attack(logits_fn, keys[indices], batch, batch_labels)
-        correct += jnp.sum(~result.success & mask)
-        loss += jnp.sum(jnp.where(mask, result.loss, 0.0)).astype(jnp.float32)
-    return Measurement(int(correct) / n, float(loss) / n, n)
+            batch, error, losses = result.images, result.success, result.loss
+        if attack is None or eot:
+            error, losses = judge_passes(logits_fn, keys[indices], batch, batch_labels, eot)
+        correct += jnp.sum(jnp.where(mask, 1.0 - error, 0.0))
+        loss += jnp.sum(jnp.where(mask, losses, 0.0)).astype(jnp.float32)
+    return Measurement(float(correct) / n, float(loss) / n, n)

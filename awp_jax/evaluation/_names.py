@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from awp_jax import checks
-from awp_jax.attacks import FGSM, PGD, SPSA, ensemble
+from awp_jax.attacks import FGSM, PGD, SPSA, FeatureAttack, ensemble
 
 _EXAMPLES = (
     "clean",
@@ -15,6 +15,7 @@ _EXAMPLES = (
     "pgd-100",
     "cw-100",
     "spsa",
+    "feature",
     "apgd-ce",
     "apgd-dlr",
     "apgd-t",
@@ -24,7 +25,7 @@ _EXAMPLES = (
 )
 _PATTERN = re.compile(
     r"(?P<plain>clean|fgsm)|(?P<pgd>pgd|cw)-(?P<steps>[1-9]\d*)"
-    r"|(?P<stepped>spsa|apgd-ce|apgd-dlr|apgd-t|fab|fab-t|square)(-(?P<count>[1-9]\d*))?"
+    r"|(?P<stepped>spsa|feature|apgd-ce|apgd-dlr|apgd-t|fab|fab-t|square)(-(?P<count>[1-9]\d*))?"
 )
 _ENSEMBLES = {"autoattack": "standard", "rand": "rand", "plus": "plus"}
 # The columns of AWP (NeurIPS 2020), Table 2.
@@ -38,31 +39,40 @@ def attack_by_name(
     epsilon: Any = 8 / 255,
     step_size: Any = None,
     restarts: int = 1,
+    eot: int = 0,
 ) -> Callable | None:
     """The attack called ``name``.
 
     Args:
         name: ``"clean"``; ``"fgsm"``; ``"pgd-N"``: N steps; ``"cw-N"``: N steps of PGD on the CW
-            margin (CW-inf of the AWP papers for ``"cw-100"``); ``"spsa"``, ``"apgd-ce"``,
-            ``"apgd-dlr"``, ``"apgd-t"``, ``"fab"``, ``"fab-t"`` and ``"square"`` with published
-            settings, or with N steps (queries) as ``"square-N"``.
+            margin (CW-inf of the AWP papers for ``"cw-100"``); ``"spsa"``,
+            ``"feature"`` (for a ``Classifier``'s logits function), ``"apgd-ce"``, ``"apgd-dlr"``,
+            ``"apgd-t"``, ``"fab"``, ``"fab-t"`` and ``"square"`` with published settings, or with
+            N steps (queries) as ``"square-N"``.
         norm: ``"linf"``, ``"l2"`` or, for FGSM, PGD and CW, ``"l1"``.
         epsilon: Radius in pixel units.
         step_size: Of PGD and CW, pixel units; ``None`` for 2.5 * epsilon / steps.
         restarts: Of PGD and CW.
+        eot: For a randomised model, how many passes each gradient averages over (FGSM, PGD, CW,
+            APGD); 0: deterministic.
 
     Returns:
         The attack, or ``None`` for ``"clean"``.
 
     Raises:
-        ValueError: For an unknown name, or a norm that the attack has not.
+        ValueError: For an unknown name, a norm that the attack has not, or ``eot`` for an attack
+            that cannot average.
     """
     match = _PATTERN.fullmatch(name)
     if not match:
         checks.choice(name, _EXAMPLES, "attack")
         raise AssertionError("an example is not understood")
+    if name == "clean":
+        return None
+    if eot:
+        _check_randomised(name)
     if match["plain"]:
-        return None if name == "clean" else FGSM(epsilon, norm=norm)
+        return dataclasses.replace(FGSM(epsilon, norm=norm), eot=eot)
     if match["pgd"]:
         return PGD(
             epsilon,
@@ -71,6 +81,7 @@ def attack_by_name(
             norm=norm,
             loss="cross_entropy" if match["pgd"] == "pgd" else "margin",
             restarts=restarts,
+            eot=eot,
         )
     radius = float(checks.radius(epsilon, "epsilon", norm))
     changes: dict[str, Any] = {"steps": int(match["count"])} if match["count"] else {}
@@ -78,8 +89,20 @@ def attack_by_name(
     if kind == "spsa":
         return SPSA(radius, norm=norm, **changes)
     checks.choice(norm, ("linf", "l2"), f"norm of {kind}")
+    if kind == "feature":
+        # 1/255 at 8/255 as published, and in proportion for other balls.
+        return FeatureAttack(None, radius, step_size=radius / 8, norm=norm, **changes)
     attack: Any = dict(ensemble("custom", norm=norm, epsilon=radius, attacks=[kind]))[kind]
-    return dataclasses.replace(attack, **changes)
+    return dataclasses.replace(attack, **changes, **({"eot": eot} if eot else {}))
+
+
+def _check_randomised(name: str) -> None:
+    """Raises unless the attack of that name can average over the passes of a randomised model."""
+    if not re.match(r"clean|fgsm|pgd|cw|apgd|rand$", name):
+        raise ValueError(
+            f"{name} cannot attack a randomised model: it does not average over random passes; "
+            "fgsm, pgd-N, cw-N, apgd-ce, apgd-dlr, apgd-t and rand do."
+        )
 
 
 def attacks_by_name(names: Iterable[str], **settings: Any) -> dict[str, Any]:
@@ -89,7 +112,8 @@ def attacks_by_name(names: Iterable[str], **settings: Any) -> dict[str, Any]:
         names: As in ``attack_by_name``; ``"autoattack"``, ``"plus"`` and ``"rand"`` for a version
             of AutoAttack; ``"paper"`` for the columns of Table 2 of AWP (NeurIPS 2020): FGSM,
             PGD-20, PGD-100, CW-100, SPSA, AutoAttack.
-        **settings: ``norm``, ``epsilon``, ``step_size`` and ``restarts`` of ``attack_by_name``.
+        **settings: ``norm``, ``epsilon``, ``step_size``, ``restarts`` and ``eot`` of
+            ``attack_by_name``.
 
     Returns:
         By name: ``None`` for clean, an attack, or for AutoAttack a list of ``(name, attack)``.
@@ -99,12 +123,18 @@ def attacks_by_name(names: Iterable[str], **settings: Any) -> dict[str, Any]:
     """
     flat = [n for name in names for n in (_PAPER if name == "paper" else (name,))]
     norm, epsilon = settings.get("norm", "linf"), settings.get("epsilon", 8 / 255)
+    eot = settings.get("eot", 0)
     found: dict[str, Any] = {"clean": None}
     for name in flat:
         if name in _ENSEMBLES:
             checks.choice(norm, ("linf", "l2"), f"norm of {name}")
             radius = float(checks.radius(epsilon, "epsilon", norm))
-            found[name] = ensemble(_ENSEMBLES[name], norm=norm, epsilon=radius)
+            plan = ensemble(_ENSEMBLES[name], norm=norm, epsilon=radius)
+            if eot:
+                _check_randomised(name)
+                replace: Any = dataclasses.replace
+                plan = [(stage, replace(attack, eot=eot)) for stage, attack in plan]
+            found[name] = plan
             continue
         if not _PATTERN.fullmatch(name):
             checks.choice(name, (*_EXAMPLES, *_ENSEMBLES, "paper"), "attack")

@@ -7,23 +7,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax.attacks._pgd import as_pytree_function
-from awp_jax.attacks._result import judge
+from awp_jax.attacks._model import as_pytree_function
 from awp_jax.balls import ImageBall
 from awp_jax.data import as_float, padded_batches
+from awp_jax.evaluation._verdict import judge_passes
 
 
 class Outcome(NamedTuple):
     """What one attack did to all examples, as NumPy arrays.
 
     Attributes:
-        success: bool ``[examples]``: misclassified, by a forward pass on ``images``.
+        success: bool ``[examples]``: misclassified, by a forward pass on ``images``; by at least
+            half of the passes of a randomised model.
         loss: float ``[examples]``: highest cross-entropy over restarts, in nats; ``None`` where the
             attack does not measure it (AutoAttack).
         steps: int ``[examples]``: steps or queries to the first success; ``None`` where not known.
         images: float ``[examples, height, width, channels]``: inside the ball and [0, 1].
         seconds: Wall time, compilation included.
         stages: Of AutoAttack, one plain dict per attack; else empty.
+        error: float ``[examples]``: of a randomised model, the share of passes that misclassify
+            ``images``; ``None`` for a deterministic one.
     """
 
     success: np.ndarray
@@ -32,9 +35,12 @@ class Outcome(NamedTuple):
     images: np.ndarray
     seconds: float = 0.0
     stages: tuple[dict[str, Any], ...] = ()
+    error: np.ndarray | None = None
 
-
-_judge = jax.jit(judge)
+    @property
+    def errors(self) -> np.ndarray:
+        """``error``, or 0 and 1 for a deterministic model."""
+        return self.success.astype(np.float64) if self.error is None else self.error
 
 
 def attack_examples(
@@ -47,6 +53,7 @@ def attack_examples(
     norm: str,
     epsilon: float,
     batch_size: int = 256,
+    eot: int = 0,
     tick: Callable[[float], Any] | None = None,
 ) -> Outcome:
     """Attacks all examples in padded batches; the attack's own word does not count.
@@ -54,14 +61,15 @@ def attack_examples(
     What it returns is projected on the ball and judged anew.
 
     Args:
-        logits_fn: ``images -> logits``.
+        logits_fn: ``images -> logits``; with ``eot``, ``(images, key) -> logits``.
         keys: One typed key per example.
         images: uint8 or float in [0, 1], ``[examples, height, width, channels]``.
         labels: int ``[examples]``.
         attack: ``(logits_fn, key, images, labels) -> AttackResult``; ``None`` for clean images.
         norm: Of the ball.
         epsilon: Its radius in pixel units.
-        batch_size: Examples per pass; does not change the result.
+        batch_size: Examples per pass; does not change the result (of a deterministic model).
+        eot: Passes of a randomised model that the verdict averages over; 0: deterministic.
         tick: Called with the share that is done.
 
     Returns:
@@ -76,25 +84,25 @@ def attack_examples(
     parts: list[tuple[np.ndarray, ...]] = []
     for indices, mask in padded_batches(n, size):
         batch, batch_labels = jnp.asarray(as_float(images[indices])), jnp.asarray(labels[indices])
-        if attack is None:
-            verdict, steps = _judge(function, batch, batch_labels), np.zeros(size, int)
-        else:
+        point, result, steps = batch, None, np.zeros(size, int)
+        if attack is not None:
             result = attack(function, keys[indices], batch, batch_labels)
             point = jnp.clip(ball.project(batch, result.images), 0, 1)
-            verdict = _judge(function, point, batch_labels)
-            verdict = verdict._replace(loss=jnp.maximum(verdict.loss, result.loss))
             steps = np.full(size, -1) if result.steps is None else np.asarray(result.steps)
-        found = (verdict.success, verdict.loss, steps, verdict.images)
-        parts.append(tuple(np.asarray(array)[mask] for array in found))
+        error, loss = judge_passes(function, keys[indices], point, batch_labels, eot)
+        if result is not None and not eot:  # the highest of random draws would be no estimate
+            loss = jnp.maximum(loss, result.loss)
+        parts.append(tuple(np.asarray(array)[mask] for array in (error, loss, steps, point)))
         if tick is not None:
             tick(min(len(parts) * size / n, 1.0))
-    success, loss, steps, adversarial = (np.concatenate(p) for p in zip(*parts, strict=True))
-    if np.isnan(loss).any():
+    errors, losses, counts, adversarial = (np.concatenate(p) for p in zip(*parts, strict=True))
+    if np.isnan(losses).any():
         raise ValueError(
-            f"The model returns NaN for {int(np.isnan(loss).sum())} of {n} images: no verdict is "
+            f"The model returns NaN for {int(np.isnan(losses).sum())} of {n} images: no verdict is "
             "possible."
         )
-    return Outcome(success, loss, None if (steps < 0).any() else steps, adversarial)
+    known = None if (counts < 0).any() else counts
+    return Outcome(errors >= 0.5, losses, known, adversarial, error=errors if eot else None)
 
 
 def summary(outcome: Outcome, clean: Outcome) -> dict[str, Any]:
@@ -115,7 +123,7 @@ def summary(outcome: Outcome, clean: Outcome) -> dict[str, Any]:
     if outcome is not clean and outcome.steps is not None and broken.any():
         median = float(np.median(outcome.steps[broken]))
     found: dict[str, Any] = {
-        "accuracy": float(np.mean(~outcome.success)),
+        "accuracy": float(np.mean(1 - outcome.errors)),
         **_losses(outcome.loss, clean),
         "examples": len(outcome.success),
         "broke": int(broken.sum()),
@@ -135,17 +143,23 @@ def union(outcomes: Mapping[str, Outcome], clean: Outcome) -> dict[str, Any]:
         clean: What the model says of the clean images.
 
     Returns:
-        ``accuracy``: of what is right on the clean image and under every attack; ``loss`` and its
-        parts as in ``summary``, the highest per example over all attacks that measure it;
+        ``accuracy``: of what is right on the clean image and under every attack (of a randomised
+        model: by the highest share of wrong passes per example); ``loss`` and its
+        parts as in ``summary``, the highest per example over all attacks that measure it
+        (``None`` where none does);
         ``strongest`` and ``strongest_accuracy``: the single attack that leaves least.
     """
     everything = [clean, *outcomes.values()]
     robust = ~np.logical_or.reduce([o.success for o in everything])
-    loss = np.maximum.reduce([o.loss for o in everything if o.loss is not None])
-    strongest = min(outcomes, key=lambda name: np.mean(~outcomes[name].success), default="clean")
-    accuracy = np.mean(~outcomes.get(strongest, clean).success)
+    losses = [o.loss for o in outcomes.values() if o.loss is not None]
+    # The loss of clean images alone would pass for a robust loss.
+    known = [clean.loss, *losses] if clean.loss is not None else losses
+    loss = np.maximum.reduce(known) if losses or not outcomes else None
+    strongest = max(outcomes, key=lambda name: outcomes[name].errors.mean(), default="clean")
+    accuracy = np.mean(1 - outcomes.get(strongest, clean).errors)
+    worst = np.maximum.reduce([o.errors for o in everything])
     return {
-        "accuracy": float(robust.mean()),
+        "accuracy": float(np.mean(1 - worst)),
         **_losses(loss, clean),
         "examples": len(robust),
         "broke": int((~robust & ~clean.success).sum()),

@@ -114,8 +114,13 @@ def save_torch(
 
     Raises:
         CheckpointError: for another suffix, parameters of another model, or when the package for
-            the format is not installed.
+            the format is not installed; for a randomised model.
     """
+    if classifier.is_random:
+        raise CheckpointError(
+            f"{classifier.name} draws its kernels at every pass: no released PyTorch model takes "
+            "its tensors."
+        )
     like = jax.eval_shape(classifier.init, jax.random.key(0))
     wanted = {leaf_path: leaf.shape for tree in like for leaf_path, leaf in leaves(tree)}
     given = {

@@ -12,6 +12,8 @@ from awp_jax.models.layers import ACTIVATIONS as ACTIVATIONS
 from awp_jax.models.layers import Layers as Layers
 from awp_jax.models.layers import Network as Network
 from awp_jax.models.nnx_classifier import from_network as from_network
+from awp_jax.models.noise import noisy_kernels as noisy_kernels
+from awp_jax.models.noise import with_parametric_noise as with_parametric_noise
 from awp_jax.models.preact_resnet import PreActResNet as PreActResNet
 from awp_jax.models.registry import create as create
 from awp_jax.models.registry import names as names

@@ -51,6 +51,8 @@ class Classifier:
             new_batch_stats)``, without the checks that ``apply` makes.
         features_fn: ``features_fn(params, batch_stats, images) -> features``, or ``None``.
         has_dropout: whether ``apply`` with mode "update" needs a key.
+        is_random: whether every pass draws from a key, also at test (see
+            ``with_parametric_noise``).
         mean: subtracted from the images, one value per channel; empty for none.
         std: divides the images afterwards, one value per channel; empty for none.
     """
@@ -62,6 +64,7 @@ class Classifier:
     forward_fn: ForwardFn = dataclasses.field(repr=False)
     features_fn: FeaturesFn | None = dataclasses.field(default=None, repr=False)
     has_dropout: bool = False
+    is_random: bool = False
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
@@ -109,8 +112,9 @@ class Classifier:
             mode: "running" uses the running statistics and no dropout; "batch" uses those of the
                 batch and returns ``batch_stats`` as they came; "update" uses those of the batch and
                 moves the running ones.
-            key: for dropout: a typed PRNG key, folded by the position of the example in the batch,
-                or one per example (shape [batch]). Without it "batch" has no dropout.
+            key: for dropout and for randomised models: a typed PRNG key, folded by the position of
+                the example in the batch, or one per example (shape [batch]). Without it "batch"
+                has no dropout.
             mask: bool [batch], the examples that count for BatchNorm statistics (False for
                 padding); ``None`` for all.
 
@@ -118,8 +122,8 @@ class Classifier:
             ``(logits, new_batch_stats)``; logits are [batch, num_classes] in the parameters' dtype.
 
         Raises:
-            ValueError: for an unknown mode, a wrong shape or dtype, or mode "update" without a key
-                when the model has dropout.
+            ValueError: for an unknown mode, a wrong shape or dtype, or no key where the model is
+                randomised, or has dropout and the mode is "update".
         """
         choice(mode, MODES, "mode")
         self._check_images(images)
@@ -132,6 +136,8 @@ class Classifier:
             raise ValueError(
                 f"key must be one typed key or [{batch}] of them, got shape {list(key.shape)}."
             )
+        if self.is_random and key is None:
+            raise ValueError(f"{self.name} is randomised: every pass needs a key.")
         if mode == "update" and self.has_dropout and key is None:
             raise ValueError(f'{self.name} has dropout: mode "update" needs a key.')
         dtype = _dtype(params)
@@ -178,7 +184,8 @@ class Classifier:
             mode: "running" or "batch", see ``apply``.
 
         Returns:
-            ``logits_fn(images, key=None) -> logits``; the key is for dropout in mode "batch".
+            ``logits_fn(images, key=None) -> logits``; the key is for dropout in mode "batch", and
+            needed by randomised models.
 
         Raises:
             ValueError: for another mode.
@@ -227,6 +234,22 @@ class _LogitsFunction:
         self, params: Tree, batch_stats: Tree, images: Array, key: Array | None = None
     ) -> Array:
         return self.classifier.apply(params, batch_stats, images, mode=self.mode, key=key)[0]
+
+    @property
+    def features_fn(self) -> Callable[[Tree, Tree, Array], Array] | None:
+        """The features, called like the logits: what the feature attack looks for."""
+        known = self.classifier.features_fn is not None
+        return _FeaturesFunction(self.classifier) if known else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _FeaturesFunction:
+    """As ``_LogitsFunction``, for the features."""
+
+    classifier: Classifier
+
+    def __call__(self, params: Tree, batch_stats: Tree, images: Array) -> Array:
+        return self.classifier.features(params, batch_stats, images)
 
 
 @dataclasses.dataclass(frozen=True)

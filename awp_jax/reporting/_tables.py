@@ -3,7 +3,28 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_NAMES = {"clean": "natural", "fgsm": "FGSM"}
+_NAMES = {
+    "clean": "natural",
+    "autoattack": "AutoAttack",
+    "plus": "AutoAttack plus",
+    "rand": "AutoAttack rand",
+    "feature": "feature attack",
+    "square": "Square",
+}
+
+
+def _label(attack: str) -> str:
+    """How a column of that attack is headed."""
+    name, source, surrogate = attack.partition(" from ")
+    return _NAMES.get(name, name.upper()) + source + surrogate
+
+
+def _states(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What was measured, by checkpoint; those that are the same state once: "best, last"."""
+    names: dict[int, list[str]] = {}
+    for which, measured in result["checkpoints"].items():
+        names.setdefault(measured["step"], []).append(which)
+    return {", ".join(w): result["checkpoints"][w[0]] for w in names.values()}
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -40,7 +61,7 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     notes: dict[str, None] = {}
     for name, result in results.items():
-        for which, measured in result["checkpoints"].items():
+        for which, measured in _states(result).items():
             sets = [s for s in ("train", "validation", "test") if s in measured]
             attacks = [a for a in measured[sets[0]]]
             # The gap of the papers is that of PGD; another attack only where PGD was not run.
@@ -49,12 +70,10 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             columns["epoch"] = f"{measured['epoch']:g}"
             for s in sets:
                 for a in attacks:
-                    label = _NAMES.get(a, a.upper())
-                    columns[f"{label} {s}"] = f"{100 * measured[s][a]['accuracy']:.2f}"
-                losses = [measured[s][a]["loss"] for a in attacks]
-                known = [loss for loss in losses if loss is not None]  # AutoAttack has none
+                    columns[f"{_label(a)} {s}"] = f"{100 * measured[s][a]['accuracy']:.2f}"
                 loss = measured[s][reference]["loss"]
-                columns[f"robust loss {s}"] = f"{known[-1] if loss is None else loss:.3f}"
+                if loss is not None:  # AutoAttack has none
+                    columns[f"robust loss {s}"] = f"{loss:.3f}"
             if "train" in measured and "test" in measured and reference != "clean":
                 gap = (
                     measured["train"][reference]["accuracy"]
@@ -64,10 +83,11 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             header = header if len(header) >= len(columns) else list(columns)
             rows.append(columns)
             counts = ", ".join(f"{measured[s]['clean']['examples']} {s}" for s in sets)
+            passes = f"{result['eot']} random passes averaged; " if result.get("eot") else ""
             notes[
                 f"seed {result['seed']}; {result['norm']} epsilon {result['epsilon']}, step "
                 f"{result['step_size']}, {result['restarts']} restart(s); {counts} examples; "
-                f"gap and robust loss: {_NAMES.get(reference, reference.upper())}; "
+                f"{passes}gap and robust loss: {_label(reference)}; "
                 + (
                     ""
                     if result["method"] == "imported"
@@ -90,20 +110,22 @@ def attack_table(result: Mapping[str, Any]) -> str:
         A Markdown table: accuracy left, examples that were right and were broken, median steps (or
         queries) to success over these, robust loss in nats (the highest over restarts; over all,
         and over those that are right and wrong on clean images), seconds; last all attacks
-        together.
+        together. Columns in which nothing was measured are left out, and checkpoints that are the
+        same state share their rows.
     """
     header = ["checkpoint", "set", "attack", "accuracy", "broke", "median steps"]
     header += ["loss", "loss if right", "loss if wrong", "seconds"]
     rows = []
-    for which, measured in result["checkpoints"].items():
-        for part, union in result["unions"][which].items():
+    for which, measured in _states(result).items():
+        for part, union in result["unions"][which.partition(",")[0]].items():
             for name, found in measured[part].items():
                 rows.append(_attack_row(which, part, name, found))
                 for stage in found.get("stages", ())[1:]:
                     rows.append(_attack_row(which, part, f"- {stage['name']}", stage))
             name = f"all together (strongest: {union['strongest']})"
             rows.append(_attack_row(which, part, name, union))
-    return markdown_table(header, rows)
+    used = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    return markdown_table([header[i] for i in used], [[row[i] for i in used] for row in rows])
 
 
 def _attack_row(which: str, part: str, name: str, found: Mapping[str, Any]) -> list[str]:

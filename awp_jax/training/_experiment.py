@@ -68,7 +68,8 @@ def create_classifier(config: ConfigDict, image_shape: Any, num_classes: int) ->
         options["width"] = m.width
     if m.normalize:
         options["mean"], options["std"] = data.statistics(config.data.name)
-    return models.create(m.name, image_shape=image_shape, num_classes=num_classes, **options)
+    classifier = models.create(m.name, image_shape=image_shape, num_classes=num_classes, **options)
+    return models.with_parametric_noise(classifier) if m.pni else classifier
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -220,14 +220,17 @@ class _Run:
         if settings.train_examples:
             sets["train"] = subset(splits.train, settings.train_examples)
         logits_fn = self.experiment.classifier.logits_fn(state.params, state.batch_stats)
-        attack = evaluation_attack(config)
+        # One random pass is enough for a curve; `awp-jax evaluate` averages over many.
+        eot = int(self.experiment.classifier.is_random)
+        attack = evaluation_attack(config, eot=eot)
         key = jax.random.fold_in(self.experiment.key, _EVALUATION_KEY)
         record: dict[str, Any] = {"kind": "evaluation", "step": step, "epoch": epoch}
         started = time.perf_counter()
         for name, part in sets.items():
             arguments = (logits_fn, part.images, part.labels)
-            clean = measure(*arguments, batch_size=settings.batch_size)
-            robust = measure(*arguments, attack, key=key, batch_size=settings.batch_size)
+            options = {"key": key, "batch_size": settings.batch_size, "eot": eot}
+            clean = measure(*arguments, **options)
+            robust = measure(*arguments, attack, **options)
             record[name] = {
                 "clean_accuracy": clean.accuracy,
                 "clean_loss": clean.loss,

@@ -104,7 +104,10 @@ class Run:
         return self.experiment.classifier.apply_fn(state.batch_stats)
 
     def logits_fn(self, state: TrainState) -> Partial:
-        """``images -> logits`` of a restored state, on running statistics."""
+        """``images -> logits`` of a restored state, on running statistics.
+
+        A randomised model takes ``(images, key)``.
+        """
         return self.experiment.classifier.logits_fn(state.params, state.batch_stats)
 
 

@@ -45,8 +45,9 @@ class TrainingAttack:
 
     def __post_init__(self):
         checks.choice(self.norm, NORMS, "norm")
-        object.__setattr__(self, "epsilon", checks.radius(self.epsilon, "epsilon"))
-        object.__setattr__(self, "step_size", checks.radius(self.step_size, "step_size"))
+        object.__setattr__(self, "epsilon", checks.radius(self.epsilon, "epsilon", self.norm))
+        step_size = checks.radius(self.step_size, "step_size", self.norm)
+        object.__setattr__(self, "step_size", step_size)
         checks.positive_integer(self.steps, "steps", minimum=0)
         if self.batch_norm is not None:
             checks.choice(self.batch_norm, ("batch", "running", "released"), "attack_batch_norm")

@@ -57,7 +57,7 @@ def split_digits():
     labels = data.target.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(labels))
     images, labels = images[order], labels[order]
-    return (images[600:], labels[600:]), (images[:600], labels[:600])
+    return (images[600:], labels[600:]), (images[:500], labels[:500])
 
 
 def train(seed=0, steps=250, epsilon=0.12, batch=128):

@@ -2,13 +2,17 @@
 
 import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
 
-from awp_jax import cli
+from awp_jax import cli, models
 from awp_jax.attacks import APGD, Square
-from awp_jax.cli import _evaluate
+from awp_jax.cli import _evaluate, _evaluation_progress
+from awp_jax.cli._evaluation_progress import EvaluationProgress
+from awp_jax.cli._flags import UsageError
+from awp_jax.cli._surrogate import open_surrogate
 from awp_jax.evaluation import _names
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -51,13 +55,16 @@ def evaluate(run, *arguments):
 def test_a_row_per_attack_and_all_together(run, capsys):
     assert evaluate(run, "--attacks=pgd-2,square-10,autoattack", "--save_images=true") == 0
     printed = capsys.readouterr()
-    for text in ("median steps", "loss if wrong", "- apgd-ce", "all together (strongest:"):
+    for text in ("loss if wrong", "- apgd-ce", "all together (strongest:"):
         assert text in printed.out
     assert "best test autoattack: 4 of 4 attacks done" in printed.err
     result = json.loads((run / "evaluation.json").read_text())
     found, union = result["checkpoints"]["best"]["test"], result["unions"]["best"]["test"]
     assert list(found) == ["clean", "pgd-2", "square-10", "autoattack"]
     assert union["accuracy"] <= min(row["accuracy"] for row in found.values())
+    stages = found["autoattack"]["stages"]
+    known = any(row["median_steps"] is not None for row in [*found.values(), *stages])
+    assert ("median steps" in printed.out) == known  # no column without a number
     assert union["loss"] >= max(row["loss"] or 0 for row in found.values())
     assert {"accuracy", "loss", "examples", "seconds"} <= found["pgd-2"].keys()
     assert found["autoattack"]["loss"] is None
@@ -120,3 +127,90 @@ def test_diagnose_writes_a_verdict_and_a_figure(run, capsys):
     }
     assert cli.main(["diagnose"]) == 2
     assert "--workdir is missing" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    """A run with parametric noise, trained for one epoch."""
+    workdir = tmp_path_factory.mktemp("noisy") / "pni"
+    settings = {
+        "model.name": "mlp",
+        "model.pni": "true",
+        "epochs": 1,
+        "batch_size": 32,
+        "data.train_examples": 64,
+        "data.validation_examples": 32,
+        "data.test_examples": 40,
+        "attack.steps": 2,
+        "evaluation.steps": 2,
+        "evaluation.train_examples": 0,
+        "evaluation.batch_size": 32,
+    }
+    arguments = [f"--config.{key}={value}" for key, value in settings.items()]
+    assert cli.main(["train", f"--config={CONFIG}:at", f"--workdir={workdir}", *arguments]) == 0
+    return workdir
+
+
+def test_a_randomised_run_is_judged_by_the_average_of_passes(noisy, capsys):
+    assert evaluate(noisy, "--attacks=pgd-2", "--eot=2") == 0
+    printed = capsys.readouterr().out
+    assert "2 random passes averaged" in printed and "AT-PNI" in printed
+    result = json.loads((noisy / "evaluation.json").read_text())
+    assert (result["eot"], result["method"]) == (2, "AT-PNI")
+    # 20 examples, each judged by two passes.
+    assert (40 * result["unions"]["best"]["test"]["accuracy"]) % 1 == pytest.approx(0, abs=1e-5)
+    assert evaluate(noisy, "--attacks=square") == 2
+    assert "square cannot attack a randomised model" in capsys.readouterr().err
+
+
+def test_a_surrogate_is_named_in_rows_and_results(run, noisy, capsys):
+    # The surrogate is randomised and of another width; the judged run is neither.
+    arguments = ("--attacks=fgsm", f"--surrogate={noisy}", "--eot=2", "--save_images=true")
+    assert evaluate(run, *arguments) == 0
+    assert "FGSM from pni test" in capsys.readouterr().out
+    result = json.loads((run / "evaluation.json").read_text())
+    assert list(result["checkpoints"]["best"]["test"]) == ["clean", "fgsm from pni"]
+    surrogate = result["surrogate"]
+    assert (surrogate["run"], surrogate["checkpoint"]) == ("pni", "best")
+    assert surrogate["digest"] and '"pni": true' in surrogate["model"]
+    assert (run / "adversarial" / "best-test-fgsm-from-pni.npz").exists()
+
+
+def test_surrogates_that_do_not_fit(run, capsys):
+    shapes = {"images": {"image_shape": (9, 9, 1)}, "classes": {"num_classes": 3}}
+    for what, change in shapes.items():
+        options = {"image_shape": (8, 8, 1), "num_classes": 10, **change}
+        classifier = models.create("linear", **options)
+        target = types.SimpleNamespace(
+            experiment=types.SimpleNamespace(classifier=classifier), workdir="target"
+        )
+        with pytest.raises(UsageError, match=f"is for {what} .* images crafted on it do not fit"):
+            open_surrogate(str(run), None, target)
+    for arguments, message in (
+        (["--eot=3"], "--eot is 3, but the model is deterministic"),
+        (["--surrogate_checkpoint=best"], "without --surrogate"),
+        (["--surrogate=/nowhere"], "no config.json"),
+    ):
+        assert evaluate(run, *arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_time_left_counts_work_and_not_what_was_kept(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(_evaluation_progress.time, "monotonic", lambda: now[0])
+    progress = EvaluationProgress({"clean": 1.0, "a": 99.0, "b": 300.0}, {"test": 10}, 1)
+    progress.begin("best", "test")
+    progress.tell("clean", 1.0)  # kept from before
+    now[0] = 10.0
+    progress.tell("a", 1.0)
+    now[0] = 41.0
+    progress.tell("b", 0.5)  # was kept up to here
+    now[0] = 56.0
+    progress.tell("b", 1.0)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines == [
+        "best test clean: 1 of 3 attacks done",
+        "best test a: 2 of 3 attacks done, about 30 s left",
+        "best test b: 50%, 2 of 3 attacks done, about 62 s left",
+        "best test b: 3 of 3 attacks done, about 0 s left",
+    ]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from awp_jax import cli, models
-from awp_jax.interop import save_torch
+from awp_jax.interop import CheckpointError, save_torch
 
 pytest.importorskip("safetensors")
 
@@ -41,7 +41,10 @@ def test_a_round_trip_gives_equal_tensors(checkpoint, imported, tmp_path, capsys
     output = tmp_path / "again.safetensors"
     arguments = [f"--workdir={imported}", f"--output={output}", f"--checkpoint={which}"]
     assert cli.main(["export", *arguments]) == 0
-    assert "exported wrn-10-1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "exported wrn-10-1" in printed
+    line = f"awp-jax import {output} --model=wrn-10-1 --data=digits --workdir=runs/imported "
+    assert line + "--norm=linf --epsilon=0.1" in printed
     before, after = tensors(checkpoint), tensors(output)
     assert before.keys() == after.keys()
     for name in before:
@@ -85,6 +88,29 @@ def test_without_the_data_the_published_sizes_serve(tmp_path, monkeypatch, capsy
     output = tmp_path / "again.safetensors"
     assert cli.main(["export", f"--workdir={workdir}", f"--output={output}"]) == 0
     assert "normalised images" in capsys.readouterr().out
+
+
+@pytest.mark.core
+def test_another_width_is_named_and_an_exported_line_imports_again(tmp_path, capsys):
+    classifier = models.create("mlp", image_shape=(8, 8, 1), num_classes=10, width=5)
+    path = tmp_path / "narrow.safetensors"
+    save_torch(path, classifier, *classifier.init(jax.random.key(0)))
+    arguments = ["import", str(path), "--model=mlp", "--data=digits", f"--workdir={tmp_path / 'a'}"]
+    assert cli.main(arguments) == 2
+    assert "give --width, the channels" in capsys.readouterr().err
+    assert cli.main([*arguments, "--width=5"]) == 0
+    again = tmp_path / "again.safetensors"
+    assert cli.main(["export", f"--workdir={tmp_path / 'a'}", f"--output={again}"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1].partition("awp-jax import ")[2]
+    line = line.replace("runs/imported", str(tmp_path / "b"))
+    assert "--width=5" in line and cli.main(["import", *line.split()]) == 0
+
+
+def test_noise_has_no_place_in_pytorch(tmp_path):
+    plain = models.create("linear", image_shape=(8, 8, 1), num_classes=10)
+    noisy = models.with_parametric_noise(plain)
+    with pytest.raises(CheckpointError, match="draws its kernels at every pass"):
+        save_torch(tmp_path / "x.safetensors", noisy, *noisy.init(jax.random.key(0)))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from jax.tree_util import Partial
 
 from awp_jax.evaluation import diagnose
+from awp_jax.evaluation._suspicions import above_chance, enough_examples
 
 KEY = jax.random.key(0)
 _path = pathlib.Path(__file__).parents[1] / "attacks" / "conftest.py"
@@ -70,9 +71,36 @@ def test_other_ways_to_mislead_are_named(sound):
     assert "an example does not depend on its batch" in names
 
 
+def test_chance_level_and_few_examples_get_no_clean_verdict(sound):
+    logits_fn, _, labels = sound
+    silent = Partial(logits_fn.func, jax.tree.map(jnp.zeros_like, *logits_fn.args))
+    found = look(sound, silent)
+    assert "clean accuracy is above chance" in failed(found)
+    assert found.verdict().startswith("Do not trust")
+    assert f"accuracy: {np.mean(labels == 0):.1%} clean" in found.verdict()
+    assert not enough_examples(49).passed and enough_examples(50).passed
+    half = np.repeat([0, 1], 50)
+    assert not above_chance(0.6, half).passed and above_chance(0.7, half).passed
+
+
+def test_a_randomised_model_is_looked_at_through_averages(sound):
+    def random(x, key):
+        return sound[0](x) + jax.random.normal(key, (10,))[None]
+
+    found = look(sound, Partial(random), eot=3)
+    assert {"averaged gradients beat single ones"} <= {check.name for check in found.checks}
+    assert not found.others and found.eot == 3
+    assert "3 random passes averaged" in found.verdict()
+    assert not {"the model is deterministic", "outputs are logits"} & failed(found)
+
+
 def test_bad_input(sound):
     logits_fn, images, labels = sound
     with pytest.raises(ValueError, match="epsilon is 0"):
         diagnose(logits_fn, KEY, images, labels, epsilon=0)
     with pytest.raises(ValueError, match="Unknown norm"):
         diagnose(logits_fn, KEY, images, labels, norm="l1")
+    broken = images.copy()
+    broken[3, 0] = np.nan
+    with pytest.raises(ValueError, match="^images hold NaN, in 1 of 100 images.$"):
+        diagnose(logits_fn, KEY, broken, labels)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
+from awp_jax import models
 from awp_jax.attacks import APGD, FGSM, PGD, AttackResult, Square
+from awp_jax.balls import image_norms
 from awp_jax.evaluation import PartialResults, attacks_by_name, evaluate
 
 KEY = jax.random.key(0)
@@ -141,3 +143,83 @@ def test_bad_input(problem):
     assert zero.attacks["fgsm"]["accuracy"] == zero.attacks["clean"]["accuracy"]
     wrong = evaluate(logits_fn, KEY, images[:5], labels[:5], {"autoattack": plan()})
     assert wrong.union["accuracy"] == 0 and wrong.union["loss_correct"] is None
+
+
+def flipping(weights, images, key):
+    return linear(weights, images) * jnp.where(jax.random.bernoulli(key, 0.3), -1.0, 1.0)
+
+
+def test_verdicts_on_a_randomised_model_average_over_passes(problem):
+    logits_fn, images, labels, worst = problem
+    random = Partial(flipping, *logits_fn.args)
+    attack = {"pgd": PGD(EPSILON, 2, EPSILON, eot=3)}
+    found = evaluate(random, KEY, images, labels, attack, epsilon=EPSILON, eot=300)
+    right = np.arange(23) >= 5
+    share = found.outcomes["clean"].error[right]
+    assert len(set(share)) == 1 and share[0] == pytest.approx(0.3, abs=0.1)
+    clean, robust = (right * (1 - 2 * share[0]) + share[0]).mean(), np.mean(worst > 0)
+    assert found.attacks["clean"]["accuracy"] == pytest.approx(clean)
+    np.testing.assert_array_equal(found.outcomes["clean"].success, ~right)
+    # The mean gradient points where the model is right most of the time.
+    attacked = robust * (1 - share[0]) + (1 - robust) * share[0]
+    assert found.attacks["pgd"]["accuracy"] == pytest.approx(attacked, abs=0.05)
+    assert found.union["accuracy"] <= found.attacks["pgd"]["accuracy"]
+    cascade = [("apgd-ce", APGD(EPSILON, 3, eot=2))]
+    again = evaluate(random, KEY, images, labels, {"rand": cascade}, epsilon=EPSILON, eot=300)
+    outcome = again.outcomes["rand"]
+    assert set(outcome.error) == set(found.outcomes["clean"].error)
+    assert again.attacks["rand"]["accuracy"] == pytest.approx(np.mean(1 - outcome.error))
+
+
+def test_attacks_crafted_on_a_surrogate(problem):
+    logits_fn, images, labels, worst = problem
+    right = np.arange(23) >= 5
+    same = run(problem, {"fgsm": FGSM(EPSILON)}, surrogate_fn=logits_fn)
+    assert same.attacks["fgsm"]["accuracy"] == np.mean(worst > 0)
+    opposite = Partial(linear, -logits_fn.args[0])
+    helps = run(problem, {"fgsm": FGSM(EPSILON)}, surrogate_fn=opposite)
+    assert helps.attacks["fgsm"]["accuracy"] == np.mean(right)  # clean errors stay errors
+    with pytest.raises(ValueError, match="autoattack looks at its own model"):
+        run(problem, {"autoattack": plan()}, surrogate_fn=logits_fn)
+    three = Partial(linear, jnp.ones((16, 3)))
+    with pytest.raises(ValueError, match="surrogate has 3 classes, but the target has 2"):
+        run(problem, {"fgsm": FGSM(EPSILON)}, surrogate_fn=three)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_feature_attack_by_name(norm):
+    epsilon = {"linf": 0.2, "l2": 0.8}[norm]
+    model = models.create("mlp", image_shape=(4, 4, 1), num_classes=3, width=16, depth=1)
+    params, batch_stats = model.init(KEY)
+    images = np.random.default_rng(0).uniform(0, 1, (20, 4, 4, 1)).astype(np.float32)
+    params["linear"]["bias"] -= model.apply(params, batch_stats, images, mode="running")[0].mean(0)
+    logits_fn = model.logits_fn(params, batch_stats)
+    labels = np.asarray(logits_fn(images).argmax(1), np.int32)
+    assert len(set(labels)) > 1
+    named = attacks_by_name(["feature-8"], norm=norm, epsilon=epsilon)
+    found = evaluate(logits_fn, KEY, images, labels, named, norm=norm, epsilon=epsilon)
+    outcome = found.outcomes["feature-8"]
+    assert found.attacks["feature-8"]["broke"] >= 5
+    length = image_norms(jnp.asarray(outcome.images - images), norm)
+    assert float(length.max()) <= epsilon + 1e-6
+    # Whatever batches it is cut into, images are imitated from the whole set.
+    cut = evaluate(logits_fn, KEY, images, labels, named, norm=norm, epsilon=epsilon, batch_size=7)
+    np.testing.assert_array_equal(cut.outcomes["feature-8"].success, outcome.success)
+    with pytest.raises(ValueError, match="needs the model's features"):
+        evaluate(lambda x: logits_fn(x), KEY, images, labels, named, norm=norm, epsilon=epsilon)
+
+
+def test_names_for_randomised_models():
+    named = attacks_by_name(["fgsm", "cw-5", "apgd-t", "rand"], eot=7)
+    assert (named["fgsm"].eot, named["cw-5"].eot, named["apgd-t"].eot) == (7, 7, 7)
+    assert [attack.eot for _, attack in named["rand"]] == [7, 7]
+    for name in ("square", "autoattack", "plus", "spsa", "fab", "feature"):
+        with pytest.raises(ValueError, match=f"{name} cannot attack a randomised model"):
+            attacks_by_name([name], eot=7)
+
+
+def test_outputs_that_are_no_logits(problem):
+    logits_fn, images, labels, _ = problem
+    for function in (lambda x: (logits_fn(x), x), lambda x: {"logits": logits_fn(x)}):
+        with pytest.raises(ValueError, match="an array of logits alone was expected"):
+            evaluate(function, KEY, images, labels, {})

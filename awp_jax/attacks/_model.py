@@ -1,0 +1,112 @@
+"""The model as every attack sees it: a function as a pytree, its checks, and its verdict."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from awp_jax import checks
+from awp_jax.ascent import is_traced
+from awp_jax.attacks._gradient import with_key
+from awp_jax.attacks._result import AttackResult, judge
+from awp_jax.random import example_keys
+
+
+def as_pytree_function(function: Callable) -> Partial:
+    """Wraps any callable so that it passes through ``jit`` as an argument."""
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+def _predict(function: Partial, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    return function(images) if key is None else function(images, key)
+
+
+predict = jax.jit(_predict)
+
+
+def number_of_classes(function: Partial, images: Any, key: jax.Array | None = None) -> int:
+    """Classes according to the shape of the logits, without running the model.
+
+    Args:
+        function: ``images -> logits``, or with a key ``(images, key) -> logits``.
+        images: ``[batch, ...]``, or their shape and dtype.
+        key: One typed key for a randomised model.
+
+    Raises:
+        ValueError: When the model returns no ``[batch, classes]``, or fewer than 2 classes.
+    """
+    found = predict.eval_shape(function, images, key)
+    if isinstance(found, tuple | list | dict):
+        raise ValueError(
+            f"logits_fn returned a {type(found).__name__} of {len(found)}, but an array of logits "
+            "alone was expected: hand in a function that returns these only, such as "
+            "lambda images: model(images)[0]."
+        )
+    shape = getattr(found, "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != images.shape[0] or shape[1] < 2:
+        raise ValueError(
+            f"logits_fn returned {shape} for {images.shape[0]} images, but logits "
+            "[batch, classes] with at least 2 classes were expected."
+        )
+    return shape[1]
+
+
+def check_logits(values: Any) -> None:
+    """Raises ``ValueError`` when logits or losses that can be looked at hold NaN."""
+    leaves = jax.tree.leaves(values)
+    if checks.is_concrete(values) and any(bool(jnp.isnan(leaf).any()) for leaf in leaves):
+        raise ValueError("The model returns NaN: no verdict is possible.")
+
+
+def prepare(
+    attack: Any, logits_fn: Callable, key: jax.Array, images: Any, labels: Any
+) -> tuple[Partial, jax.Array, int | None]:
+    """Checks the arguments of an attack.
+
+    Args:
+        attack: Its ``eot`` says whether the model is randomised, its ``targets`` whether it has to
+            know the number of classes.
+        logits_fn: As in every attack.
+        key: One typed key, or one per example.
+        images: float ``[batch, ...]`` in [0, 1].
+        labels: int ``[batch]``.
+
+    Returns:
+        The function as a pytree, a key per example, and the number of classes; ``None`` where the
+        caller is being traced and nobody needs it: a function that closes over tracers must not
+        become a key of the global compilation cache.
+
+    Raises:
+        ValueError: For bad images, labels, keys, or what the model returns.
+    """
+    checks.images_and_labels(images, labels)
+    keys, function = example_keys(key, images.shape[0]), as_pytree_function(logits_fn)
+    if is_traced(function, images, labels) and not getattr(attack, "targets", 0):
+        return function, keys, None
+    classes = number_of_classes(function, images, keys[0] if attack.eot else None)
+    checks.images_and_labels(images, labels, classes)
+    return function, keys, classes
+
+
+def _verdict(function: Partial, images, labels, key=None) -> AttackResult:
+    return judge(function if key is None else with_key(function, key), images, labels)
+
+
+_compiled_verdict = jax.jit(_verdict)
+
+
+def verdict(
+    function: Partial, images: jax.Array, labels: jax.Array, key: jax.Array | None = None
+) -> AttackResult:
+    """What one pass says of ``images``, compiled except where the caller is.
+
+    Args:
+        function: ``images -> logits``, or with a key ``(images, key) -> logits``.
+        images: ``[batch, ...]``.
+        labels: int ``[batch]``.
+        key: One typed key for a randomised model.
+    """
+    traced = is_traced(function, images, labels)
+    return (_verdict if traced else _compiled_verdict)(function, images, labels, key)

@@ -1,0 +1,39 @@
+"""What a model says of a batch: one pass, or the average of many for a randomised model."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from awp_jax.attacks._gradient import model_key
+from awp_jax.attacks._model import verdict
+from awp_jax.random import fold_keys
+
+# Verdicts draw from keys of their own: a lucky draw of an attack is not counted again.
+_FOLD = 0x76657264
+
+
+def judge_passes(
+    function: Partial, keys: jax.Array, images: Any, labels: Any, passes: int = 0
+) -> tuple[jax.Array, jax.Array]:
+    """Errors and losses.
+
+    Args:
+        function: ``images -> logits``; with ``passes`` above 0, ``(images, key) -> logits``.
+        keys: Typed keys ``[batch]``; the passes draw from the first, one draw for the batch.
+        images: float ``[batch, height, width, channels]`` in [0, 1].
+        labels: int ``[batch]``.
+        passes: Random passes to average over; 0 for a deterministic model.
+
+    Returns:
+        ``(error, loss)``, float32 ``[batch]``: the share of passes that misclassify, in [0, 1], and
+        the mean cross-entropy in nats.
+    """
+    pass_keys = fold_keys(keys[:1], _FOLD) if passes else None
+    found = [
+        verdict(function, images, labels, None if pass_keys is None else model_key(pass_keys, i))
+        for i in range(max(passes, 1))
+    ]
+    error = jnp.mean(jnp.stack([f.success for f in found]).astype(jnp.float32), axis=0)
+    return error, jnp.mean(jnp.stack([f.loss for f in found]), axis=0)
