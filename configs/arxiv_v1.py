@@ -7,8 +7,8 @@
 The argument is DATA,METHOD. DATA: mnist (4-layer CNN, epsilon 0.3, Table 2), cifar10 (ResNet-18,
 section 4.1 and Table 1), cifar10-wrn (WideResNet-34-10, Table 2). METHOD: at, trades, mart, rst,
 each with -awp (the paper writes Madry+, TRADES+, MART+, RST+); at-random (random weight
-perturbation) and at-pni (parametric noise injection, evaluated with --eot=20) for Table 1. RST needs
-a file of unlabelled images (--config.data.unlabelled=FILE).
+perturbation) and at-pni (parametric noise injection, evaluated with --eot=20) for Table 1. RST
+needs a file of unlabelled images (--config.data.unlabelled=FILE).
 
 Expected accuracy (%), Table 2:
 

@@ -49,7 +49,8 @@ def _fgsm(awp: Cell) -> Cell:
 
 def _table1(scale: Scale) -> Experiment:
     random = with_changes(_cell(_AT), "random", weights__method="random")
-    rows = {"Madry": _cell(_AT), "Madry+": _cell(_AWP), "RWP": random, "PNI": _cell("cifar10,at-pni")}
+    pni = _cell("cifar10,at-pni")
+    rows = {"Madry": _cell(_AT), "Madry+": _cell(_AWP), "RWP": random, "PNI": pni}
     entries = [
         Entry(row, "PGD-20", cell.name, Attacked(_PGD, "last"), _LAST) for row, cell in rows.items()
     ]

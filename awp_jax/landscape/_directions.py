@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from awp_jax import checks
 from awp_jax.attacks import cross_entropy
-from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.attacks._model import as_pytree_function
 from awp_jax.balls import WeightBall
 from awp_jax.data import as_float
 from awp_jax.random import check_key, example_keys

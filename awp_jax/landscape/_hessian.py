@@ -11,7 +11,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from awp_jax import checks
 from awp_jax.attacks._losses import cross_entropy
-from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.attacks._model import as_pytree_function
 from awp_jax.landscape._layers import layers_of
 from awp_jax.landscape._robust_loss import (
     PGD_20,

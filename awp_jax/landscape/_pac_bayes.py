@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from awp_jax import checks
-from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.attacks._model import as_pytree_function
 from awp_jax.landscape._layers import layers_of
 from awp_jax.landscape._perturbed import WEIGHT_DRAWS
 from awp_jax.landscape._robust_loss import (

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from awp_jax import checks
 from awp_jax.attacks._losses import cross_entropy
-from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.attacks._model import as_pytree_function
 from awp_jax.balls import kernels_only
 from awp_jax.landscape._average_case import moved_at_random
 from awp_jax.landscape._layers import layers_of

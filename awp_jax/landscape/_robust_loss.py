@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from awp_jax import checks
 from awp_jax.attacks import PGD
-from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.attacks._model import as_pytree_function
 from awp_jax.attacks._result import judge
 from awp_jax.data import as_float, padded_batches
 from awp_jax.random import check_key, example_keys, fold_keys

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from awp_jax import checks
-from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.attacks._model import as_pytree_function, number_of_classes
 from awp_jax.attacks._result import judge
-from awp_jax.attacks._stepped import number_of_classes
 from awp_jax.data import as_float, padded_batches
 from awp_jax.landscape._directions import at, float_images
 from awp_jax.random import example_keys

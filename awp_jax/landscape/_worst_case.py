@@ -11,7 +11,8 @@ from jax.tree_util import Partial
 from awp_jax import checks
 from awp_jax.attacks import PGD
 from awp_jax.attacks._losses import cross_entropy
-from awp_jax.attacks._pgd import as_pytree_function, loss_function
+from awp_jax.attacks._model import as_pytree_function
+from awp_jax.attacks._pgd import loss_function
 from awp_jax.attacks._result import AttackResult, judge
 from awp_jax.balls import ImageBall
 from awp_jax.landscape._layers import Layers, layers_of
