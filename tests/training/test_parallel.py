@@ -174,15 +174,19 @@ def test_under_a_launcher_the_processes_join_and_failures_are_not_swallowed(
         parallel.initialize()
 
 
-def test_a_run_killed_25_times_ends_like_one_left_alone(tmp_path):
+# AWP_JAX_KILLS=25 for the figure of the README: starting again is what takes the time.
+KILLS = int(os.environ.get("AWP_JAX_KILLS", "5"))
+
+
+def test_a_run_killed_again_and_again_ends_like_one_left_alone(tmp_path):
     script = pathlib.Path(__file__).with_name("crash_loop.py")
-    command = [sys.executable, str(script), str(tmp_path), "25", "0"]
+    command = [sys.executable, str(script), str(tmp_path), str(KILLS), "0"]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     done = subprocess.run(
-        command, env=os.environ | cache, capture_output=True, text=True, timeout=900
+        command, env=os.environ | cache, capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["kills"] == 25 and max(found["steps"]) > 0
+    assert found["kills"] == KILLS and max(found["steps"]) > 0
     assert set(found["resumed"]) == {found["undisturbed"]}
