@@ -72,7 +72,7 @@ class Command:
             Help: When ``--help`` or ``-h`` is among the arguments.
             UsageError: For unknown flags, stray arguments, and configs that cannot be read.
         """
-        argv = list(argv)
+        argv = [_with_underscores(a) for a in argv]
         if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv):
             raise Help(self.help())
         if self.with_config:
@@ -151,6 +151,14 @@ def names(text: str | None, flag: str) -> list[str]:
     if not found:
         raise UsageError(f"--{flag} is empty.")
     return found
+
+
+def _with_underscores(argument: str) -> str:
+    """``--process-id=1`` and ``--process_id=1`` are the same flag."""
+    if not argument.startswith("--") or argument.startswith("--config"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def _one_sentence(error: Exception) -> str:

@@ -1,9 +1,15 @@
 """``awp-jax train``."""
 
-from collections.abc import Sequence
+import contextlib
+import signal
+from collections.abc import Callable, Iterator, Sequence
 
+from awp_jax import checks, parallel
 from awp_jax.cli._flags import Command, read_config, required
 from awp_jax.training import train
+
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on. Schedulers can requeue it.
+PREEMPTED = 75
 
 
 def main(argv: Sequence[str]) -> int:
@@ -11,14 +17,42 @@ def main(argv: Sequence[str]) -> int:
     command = Command(
         "train",
         "Trains as the config says and writes the run directory: config.json, metrics.jsonl,\n"
-        "checkpoints/. The same command goes on where a stopped run was.",
+        "checkpoints/. The same command goes on where a stopped run was. After SIGTERM the run is\n"
+        f"saved and the exit status is {PREEMPTED}.",
         with_config=True,
     )
     command.string("workdir", None, "the run directory, made when it is not there")
     command.integer("max_steps", None, "stop and save after this many optimiser steps")
+    command.integer("devices", None, "use the first so many; all by default")
+    command.string(
+        "distributed",
+        "auto",
+        "several processes: auto (joins under srun, mpirun and on TPU pods), true, false",
+    )
+    command.string("coordinator", None, "host:port of process 0, for processes started by hand")
+    command.integer("process_id", None, "number of this process, from 0", minimum=0)
+    command.integer("num_processes", None, "how many processes there are")
     values = command.parse(argv)
     workdir = required(values, "workdir")
-    outcome = train(read_config(values), workdir, max_steps=values["max_steps"].value)
+    config = read_config(values)
+    parallel.initialize(
+        checks.choice(values["distributed"].value, ("auto", "true", "false"), "distributed"),
+        coordinator=values["coordinator"].value,
+        process_id=values["process_id"].value,
+        num_processes=values["num_processes"].value,
+    )
+    with _termination() as terminated:
+        outcome = train(
+            config,
+            workdir,
+            max_steps=values["max_steps"].value,
+            devices=values["devices"].value,
+            should_stop=terminated,
+        )
+    step = int(outcome.state.step)
+    if outcome.preempted:
+        print(f"terminated; saved at step {step}, the same command goes on: {workdir}", flush=True)
+        return PREEMPTED
     state = "finished" if outcome.finished else "stopped"
     best = ""
     if outcome.best is not None:
@@ -26,5 +60,21 @@ def main(argv: Sequence[str]) -> int:
             f"; best {outcome.best['selection']} robust accuracy "
             f"{outcome.best['robust_accuracy']:.1%} after epoch {outcome.best['epoch']}"
         )
-    print(f"{state} at step {int(outcome.state.step)}{best}: {workdir}")
+    if parallel.is_main():
+        print(f"{state} at step {step}{best}: {workdir}")
     return 0
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come; it does nothing else while this lasts."""
+    came: list[int] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    except ValueError:  # not in the main thread, as when called from Python
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)

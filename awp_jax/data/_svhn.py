@@ -5,6 +5,7 @@ size fields claim. Format: MATLAB's "MAT-File Format", chapter 1 (level 5).
 """
 
 import io
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +17,9 @@ from awp_jax.data._files import MAX_BYTES, read_all, reading
 
 _COMPRESSED, _MATRIX = 15, 14
 _NUMERIC_CLASSES = range(6, 16)  # double ... uint64
+_INT8, _INT32 = 1, 5
+# Bytes of a number, by type of the element: int8 ... uint32, single, double, int64, uint64.
+_BYTES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}
 
 
 def read_svhn(folder: Path, name: str) -> tuple[Dataset, Dataset]:
@@ -105,9 +109,18 @@ def _element(data: bytes, position: int, order: str, path: Path) -> tuple[int, i
 
 def _check_matrix(element: bytes, order: str, path: Path) -> None:
     """A plain numeric array: flags, dimensions, name and data, each inside the element."""
-    position = 8
+    position, count = 8, 0
     for index in range(4):
-        _, start, end = _element(element, position, order, path)
+        kind, start, end = _element(element, position, order, path)
+        if index == 1:
+            if kind != _INT32 or (end - start) % 4:
+                raise DataError(f"{path} holds an array with damaged dimensions.")
+            count = math.prod(struct.unpack_from(f"{order}{(end - start) // 4}i", element, start))
+        # scipy trusts these and has crashed on numbers that do not fit.
+        if index == 2 and kind != _INT8:
+            raise DataError(f"{path} holds an array with a damaged name.")
+        if index == 3 and (end - start) != count * _BYTES.get(kind, -1):
+            raise DataError(f"{path} holds an array of {count} numbers in {end - start} bytes.")
         if index == 0:
             if end - start != 8:
                 raise DataError(f"{path} holds an array with damaged flags.")

@@ -106,7 +106,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
                 "could run any code: save the state dict alone."
             ) from error
         raise CheckpointError(f"{path} is damaged, or not a PyTorch file.") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+    except Exception as error:  # damage brings out struct.error, TypeError, MemoryError, ...
         raise CheckpointError(f"{path} is damaged, or not a PyTorch file.") from error
 
     state = _unwrap(content, path, torch.is_tensor)
@@ -114,7 +114,10 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     for name, tensor in state.items():
         if tensor.dtype == torch.bfloat16:  # numpy has none
             tensor = tensor.float()
-        arrays[name] = tensor.detach().cpu().numpy()
+        try:
+            arrays[name] = tensor.detach().cpu().numpy()
+        except (RuntimeError, TypeError) as error:  # sparse or quantised
+            raise CheckpointError(f"{path}: {name} is no dense tensor ({error}).") from error
     return arrays
 
 
@@ -131,7 +134,9 @@ def _numpy_scalars() -> list[Any]:
 
 def _unwrap(content: Any, path: pathlib.Path, is_tensor: Any) -> dict[str, Any]:
     """The dict of tensors in ``content``, out of what a training script wrapped around it."""
-    while isinstance(content, Mapping):
+    for _ in range(10):  # a pickle can hold itself
+        if not isinstance(content, Mapping):
+            break
         if any(is_tensor(value) for value in content.values()):
             for name, value in content.items():
                 if not is_tensor(value) or not isinstance(name, str):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from awp_jax import checks, data, models, objectives
+from awp_jax import checks, data, models, objectives, parallel
 from awp_jax.attacks import PGD
 from awp_jax.config import validate
 from awp_jax.training._schedules import schedule
@@ -84,6 +84,7 @@ class Experiment:
         steps_per_epoch: Optimiser steps in an epoch; the last may have fewer examples.
         learning_rate: ``step -> rate``.
         key: The key of the run, from the seed.
+        mesh: The devices; see ``awp_jax.parallel``.
     """
 
     config: ConfigDict
@@ -93,6 +94,7 @@ class Experiment:
     steps_per_epoch: int
     learning_rate: Any
     key: jax.Array
+    mesh: jax.sharding.Mesh
 
     @property
     def total_steps(self) -> int:
@@ -102,13 +104,23 @@ class Experiment:
     def init(self) -> TrainState:
         """The state before the first step."""
         build = functools.partial(init_state, self.classifier, self.optimizer)
-        return jax.jit(build)(jax.random.fold_in(self.key, 1))
+        build = jax.jit(build, out_shardings=parallel.replicated(self.mesh))
+        return build(jax.random.fold_in(self.key, 1))
 
     def abstract_state(self) -> TrainState:
-        """Shapes and dtypes of the state, without computing it."""
-        return jax.eval_shape(
+        """Shapes, dtypes and places of the state, without computing it."""
+        shapes = jax.eval_shape(
             functools.partial(init_state, self.classifier, self.optimizer), self.key
         )
+        everywhere = parallel.replicated(self.mesh)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
+        )
+
+    def on_devices(self) -> tuple[jax.Array, jax.Array]:
+        """The training images (uint8) and labels, whole on every device."""
+        train = self.splits.train
+        return jax.device_put((train.images, train.labels), parallel.replicated(self.mesh))
 
     def order(self, epoch: int) -> jax.Array:
         """The order of the training examples in an epoch (from 0), int32 ``[n]``."""
@@ -126,7 +138,7 @@ class Experiment:
 
     @functools.cached_property
     def step(self) -> Any:
-        """The compiled step.
+        """The compiled step, one program over all devices of the mesh.
 
         ``step(state, images, labels, order, key, batch_size=..., perturb_weights=...)`` gathers,
         augments and trains, and returns ``(state, metrics)``; ``state`` is donated. It is compiled
@@ -150,24 +162,36 @@ class Experiment:
             attack=training_attack(config),
             weights=weight_perturbation(config),
         )
-        steps_per_epoch, full_batch = self.steps_per_epoch, config.batch_size
+        steps_per_epoch, full_batch, mesh = self.steps_per_epoch, config.batch_size, self.mesh
 
         def step(state, images, labels, order, key, *, batch_size, perturb_weights):
             position = (state.step % steps_per_epoch) * full_batch
             chosen = jax.lax.dynamic_slice(order, (position,), (batch_size,))
             keys = augmentation_keys(key, state.step, batch_size)
+            # What follows each example: its device, for the whole step.
+            chosen, keys = jax.lax.with_sharding_constraint(
+                (chosen, keys), parallel.batch_sharding(mesh, batch_size)
+            )
             batch = data.as_float(data.augment(keys, images[chosen], **augmentation))
             return train(state, batch, labels[chosen], key, perturb_weights=perturb_weights)
 
-        return jax.jit(step, donate_argnums=0, static_argnames=("batch_size", "perturb_weights"))
+        return jax.jit(
+            step,
+            donate_argnums=0,
+            static_argnames=("batch_size", "perturb_weights"),
+            out_shardings=parallel.replicated(mesh),
+        )
 
 
-def build(config: ConfigDict, splits: data.Splits | None = None) -> Experiment:
+def build(
+    config: ConfigDict, splits: data.Splits | None = None, *, devices: int | None = None
+) -> Experiment:
     """Everything that ``config`` stands for.
 
     Args:
         config: In the schema of ``awp_jax.config.default``.
         splits: Data to use in place of what ``config.data`` names.
+        devices: Use the first so many; ``None`` for all.
 
     Returns:
         The experiment; nothing is compiled yet.
@@ -176,6 +200,7 @@ def build(config: ConfigDict, splits: data.Splits | None = None) -> Experiment:
         ValueError: One sentence, for any bad value, unknown name, or missing data.
     """
     config = validate(config)
+    mesh = parallel.data_mesh(devices)
     d = config.data
     if splits is None:
         splits = data.load(
@@ -214,6 +239,7 @@ def build(config: ConfigDict, splits: data.Splits | None = None) -> Experiment:
         steps_per_epoch=steps_per_epoch,
         learning_rate=learning_rate,
         key=jax.random.key(config.seed),
+        mesh=mesh,
     )
 
 

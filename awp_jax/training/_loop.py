@@ -1,16 +1,20 @@
 """The training loop: a run directory from a config, resumable at any step."""
 
+import contextlib
+import functools
 import math
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from awp_jax import data
+from awp_jax import data, parallel
 from awp_jax.evaluation import measure
 from awp_jax.progress import Progress
 from awp_jax.training import _records as records
@@ -31,12 +35,14 @@ class Outcome(NamedTuple):
     Attributes:
         state: The last state.
         finished: Whether all epochs are done.
+        preempted: Whether it was told to stop before that.
         best: ``{"step", "epoch", "selection", "robust_accuracy"}`` of the best checkpoint, or None.
     """
 
     state: TrainState
     finished: bool
     best: dict[str, Any] | None
+    preempted: bool = False
 
 
 def train(
@@ -45,19 +51,27 @@ def train(
     *,
     splits: data.Splits | None = None,
     max_steps: int | None = None,
+    devices: int | None = None,
+    should_stop: Callable[[], bool] | None = None,
     quiet: bool = False,
 ) -> Outcome:
     """Trains as ``config`` says, in ``workdir``; a started run goes on where it was.
 
     Writes ``config.json``, ``metrics.jsonl`` and ``checkpoints/``. Everything but the state is a
     function of the seed and the step, so a resumed run ends with the same parameters, bit by bit on
-    the same device.
+    the same devices and to rounding on others.
+
+    With several processes (``awp_jax.parallel.initialize``) all of them call this with the same
+    arguments; process 0 writes config and metrics, all write their part of the checkpoints.
 
     Args:
         config: In the schema of ``awp_jax.config.default``.
         workdir: The run directory, made when it is not there.
         splits: Data to use in place of what ``config.data`` names.
         max_steps: Stop (and save) after this step; ``None`` for the end.
+        devices: Use the first so many; ``None`` for all. The batch must divide by their number.
+        should_stop: Asked after every step; once it says so, the run is saved and returns. With
+            several processes the notice of preemption that JAX's service passes on counts instead.
         quiet: Whether to show no progress.
 
     Returns:
@@ -69,20 +83,37 @@ def train(
         NonFiniteError: When loss or gradient is NaN or infinite, with the step.
     """
     workdir = pathlib.Path(workdir)
-    experiment = build(config, splits)
-    with records.locked(workdir):
-        records.claim(workdir, experiment.config)
-        return _Run(experiment, workdir, quiet).go(max_steps)
+    experiment = build(config, splits, devices=devices)
+    batch_size, count = experiment.config.batch_size, experiment.mesh.size
+    if batch_size % count:
+        raise ValueError(
+            f"batch_size is {batch_size}, which {count} devices cannot share equally: choose a "
+            "multiple of their number, or fewer devices (--devices)."
+        )
+    main = parallel.is_main()
+    with records.locked(workdir) if main else contextlib.nullcontext():
+        if main:
+            records.claim(workdir, experiment.config)
+        parallel.barrier("run directory claimed")
+        return _Run(experiment, workdir, quiet or not main, should_stop).go(max_steps)
 
 
 class _Run:
     """One call of ``train``: what the loop needs to remember beside the state."""
 
-    def __init__(self, experiment: Experiment, workdir: pathlib.Path, quiet: bool):
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: pathlib.Path,
+        quiet: bool,
+        should_stop: Callable[[], bool] | None,
+    ):
         self.experiment = experiment
         self.config = experiment.config
         self.workdir = workdir
         self.quiet = quiet
+        self.should_stop = should_stop
+        self.preempted = False
         self.checkpoints = Checkpoints(workdir / "checkpoints")
         self.best: dict[str, Any] | None = None
         self.clean_accuracy: float | None = None
@@ -92,24 +123,27 @@ class _Run:
     def go(self, max_steps: int | None) -> Outcome:
         experiment = self.experiment
         total = experiment.total_steps
-        end = total if max_steps is None else min(total, max_steps)
+        self.end = total if max_steps is None else min(total, max_steps)
         state = self._first_state()
         step = int(state.step)
         self.progress = Progress(total, step, quiet=self.quiet)
-        self.metrics = records.Metrics(self.workdir, after_step=step)
+        self.metrics = (
+            records.Metrics(self.workdir, after_step=step) if parallel.is_main() else None
+        )
         if step:
             self.progress.line(f"Resuming at step {step} of {total}.")
         try:
-            while step < end:
-                state, step = self._epoch(state, step, end)
+            while step < self.end:
+                state, step = self._epoch(state, step)
             if self.checkpoints.steps(LAST)[:1] != [step]:
                 self._save(state, step)
             self.checkpoints.wait()
         finally:
-            self.metrics.close()
+            if self.metrics is not None:
+                self.metrics.close()
             self.progress.close()
             self.checkpoints.close()
-        return Outcome(state, step == total, self.best)
+        return Outcome(state, step == total, self.best, self.preempted and step < total)
 
     def _first_state(self) -> TrainState:
         if not self.checkpoints.steps(LAST):
@@ -125,15 +159,15 @@ class _Run:
             self.checkpoints.save(BEST, state, info)
         return state
 
-    def _epoch(self, state: TrainState, step: int, end: int) -> tuple[TrainState, int]:
-        """Steps up to the end of the epoch, or to ``end``."""
+    def _epoch(self, state: TrainState, step: int) -> tuple[TrainState, int]:
+        """Steps up to the end of the epoch, or to ``self.end``."""
         experiment, config = self.experiment, self.config
         epoch = step // experiment.steps_per_epoch
         order = experiment.order(epoch)
-        images, labels = self._on_device
+        images, labels = self._device_data
         last_of_epoch = (epoch + 1) * experiment.steps_per_epoch
         every = config.checkpoint.every_steps
-        while step < min(last_of_epoch, end):
+        while step < min(last_of_epoch, self.end):
             state, metrics = experiment.step(
                 state,
                 images,
@@ -147,7 +181,9 @@ class _Run:
             step += 1
             if len(self.pending) >= config.logging.every_steps:
                 self._log()
-            if every and step % every == 0 and step < min(last_of_epoch, end):
+            if self._stop_requested(step):
+                self.end, self.preempted = step, True
+            if every and step % every == 0 and step < min(last_of_epoch, self.end):
                 self._save(state, step)
         self._log()
         if step == last_of_epoch:
@@ -161,17 +197,18 @@ class _Run:
                 # Before the last one: killed in between, the run redoes the epoch and keeps it.
                 self._log()
                 self.checkpoints.save(KEPT, state, self._info(step))
-                self.checkpoints.wait()
             if improved or last or done % config.checkpoint.every_epochs == 0:
                 self._save(state, step, improved)
         return state, step
 
-    @property
-    def _on_device(self) -> tuple[jax.Array, jax.Array]:
-        if not hasattr(self, "_device_data"):
-            train_set = self.experiment.splits.train
-            self._device_data = jax.device_put((train_set.images, train_set.labels))
-        return self._device_data
+    @functools.cached_property
+    def _device_data(self) -> tuple[jax.Array, jax.Array]:
+        return self.experiment.on_devices()
+
+    def _stop_requested(self, step: int) -> bool:
+        if jax.process_count() > 1:  # all of them must stop after the same step
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.should_stop is not None and self.should_stop()
 
     def _log(self) -> None:
         """Fetches what the device has computed, checks it, and writes one line."""
@@ -202,7 +239,7 @@ class _Run:
             "images_per_second": sum(sizes) / max(now - self.seconds, 1e-9),
         }
         self.seconds = now
-        self.metrics.write(record)
+        self._write(record)
         shown = {"loss": "loss", "clean_accuracy": "clean", "robust_accuracy": "robust"}
         values_shown = {short: record[name] for name, short in shown.items() if name in record}
         # A step of AT has no clean forward pass: what the last evaluation found is shown.
@@ -239,7 +276,7 @@ class _Run:
                 "examples": clean.examples,
             }
         self.seconds += time.perf_counter() - started
-        self.metrics.write(record)
+        self._write(record)
         chosen = record[settings.selection]["robust_accuracy"]
         self.clean_accuracy = record[settings.selection]["clean_accuracy"]
         improved = self.best is None or chosen > self.best["robust_accuracy"]
@@ -260,6 +297,10 @@ class _Run:
         self.progress.line(f"epoch {epoch:>3}  {'; '.join(parts)}{star}")
         return improved
 
+    def _write(self, record: dict[str, Any]) -> None:
+        if self.metrics is not None:
+            self.metrics.write(record)
+
     def _info(self, step: int) -> dict[str, Any]:
         return {"step": step, "best": self.best, "seed": self.config.seed}
 
@@ -268,5 +309,4 @@ class _Run:
         info = self._info(step)
         self.checkpoints.save(LAST, state, info)
         if improved:
-            self.checkpoints.wait()
             self.checkpoints.save(BEST, state, info)

@@ -3,10 +3,9 @@
 import data_writers as writers
 import numpy as np
 import pytest
+from damage import ROUNDS, damaged
 
 from awp_jax.data import DataError, load
-
-ROUNDS = 60
 
 
 def write_npz(folder):
@@ -25,25 +24,6 @@ FORMATS = {
     "mat": ("svhn", writers.write_svhn, "train_32x32.mat"),
     "mat, not packed": ("svhn", lambda f: writers.write_svhn(f, False), "train_32x32.mat"),
 }
-
-
-def damaged(data, random):
-    """One truncation, a few flipped bits, a zeroed stretch or an inserted byte."""
-    data = bytearray(data)
-    # Half of the time near the start, where the headers are.
-    size = min(len(data), 300) if random.rand() < 0.5 else len(data)
-    position = random.randint(size)
-    kind = random.randint(4)
-    if kind == 0:
-        del data[position:]
-    elif kind == 1:
-        for _ in range(random.randint(1, 4)):
-            data[random.randint(size)] ^= 1 << random.randint(8)
-    elif kind == 2:
-        data[position : position + 8] = bytes([random.choice([0, 255])]) * 8
-    else:
-        data.insert(position, random.randint(256))
-    return bytes(data)
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -1,0 +1,25 @@
+"""Random damage to the bytes of a file; how much of it is tried."""
+
+import os
+
+# Files per format; AWP_JAX_FUZZ=1200 makes it more than 10,000 in all.
+ROUNDS = int(os.environ.get("AWP_JAX_FUZZ", "60"))
+
+
+def damaged(data, random):
+    """One truncation, a few flipped bits, a zeroed stretch or an inserted byte."""
+    data = bytearray(data)
+    # Half of the time near the start, where the headers are.
+    size = min(len(data), 300) if random.rand() < 0.5 else len(data)
+    position = random.randint(size)
+    kind = random.randint(4)
+    if kind == 0:
+        del data[position:]
+    elif kind == 1:
+        for _ in range(random.randint(1, 4)):
+            data[random.randint(size)] ^= 1 << random.randint(8)
+    elif kind == 2:
+        data[position : position + 8] = bytes([random.choice([0, 255])]) * 8
+    else:
+        data.insert(position, random.randint(256))
+    return bytes(data)

@@ -1,0 +1,192 @@
+"""The same training on one device and on eight, and what is communicated."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from awp_jax import models, parallel, training
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+class _ConvNet(models.Network):
+    """Two convolutions with BatchNorm."""
+
+    def __init__(self, make):
+        self.activation = make.activate()
+        self.conv1 = make.conv(1, 4, 3, padding=1)
+        self.bn1 = make.batch_norm(4)
+        self.blocks = nnx.List([make.conv(4, 6, 3, stride=2, padding=1)])
+        self.bn2 = make.batch_norm(6)
+        self.linear = make.dense(6, 10, classifies=True)
+
+    def features(self, images, context):
+        x = self.activation(self.bn1(self.conv1(images), context))
+        return self.activation(self.bn2(self.blocks[0](x), context)).mean((1, 2))
+
+    def classify(self, features, context):
+        return self.linear(features)
+
+
+def experiment_of(config, devices, groups):
+    experiment = training.build(config, devices=devices)
+    classifier = models.from_network(
+        _ConvNet, name="conv", image_shape=(8, 8, 1), num_classes=10, batch_norm_groups=groups
+    )
+    return dataclasses.replace(experiment, classifier=classifier)
+
+
+def in_float64(tree):
+    return jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, tree)
+
+
+def trained(config, devices, groups, steps):
+    """The state after so many steps, in float64."""
+    experiment = experiment_of(config, devices, groups)
+    state = in_float64(experiment.init())
+    images, labels = experiment.on_devices()
+    for step in range(steps):
+        arguments = (state, images, labels, experiment.order(step // 3), experiment.key)
+        settings = {"batch_size": experiment.batch_size_of(step), "perturb_weights": True}
+        state, _ = experiment.step(*arguments, **settings)
+    return jax.tree.map(np.asarray, state)
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_the_number_of_devices_does_not_change_the_result(x64, tiny_config, groups):
+    config = tiny_config(gamma="0.02")
+    config.data.train_examples = 96  # one batch shape: half the compilations
+    counts = (1, 2, 4, 8) if groups == 1 else (1, 8)
+    one, *others = (trained(config, devices, groups, 20) for devices in counts)
+    whole = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(one.params)))
+    for other in others:
+        pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+        difference = np.sqrt(sum(np.square(np.float64(a) - b).sum() for a, b in pairs))
+        assert difference < 1e-9 * whole
+
+
+@pytest.mark.parametrize(("groups", "communicates"), [(8, False), (1, True)])
+def test_groups_that_lie_on_devices_need_no_communication(tiny_config, groups, communicates):
+    experiment = experiment_of(tiny_config(), 8, groups)
+    state = experiment.init()
+
+    def input_gradient(params, batch_stats, images):
+        def loss(x):
+            apply = experiment.classifier.apply
+            return apply(params, batch_stats, x, mode="batch")[0].sum()
+
+        return jax.grad(loss)(images)
+
+    images = jax.device_put(jnp.zeros((32, 8, 8, 1)), parallel.batch_sharding(experiment.mesh, 32))
+    compiled = jax.jit(input_gradient).lower(state.params, state.batch_stats, images).compile()
+    names = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    assert bool(re.search(rf" (?:{names})(?:-start)?\(", compiled.as_text())) == communicates
+
+
+def test_a_state_saved_on_eight_devices_goes_on_on_one_and_back(tmp_path, tiny_config):
+    config = tiny_config()
+    whole = training.train(config, tmp_path / "whole", devices=1, quiet=True)
+    for devices, stop in ((8, 4), (1, 7), (8, None)):
+        cut = training.train(config, tmp_path / "cut", devices=devices, max_steps=stop, quiet=True)
+    assert cut.finished and len(jax.tree.leaves(cut.state)[0].devices()) == 8
+    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(cut.state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_that_does_not_divide_is_one_sentence_and_writes_nothing(tmp_path, tiny_config):
+    with pytest.raises(ValueError, match="batch_size is 32, which 3 devices cannot share equally"):
+        training.train(tiny_config(), tmp_path / "run", devices=3)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("devices", [0, 9])
+def test_more_devices_than_there_are_is_one_sentence(tiny_config, devices):
+    with pytest.raises(ValueError, match=f"devices is {devices}, but a number from 1 to 8"):
+        training.build(tiny_config(), devices=devices)
+
+
+def test_asked_to_stop_it_saves_and_goes_on_to_the_same_end(tmp_path, tiny_config):
+    config = tiny_config()
+    whole = training.train(config, tmp_path / "whole", devices=1, quiet=True)
+    asked = iter([False, False, False, True])
+    cut = training.train(
+        config, tmp_path / "cut", devices=1, quiet=True, should_stop=lambda: next(asked)
+    )
+    assert cut.preempted and not cut.finished and int(cut.state.step) == 4
+    rest = training.train(config, tmp_path / "cut", devices=1, quiet=True)
+    assert rest.finished and not rest.preempted
+    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(rest.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"coordinator": "host:1"}, "--process-id is missing"),
+        ({"process_id": 0, "num_processes": 2}, "--coordinator is missing"),
+        (
+            {"coordinator": "host:1", "process_id": 2, "num_processes": 2},
+            "process-id is 2, but a number from 0 to 1",
+        ),
+        (
+            {"coordinator": "host", "process_id": 0, "num_processes": 2},
+            "coordinator is 'host', but host:port",
+        ),
+    ],
+)
+def test_half_an_address_is_one_sentence(arguments, message):
+    with pytest.raises(parallel.DistributedError, match=message):
+        parallel.initialize(**arguments)
+
+
+def test_without_a_launcher_nothing_is_joined(monkeypatch):
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: pytest.fail("joined"))
+    parallel.initialize()
+    parallel.initialize("false")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SLURM_STEP_NUM_TASKS", "4"), ("TPU_WORKER_HOSTNAMES", "a,b"), ("OMPI_COMM_WORLD_SIZE", "2")],
+)
+def test_under_a_launcher_the_processes_join_and_failures_are_not_swallowed(
+    monkeypatch, name, value
+):
+    monkeypatch.setenv(name, value)
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("nobody answered\nand more")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fails)
+    with pytest.raises(parallel.DistributedError, match="RuntimeError: nobody answered"):
+        parallel.initialize()
+
+
+# AWP_JAX_KILLS=25 for the figure of the README: starting again is what takes the time.
+KILLS = int(os.environ.get("AWP_JAX_KILLS", "5"))
+
+
+def test_a_run_killed_again_and_again_ends_like_one_left_alone(tmp_path):
+    script = pathlib.Path(__file__).with_name("crash_loop.py")
+    command = [sys.executable, str(script), str(tmp_path), str(KILLS), "0"]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    done = subprocess.run(
+        command, env=os.environ | cache, capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["kills"] == KILLS and max(found["steps"]) > 0
+    assert set(found["resumed"]) == {found["undisturbed"]}
