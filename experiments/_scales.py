@@ -136,7 +136,7 @@ def _smoke(config: ConfigDict) -> None:
     So cells of different tables, and of different papers, are often the same run.
     """
     _later(config, 2)
-    config.batch_size = 20
+    config.batch_size = 10
     config.data.name = "digits"
     config.data.train_examples = 200
     config.data.test_examples = 100
@@ -153,7 +153,7 @@ def _smoke(config: ConfigDict) -> None:
     if "cutout" in config.data:
         config.data.cutout = min(config.data.cutout, 3)
     config.model.name = "mlp"
-    config.model.width = 16
+    config.model.width = 32
     config.model.normalize = False
     if config.attack.norm == "linf":
         config.attack.epsilon, config.attack.step_size = "0.05", "0.025"
@@ -161,7 +161,7 @@ def _smoke(config: ConfigDict) -> None:
         config.attack.epsilon, config.attack.step_size = "128/255", "15/255"
     config.attack.steps = min(config.attack.steps, 2)
     config.objective.beta, config.objective.lambda_ = 6.0, 5.0
-    config.optimizer.learning_rate = 0.1
+    config.optimizer.learning_rate = 0.3
     config.optimizer.nesterov = False
     if config.optimizer.weight_decay in (0.0, 2e-4, 5e-3):  # the papers' baselines
         config.optimizer.weight_decay = 5e-4

@@ -64,9 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             return _run(arguments)
-    except NonFiniteError as error:
-        print(f"experiments.run: {error}", file=sys.stderr)
-        return 1
     except (ValueError, OSError) as error:
         print(f"experiments.run: {error}", file=sys.stderr)
         return 2
@@ -80,6 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.workdir and not arguments.dry_run:
         raise ValueError("--workdir is missing.")
     chosen = [experiment(name, scale) for name in _expanded(arguments.experiments)]
+    status = 0
     for one in chosen:
         place = Place(arguments.workdir or "", one)
         jobs = select(one, arguments.only)
@@ -87,10 +85,10 @@ def _run(arguments: argparse.Namespace) -> int:
             print(describe(place, jobs, arguments.workdir is not None))
             continue
         if not arguments.gather:
-            _execute(place, share(jobs, arguments.cell, arguments.cells))
+            status = max(status, _execute(place, share(jobs, arguments.cell, arguments.cells)))
         if arguments.cell is None or arguments.gather:
             print("\n".join(map(str, gather(place))))
-    return 0
+    return status
 
 
 def _expanded(wanted: Sequence[str]) -> list[str]:
@@ -147,7 +145,9 @@ def share(jobs: Sequence[Job], cell: int | None, cells: int | None) -> tuple[Job
     return tuple(jobs[cell::count])
 
 
-def _execute(place: Place, jobs: Sequence[Job]) -> None:
+def _execute(place: Place, jobs: Sequence[Job]) -> int:
+    """Runs cells; the exit status: a cell whose loss became infinite does not stop the others."""
+    status = 0
     for job in jobs:  # before anything is trained
         try:
             place.check(job, place.config(job))
@@ -160,7 +160,12 @@ def _execute(place: Place, jobs: Sequence[Job]) -> None:
         except NotAvailable as error:
             print(f"{head}: {error}", file=sys.stderr)
             continue
+        except NonFiniteError as error:
+            print(f"{head}: {error}", file=sys.stderr)
+            status = 1
+            continue
         print("\n".join([f"{head}: done", *problems]), file=sys.stderr, flush=True)
+    return status
 
 
 def gather(place: Place) -> list[pathlib.Path]:

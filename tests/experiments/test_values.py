@@ -76,9 +76,13 @@ def test_what_the_text_says_of_whole_tables():
     # First version: "robustness on strong attacks like CW is higher than weak attacks like FGSM",
     # black-box; and AWP improves every white-box number.
     black = {key: v.mean for key, v in paper_table("arxiv_v1", "table3").items()}
-    for (row, column), value in black.items():
-        if "FGSM" in column and value is not None:
-            assert black[row, column.replace("FGSM", "CW-inf")] > value
+    weaker = [
+        (row, column)
+        for (row, column), value in black.items()
+        if "FGSM" in column and value and black[row, column.replace("FGSM", "CW-inf")] <= value
+    ]
+    # 97.00 against 97.41 and 97.20 against 97.49, in spite of the sentence.
+    assert weaker == [("Madry+", "MNIST FGSM"), ("TRADES", "MNIST FGSM")]
     white = {key: v.mean for key, v in paper_table("arxiv_v1", "table2").items()}
     attacked = [(r, c) for (r, c), v in white.items() if v and "+" not in r and "natural" not in c]
     assert all(white[f"{r}+", c] > white[r, c] for r, c in attacked)
