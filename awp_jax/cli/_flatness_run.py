@@ -77,9 +77,7 @@ class Settings:
 
 
 def open_in_float32(workdir: str) -> Run:
-    """A run whose model computes in float32, in whatever it was trained: bfloat16 would round
-    away perturbations of the weights.
-    """
+    """A run whose model computes in float32: bfloat16 would round perturbations away."""
     path = pathlib.Path(workdir)
     config = from_dict(read_config(path))
     config.model.dtype = "float32"
@@ -127,19 +125,16 @@ def measure_run(
         set; under ``differences`` test minus train and last minus best.
     """
     config = run.experiment.config
-    attack = PGD(
-        settings.epsilon or config.evaluation.epsilon or config.attack.epsilon,
-        steps=settings.steps,
-        step_size=settings.step_size or config.evaluation.step_size or config.attack.step_size,
-        norm=config.attack.norm,
-    )
+    epsilon = settings.epsilon or config.evaluation.epsilon or config.attack.epsilon
+    step_size = settings.step_size or config.evaluation.step_size or config.attack.step_size
+    attack = PGD(epsilon, steps=settings.steps, step_size=step_size, norm=config.attack.norm)
     result: dict[str, Any] = {
         "method": method_name(config),
         "seed": config.seed,
         "norm": attack.norm,
         **dataclasses.asdict(settings),
-        "epsilon": settings.epsilon or config.evaluation.epsilon or config.attack.epsilon,
-        "step_size": settings.step_size or config.evaluation.step_size or config.attack.step_size,
+        "epsilon": epsilon,
+        "step_size": step_size,
         "selection": config.evaluation.selection,
         "device": jax.devices()[0].device_kind,
         "data": config.data.name,

@@ -1,7 +1,6 @@
 """``awp-jax flatness``: what it writes, going on after a stop, and bad input."""
 
 import json
-import pathlib
 import re
 import shutil
 
@@ -11,27 +10,39 @@ from awp_jax import cli
 from awp_jax.cli import _flatness_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
+CONFIG = """
+from awp_jax.config import default
+
+def get_config():
+    config = default()
+    config.epochs = 1
+    config.batch_size = 32
+    config.data.name = "digits"
+    config.data.crop_padding = 0
+    config.data.flip = False
+    config.data.train_examples = 32
+    config.data.validation_examples = 16
+    config.data.test_examples = 20
+    config.model.name = "linear"
+    config.model.normalize = False
+    config.weights.method = "none"
+    config.attack.epsilon = "0.2"
+    config.attack.step_size = "0.1"
+    config.attack.steps = 1
+    config.evaluation.steps = 1
+    config.evaluation.batch_size = 16
+    config.checkpoint.keep_every_epochs = 1
+    return config
+"""
 SMALL = ["--examples=10", "--steps=2", "--restarts=2", "--draws=2", "--batch_size=8"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("flatness") / "run"
-    settings = {
-        "model.name": "linear",
-        "epochs": 1,
-        "batch_size": 32,
-        "data.train_examples": 32,
-        "data.validation_examples": 16,
-        "data.test_examples": 20,
-        "attack.steps": 1,
-        "evaluation.steps": 1,
-        "evaluation.batch_size": 16,
-        "checkpoint.keep_every_epochs": 1,
-    }
-    arguments = [f"--config.{key}={value}" for key, value in settings.items()]
-    assert cli.main(["train", f"--config={CONFIG}:at", f"--workdir={workdir}", *arguments]) == 0
+    folder = tmp_path_factory.mktemp("flatness")
+    (folder / "config.py").write_text(CONFIG)
+    config, workdir = folder / "config.py", folder / "run"
+    assert cli.main(["train", f"--config={config}", f"--workdir={workdir}"]) == 0
     return workdir
 
 
@@ -39,16 +50,10 @@ def flatness(run, *arguments):
     return cli.main(["flatness", f"--workdir={run}", *SMALL, *arguments])
 
 
-def test_everything_of_one_run(run, capsys):
-    every = "--also=clean,hessian,histograms,gammas,pac-bayes"
-    assert flatness(run, "--checkpoints=best,last,every", every) == 0
+def test_both_sets_and_every_checkpoint(run, capsys):
+    assert flatness(run, "--checkpoints=best,last,every", "--also=clean,hessian") == 0
     printed = capsys.readouterr()
-    for text in (
-        "top eigenvalue",
-        "clean worst case",
-        "test minus train, last",
-        "10 test, 10 train",
-    ):
+    for text in ("top eigenvalue", "clean worst case", "test minus train, last", "10 test, 10"):
         assert text in printed.out
     assert "parts done" in printed.err
     result = json.loads((run / "flatness.json").read_text())
@@ -59,11 +64,19 @@ def test_everything_of_one_run(run, capsys):
     assert len(found["draws"]) == len(found["restarts"]) == 2 and found["examples"] == 10
     assert found["average"] == pytest.approx(sum(found["draws"]) / 2 - found["loss"])
     assert found["loss"] >= found["loss_single"] > 0
-    assert found["gammas"]["adversarial"][0] == pytest.approx(found["loss_single"], rel=1e-6)
-    assert sum(last["histograms"]["linear/kernel"]["counts"]) == 640
     gap = result["differences"]["test_minus_train"]["last"]["loss"]
     assert gap == pytest.approx(found["loss"] - last["train"]["loss"])
     assert not (run / "flatness.partial").exists()
+
+
+def test_what_else_can_be_measured(run):
+    arguments = ["--checkpoints=last", "--sets=test", "--also=histograms,gammas,pac-bayes"]
+    assert flatness(run, *arguments) == 0
+    last = json.loads((run / "flatness.json").read_text())["checkpoints"]["last"]
+    gammas = last["test"]["gammas"]
+    assert gammas["adversarial"][0] == pytest.approx(last["test"]["loss_single"], rel=1e-6)
+    assert sum(last["histograms"]["linear/kernel"]["counts"]) == 640
+    assert len(last["test"]["pac_bayes"]["bound"]) == 6
     names = {file.stem for file in (run / "figures").iterdir()}
     assert names == {"weight_histograms", "weight_gammas", "pac_bayes"}
 
