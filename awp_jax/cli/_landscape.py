@@ -89,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
     jobs = [(run, run.checkpoint_names(chosen)) for run in map(open_run, workdirs)]
     for run, which in jobs:
         settings.images(run)
+        settings.attack(run)
         kept = {f"epoch-{epoch}" for epoch in run.kept_epochs()}
         for missing in [w for w in which if w.startswith("epoch-") and w not in kept]:
             run.restore(missing)  # says what is there

@@ -140,6 +140,7 @@ def test_it_goes_on_where_it_was_stopped(runs, capsys, monkeypatch):
         (["--normalisation=layers"], "Did you mean 'layer'"),
         (["--adversarial=center"], "Did you mean 'centre'"),
         (["--set=tests"], "Did you mean 'test'"),
+        (["--epsilon=8/0"], "epsilon is '8/0'"),
         (["--name=../up"], "a file name without folders"),
     ],
 )
