@@ -1,6 +1,6 @@
 """Times attacks against torchattacks and foolbox: same weights, same images, one run, CPU.
 
-    python benchmarks/attacks.py --out=attacks.json [--images=200] [--width=16] [--threads=2] [--quick]
+    python benchmarks/attacks.py --out=attacks.json [--images=200] [--threads=2] [--quick]
 
 The network is a small convolutional one on scikit-learn's digits, adversarially trained for a few
 seconds. Times of ours are given with compilation (first call) and without (second call, another
