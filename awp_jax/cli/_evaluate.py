@@ -159,7 +159,7 @@ def evaluate_run(
     progress = EvaluationProgress(
         {name: work(attack) for name, attack in named.items()},
         {name: len(part) for name, part in parts.items()},
-        len(states),
+        len({info["step"] for _, info in states.values()}),
     )
     key = jax.random.fold_in(run.experiment.key, 4)
     result: dict[str, Any] = {
@@ -180,7 +180,6 @@ def evaluate_run(
         if twin != which:  # best and last are often the same state
             for group in ("checkpoints", "unions"):
                 result[group][which] = result[group][twin]
-            progress.skip_checkpoint()
             continue
         measured = result["checkpoints"][which] = {
             "step": info["step"],

@@ -8,6 +8,8 @@ from awp_jax.progress import Progress
 
 # Without a terminal: a line now and then within a long attack.
 _EVERY_SECONDS = 30.0
+# The share of the work from which the rest can be told.
+_ENOUGH = 0.02
 
 
 class EvaluationProgress:
@@ -19,13 +21,12 @@ class EvaluationProgress:
     Args:
         work: By name of the attack, what it computes for one example.
         examples: By name of the set, how many.
-        checkpoints: How many.
+        checkpoints: How many different ones.
     """
 
     def __init__(self, work: Mapping[str, float], examples: Mapping[str, int], checkpoints: int):
         self._work, self._examples = dict(work), dict(examples)
-        self._checkpoint = sum(work.values()) * sum(examples.values())
-        self._total = checkpoints * self._checkpoint
+        self._total = checkpoints * sum(work.values()) * sum(examples.values())
         self._done = self._found = 0.0  # found: kept from a stopped evaluation, took no time
         self._attacks, self._all = 0, checkpoints * len(examples) * len(work)
         self._what, self._set, self._now = "", "", ""
@@ -58,16 +59,10 @@ class EvaluationProgress:
 
     def _left(self, done: float, now: float) -> str:
         computed = done - self._found
-        if computed <= 0:
+        # The first few passes are nearly all compilation.
+        if computed <= _ENOUGH * (self._total - self._found):
             return ""
         return f", about {(now - self._began) * (self._total - done) / computed:.0f} s left"
-
-    def skip_checkpoint(self) -> None:
-        """A checkpoint that is the same state as another."""
-        self._done += self._checkpoint
-        self._found += self._checkpoint
-        self._attacks += len(self._examples) * len(self._work)
-        self._bar.advance(round(100 * self._done / self._total, 1), attack=self._what)
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
