@@ -253,7 +253,7 @@ def _measure_loss(common, attack, settings: Settings, keep) -> dict[str, Any]:
         "average": float(average.flatness),
         "draws": average.draws.tolist(),
         "worst_case": float(worst.flatness),
-        "worst_case_per_example": float(worst.per_example),
+        "worst_case_per_batch": float(worst.per_batch),
         "restarts": worst.restarts.tolist(),
     }
 

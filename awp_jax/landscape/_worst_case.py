@@ -38,13 +38,14 @@ class WorstCaseFlatness(NamedTuple):
     """Worst-case flatness, as NumPy arrays; lower is flatter.
 
     Attributes:
-        flatness: Highest loss over restarts (of each batch, or of all together where nu is
-            shared), minus the reference, in nats.  # shape=()
+        flatness: Highest loss of each example over restarts, mean over examples, minus the
+            reference, which is taken in the same way; in nats.  # shape=()
         reference: The loss at the weights themselves.  # shape=()
         restarts: Mean loss over examples of each restart.  # shape=(restarts,)
-        per_example: As ``flatness``, with the highest loss over restarts taken for each example by
-            itself, as the reference does: an upper estimate, because examples of one batch may
-            then have different nu.  # shape=()
+        per_batch: As ``flatness``, but all examples that share nu are taken from the same restart:
+            one nu, as eq. 5 has it, but also one delta of each example against the best of all
+            restarts in the reference, so that it comes out too low, below zero for small xi.
+            # shape=()
         losses: Cross-entropy.  # shape=(restarts, examples)
         success: Whether the example is misclassified.  # shape=(restarts, examples)
     """
@@ -52,7 +53,7 @@ class WorstCaseFlatness(NamedTuple):
     flatness: np.ndarray
     reference: np.ndarray
     restarts: np.ndarray
-    per_example: np.ndarray
+    per_batch: np.ndarray
     losses: np.ndarray
     success: np.ndarray
 
@@ -82,8 +83,8 @@ def worst_case_flatness(
     ``max_nu [max_delta L(x + delta; w + nu)] - max_delta L(x + delta; w)`` with
     ``||nu_l|| <= xi * ||w_l||`` for every layer. Each step takes one gradient in (delta, nu) and
     moves both: delta as PGD does, nu along ``||w_l|| * g_l / ||g_l||`` with projection. The loss of
-    the last point counts. A layer of zeros is never displaced. Where xi is tiny the estimate can
-    be slightly negative: the reference takes the worst restart of each example.
+    the last point counts, and of each example its worst restart, as in the reference: otherwise
+    what restarts gain in delta would hide what nu costs. A layer of zeros is never displaced.
 
     nu is found for every batch, as the paper says ("for each batch individually"), so here the
     batch size is part of the definition and changes the result; the paper's is 128. With
@@ -167,10 +168,10 @@ def worst_case_flatness(
     losses, success = stacked(parts)
     sums = [_sum_of(losses, [examples.batches[index] for index in group]) for group in groups]
     worst = np.max(np.stack(sums), axis=1).sum() / examples.count
-    flatness = np.asarray(worst - reference.loss)
-    per_example = mean(losses.max(axis=0)) - reference.loss
+    per_batch = np.asarray(worst - reference.loss)
+    flatness = mean(losses.max(axis=0)) - reference.loss
     means = mean(losses, axis=1)
-    return WorstCaseFlatness(flatness, reference.loss, means, per_example, losses, success)
+    return WorstCaseFlatness(flatness, reference.loss, means, per_batch, losses, success)
 
 
 def _sum_of(losses: np.ndarray, batches: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -61,6 +61,7 @@ def test_a_quadratic_loss(attack):
         batch_size=3,
     )
     np.testing.assert_allclose(worst.flatness, known, rtol=1e-10)
+    np.testing.assert_allclose(worst.per_batch, known, rtol=1e-10)
     np.testing.assert_allclose(worst.restarts, level + known, rtol=1e-10)
 
 
