@@ -176,6 +176,9 @@ class Opened:
         self.partial = self.directory / _PARTIAL
 
     def _name(self, checkpoint: str) -> str:
+        averaged = "averaging" in self.config and self.config.averaging.name != "none"
+        if checkpoint == "last" and averaged:
+            return "average"  # the model that a run with SWA ends with
         if not checkpoint.endswith("%"):
             return checkpoint
         if "keep_every_epochs" not in self.config.checkpoint:

@@ -146,10 +146,9 @@ def _smoke(config: ConfigDict) -> None:
     config.data.flip = False
     config.data.rotation_degrees = 0.0
     # RST and pre-training without their extra data are TRADES and AT.
-    if "unlabelled" in config.data:
-        config.data.unlabelled = None
-    if "init_from" in config:
-        config.init_from = None
+    if config.data.get("unlabelled") or config.get("init_from"):
+        config.data.unlabelled = config.init_from = None
+        config.schedule.name = "piecewise"
     if "cutout" in config.data:
         config.data.cutout = min(config.data.cutout, 3)
     config.model.name = "mlp"
@@ -170,7 +169,7 @@ def _smoke(config: ConfigDict) -> None:
     config.schedule.milestones = (0.5, 0.75)
     config.evaluation.every_epochs = 1
     config.evaluation.epsilon = None
-    config.evaluation.steps = 5
+    config.evaluation.steps = 2
     config.evaluation.step_size = None
     config.evaluation.batch_size = 100
     config.evaluation.train_examples = 100
