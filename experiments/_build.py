@@ -130,12 +130,16 @@ def methods_panels(
         part: Images of the landscape.
     """
     return [
-        GapBars("Robust generalisation gap", tuple(cells), attack),
+        GapBars(_gap_title(attack), tuple(cells), attack),
         Landscapes(
             "Weight loss landscape",
             tuple((label, cell, Landscape(c, part=part)) for label, cell, c in cells),
         ),
     ]
+
+
+def _gap_title(attack: str) -> str:
+    return f"{'Standard' if attack == 'clean' else 'Robust'} generalisation gap"
 
 
 def with_changes(cell: Cell, label: str, **changes: Any) -> Cell:
