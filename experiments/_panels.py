@@ -134,7 +134,7 @@ class GapBars(Panel):
                 axes.text(place, 1, "not run", ha="center", va="bottom", fontsize=7, rotation=90)
                 continue
             lower, upper = min(test, train), max(test, train)
-            look = {"color": "white", "hatch": "///", "label": "gap to train"}
+            look: Any = {"color": "white", "hatch": "///", "label": "gap to train"}
             if train < test:  # after few epochs
                 look = {"color": "0.75", "hatch": "...", "label": "test above train"}
             axes.bar(place, lower, color=COLOURS[5], edgecolor="black", label="test")
