@@ -88,8 +88,8 @@ def percents(scale: Scale, low: int = 0, high: int = 100) -> list[str]:
 
 
 def highest(measure: Attacked, scale: Scale) -> Highest:
-    """Over the best, the last and all kept checkpoints of the second half of training."""
-    return Highest(measure, ("best", *percents(scale, 49, 99), "last"))
+    """Over the best, the last, and checkpoints of the second half of training."""
+    return Highest(measure, ("best", *(f"{p}%" for p in scale.compared), "last"))
 
 
 def gap(attack: str, checkpoint: str = "last") -> Difference:

@@ -76,12 +76,13 @@ def _finish(axes: Any, anything: bool) -> None:
     named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # each name once
     handles, labels = list(named.values()), list(named)
     if handles:  # below, where no data is
+        turned = any(label.get_rotation() for label in axes.get_xticklabels())
         columns = 2 if max(map(len, labels)) < 30 else 1
         axes.legend(
             handles,
             labels,
             loc="upper center",
-            bbox_to_anchor=(0.5, -0.17),
+            bbox_to_anchor=(0.5, -0.26 if turned else -0.17),
             ncols=columns,
             fontsize=6.5,
             frameon=False,

@@ -147,7 +147,7 @@ def warning(place: Place) -> str:
         return ""
     what = {
         "smoke": "digits, a small MLP, two epochs, attacks of few steps, no extra data",
-        "small": "5,000 training images, 20 epochs, a narrower network",
+        "small": "5,000 training images, 20 epochs, a narrower network, fewer test images",
     }[scale]
     return f"NOT the paper's settings: scale {scale} ({what})."
 
