@@ -39,8 +39,11 @@ quickstart: $(VENV)/installed
 	wait $$looking || { cat $(RUNS)/landscape.log; exit 1; }
 	@$(BIN)/awp-jax report --workdirs=$(RUNS)/at,$(RUNS)/at-awp --output=$(RUNS)/report
 
-# Every table and figure of the papers at the smallest scale: shows that they run, nothing else.
+# Every table and figure of the papers at the smallest scale: shows that they run, nothing else. It
+# compiles far more than it computes, so code is generated cheaply and kept.
 experiments: $(VENV)/installed
+	XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" \
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1 \
 	$(BIN)/python -m experiments.run all --scale=smoke --workdir=runs/smoke
 
 test: $(VENV)/installed-peers lint

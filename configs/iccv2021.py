@@ -22,7 +22,7 @@ flatness in robust loss (nats), robust error with early stopping:
 
 Beside them: adam (Figure 4), friendly (AT with early-stopped PGD, in the text only).
 
-Hardware and time: not stated in the paper; about 110,000 TFLOP of training per model. This project
+Hardware and time: not stated in the paper; about 125,000 TFLOP of training per model. This project
 has not run these 150 epochs.
 
 Section 4 gives the training of the baseline. The best hyper-parameters per method stand in the

@@ -88,8 +88,8 @@ def percents(scale: Scale, low: int = 0, high: int = 100) -> list[str]:
 
 
 def highest(measure: Attacked, scale: Scale) -> Highest:
-    """Over the best, the last and all kept checkpoints of the second half of training."""
-    return Highest(measure, ("best", *percents(scale, 49, 99), "last"))
+    """Over the best, the last, and checkpoints of the second half of training."""
+    return Highest(measure, ("best", *(f"{p}%" for p in scale.compared), "last"))
 
 
 def gap(attack: str, checkpoint: str = "last") -> Difference:
@@ -130,12 +130,16 @@ def methods_panels(
         part: Images of the landscape.
     """
     return [
-        GapBars("Robust generalisation gap", tuple(cells), attack),
+        GapBars(_gap_title(attack), tuple(cells), attack),
         Landscapes(
             "Weight loss landscape",
             tuple((label, cell, Landscape(c, part=part)) for label, cell, c in cells),
         ),
     ]
+
+
+def _gap_title(attack: str) -> str:
+    return f"{'Standard' if attack == 'clean' else 'Robust'} generalisation gap"
 
 
 def with_changes(cell: Cell, label: str, **changes: Any) -> Cell:

@@ -73,12 +73,16 @@ def _finish(axes: Any, anything: bool) -> None:
     axes.xaxis.label.set_size(8)
     axes.yaxis.label.set_size(8)
     axes.tick_params(labelsize=7)
-    handles, labels = axes.get_legend_handles_labels()
+    named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # each name once
+    handles, labels = list(named.values()), list(named)
     if handles:  # below, where no data is
+        turned = any(label.get_rotation() for label in axes.get_xticklabels())
         columns = 2 if max(map(len, labels)) < 30 else 1
         axes.legend(
+            handles,
+            labels,
             loc="upper center",
-            bbox_to_anchor=(0.5, -0.17),
+            bbox_to_anchor=(0.5, -0.26 if turned else -0.17),
             ncols=columns,
             fontsize=6.5,
             frameon=False,

@@ -20,6 +20,8 @@ from experiments._scales import Scale
 
 # As `awp-jax evaluate`: the same key, so the same numbers.
 _EVALUATION_KEY, _LANDSCAPE_KEY = 4, 5
+# Thousands of passes per image.
+_COSTLY = ("spsa", "autoattack", "feature")
 # Passes that gradients and verdicts of a randomised model average over; as AutoAttack's rand.
 _PASSES = 20
 
@@ -105,7 +107,8 @@ class Attacked(Measure):
 
     def settings(self, scale: Scale) -> dict[str, Any]:
         most = scale.train_examples if self.part == "train" else scale.examples
-        counts = [n for n in (self.examples, most) if n is not None]
+        costly = scale.examples_costly if self.attack.split("-")[0] in _COSTLY else None
+        counts = [n for n in (self.examples, most, costly) if n is not None]
         restarts = min(self.restarts, scale.restarts)
         attack = scale.attack(self.attack)
         return {"attack": attack, "examples": min(counts, default=None), "restarts": restarts}

@@ -134,22 +134,17 @@ class GapBars(Panel):
                 axes.text(place, 1, "not run", ha="center", va="bottom", fontsize=7, rotation=90)
                 continue
             lower, upper = min(test, train), max(test, train)
-            names = ("test", "train minus test") if not drawn else (None, None)
-            axes.bar(place, lower, color=COLOURS[5], edgecolor="black", label=names[0])
-            axes.bar(
-                place,
-                upper - lower,
-                bottom=lower,
-                color="white" if train >= test else "0.6",
-                edgecolor="black",
-                hatch="///",
-                label=names[1],
-            )
+            look: Any = {"color": "white", "hatch": "///", "label": "gap to train"}
+            if train < test:  # after few epochs
+                look = {"color": "0.75", "hatch": "...", "label": "test above train"}
+            axes.bar(place, lower, color=COLOURS[5], edgecolor="black", label="test")
+            axes.bar(place, upper - lower, bottom=lower, edgecolor="black", **look)
             axes.text(place, upper + 1, f"{train - test:+.1f}", ha="center", fontsize=7)
             drawn = True
         axes.set_xticks(range(len(self.cells)), [label for label, *_ in self.cells])
         axes.tick_params(axis="x", labelsize=7, labelrotation=30 if len(self.cells) > 4 else 0)
-        axes.set(xlabel="method", ylabel="robust accuracy (%)", ylim=(0, 108))
+        kind = "natural" if self.attack == "clean" else "robust"
+        axes.set(xlabel="method", ylabel=f"{kind} accuracy (%)", ylim=(0, 108))
         return drawn
 
 

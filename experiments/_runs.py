@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from awp_jax import config as schema
 from awp_jax import data
 from awp_jax.training import (
     Run,
@@ -136,8 +137,12 @@ def _result_path(run: pathlib.Path, measure: Measure) -> pathlib.Path:
 
 
 def model_key(config: ConfigDict) -> str:
-    """What tells models apart, as text that can be hashed."""
-    return json.dumps([plain(config)["model"], config.data.name])
+    """What tells models apart, as text that can be hashed: the config without the rest."""
+    values = plain(config)
+    loss_only = ("name", "beta", "lambda_", "label_smoothing")  # an objective may add a head
+    objective = {k: v for k, v in values["objective"].items() if k not in loss_only}
+    kept = {"model": values["model"], "data": {"name": config.data.name}, "objective": objective}
+    return json.dumps(kept)
 
 
 @functools.cache
@@ -149,9 +154,7 @@ def classifier_of(model: str, shape: tuple[int, ...], classes: int) -> Any:
         shape: Of an image.
         classes: Number of logits.
     """
-    values, name = json.loads(model)
-    config: Any = ConfigDict({"model": values, "data": {"name": name}})
-    return create_classifier(config, shape, classes)
+    return create_classifier(schema.from_dict(json.loads(model)), shape, classes)
 
 
 class Opened:
@@ -176,6 +179,9 @@ class Opened:
         self.partial = self.directory / _PARTIAL
 
     def _name(self, checkpoint: str) -> str:
+        averaged = "averaging" in self.config and self.config.averaging.name != "none"
+        if checkpoint == "last" and averaged:
+            return "average"  # the model that a run with SWA ends with
         if not checkpoint.endswith("%"):
             return checkpoint
         if "keep_every_epochs" not in self.config.checkpoint:

@@ -16,6 +16,7 @@ class Scale:
         name: ``"smoke"``, ``"small"`` or ``"paper"``.
         one_seed: Whether one seed is run in place of the paper's number.
         examples: Of a set, for final measurements; ``None`` for all.
+        examples_costly: The same for attacks of thousands of passes; ``None`` for all.
         train_examples: The same for training images.
         points: Along one axis of a 1-D landscape.
         points_2d: Along each axis of a 2-D landscape.
@@ -24,12 +25,14 @@ class Scale:
         draws: Of average-case flatness; ten in the paper.
         restarts: Of worst-case flatness and of the reference loss; ten in the paper.
         percents: How far in training the checkpoints are that stay, in percent of the epochs.
+        compared: Those of them that compete with best and last for the highest robustness.
         thin: Whether sweeps keep their first and last point only.
     """
 
     name: str
     one_seed: bool = True
     examples: int | None = None
+    examples_costly: int | None = None
     train_examples: int = 10_000
     points: int = 41
     points_2d: int = 21
@@ -38,6 +41,7 @@ class Scale:
     draws: int = 10
     restarts: int = 10
     percents: tuple[int, ...] = tuple(range(10, 101, 10))
+    compared: tuple[int, ...] = (50, 60, 70, 80, 90)
     thin: bool = False
 
     def sweep(self, values):
@@ -49,9 +53,9 @@ class Scale:
         return 1 if self.one_seed else of_the_paper
 
     def attack(self, name: str) -> str:
-        """The attack that stands for the paper's: at ``smoke`` one with few steps."""
+        """The attack that stands for the paper's: one with fewer steps."""
         if self.name != "smoke":
-            return name
+            return "spsa-10" if self.name == "small" and name == "spsa" else name
         known = {"spsa": "spsa-2", "autoattack": "apgd-ce-5", "feature": "feature-2"}
         plain = re.fullmatch(r"(pgd|cw)-\d+", name)
         return f"{plain[1]}-5" if plain else known.get(name.split("-")[0], name)
@@ -77,11 +81,13 @@ SCALES = {
     "small": Scale(
         "small",
         examples=1000,
+        examples_costly=200,
         train_examples=1000,
         points=21,
         points_2d=11,
         examples_landscape=500,
         restarts=3,
+        compared=(70,),
     ),
     "smoke": Scale(
         "smoke",
@@ -94,6 +100,7 @@ SCALES = {
         draws=2,
         restarts=1,
         percents=(50, 100),
+        compared=(50,),
         thin=True,
     ),
 }
@@ -123,7 +130,7 @@ def _small(config: ConfigDict) -> None:
     config.data.test_examples = 1000
     config.data.validation_examples = 500
     if config.model.name.startswith("wrn"):
-        config.model.name = "wrn-16-4"
+        config.model.name = "wrn-16-2"
     elif config.model.name != "mnist-cnn":
         config.model.width = 32
     config.evaluation.train_examples = 500
@@ -146,10 +153,9 @@ def _smoke(config: ConfigDict) -> None:
     config.data.flip = False
     config.data.rotation_degrees = 0.0
     # RST and pre-training without their extra data are TRADES and AT.
-    if "unlabelled" in config.data:
-        config.data.unlabelled = None
-    if "init_from" in config:
-        config.init_from = None
+    if config.data.get("unlabelled") or config.get("init_from"):
+        config.data.unlabelled = config.init_from = None
+        config.schedule.name = "piecewise"
     if "cutout" in config.data:
         config.data.cutout = min(config.data.cutout, 3)
     config.model.name = "mlp"
@@ -170,7 +176,7 @@ def _smoke(config: ConfigDict) -> None:
     config.schedule.milestones = (0.5, 0.75)
     config.evaluation.every_epochs = 1
     config.evaluation.epsilon = None
-    config.evaluation.steps = 5
+    config.evaluation.steps = 2
     config.evaluation.step_size = None
     config.evaluation.batch_size = 100
     config.evaluation.train_examples = 100

@@ -146,8 +146,8 @@ def warning(place: Place) -> str:
     if scale == "paper":
         return ""
     what = {
-        "smoke": "digits, a small MLP, two epochs, attacks of few steps",
-        "small": "5,000 training images, 20 epochs, a narrower network",
+        "smoke": "digits, a small MLP, two epochs, attacks of few steps, no extra data",
+        "small": "5,000 training images, 20 epochs, a narrower network, fewer test images",
     }[scale]
     return f"NOT the paper's settings: scale {scale} ({what})."
 

@@ -74,7 +74,8 @@ def _passes_per_image(config: ConfigDict) -> float:
         attack = _INPUT_GRADIENT * config.attack.steps + objective.attack_uses_clean_logits
     ascent = 0
     if config.weights.method not in ("none", "random"):
-        ascent = config.weights.steps * _WEIGHT_GRADIENT * inputs
+        steps = config.weights.steps or (10 if config.weights.method == "rwp" else 1)
+        ascent = steps * _WEIGHT_GRADIENT * inputs
     rounds = config.weights.alternations if ascent else 1
     return rounds * (attack + ascent) + _WEIGHT_GRADIENT * inputs
 

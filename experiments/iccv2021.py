@@ -48,6 +48,10 @@ _GROUPS = (
     "Good, Average, Poor: means over the methods measured, split at the 30% and 70% percentiles of "
     "our own test errors, not at the paper's 57% and 60%."
 )
+_AVERAGE = (
+    "Weight averaging: the last checkpoint is the average of weights; the best one is that of the "
+    "weights themselves."
+)
 _EARLY = (
     "best: picked on held-out training images; the paper picks on the last 500 test images, every "
     "5th epoch"
@@ -83,7 +87,7 @@ def _table1(scale: Scale) -> Experiment:
         for row, method in _METHODS.items()
         for column, measure in columns.items()
     ]
-    notes = (_SUPPLEMENT, _GROUPS)
+    notes = (_SUPPLEMENT, _GROUPS, _AVERAGE)
     return _make("table1", scale, _cells(), entries=entries, notes=notes, summary=_groups)
 
 

@@ -74,7 +74,7 @@ def _figure1(scale: Scale) -> Experiment:
         gamma = f"{0.01 * factor:g}"
         sizes.append((text, with_changes(awp, f"gamma={gamma}", weights__gamma=gamma)))
     sizes = list(scale.sweep(sizes))
-    groups = {"unit ranges": _RANGES, "growing ranges": _WIDTHS}
+    groups = {"Unit loss ranges": _RANGES, "Growing loss ranges": _WIDTHS}
     panels: list[Any] = [
         Curves("AT", (("AT", at.name),), parts=("train", "test")),
         *_bars_and_curves("Size of the perturbation", "gamma / 0.01", sizes),
@@ -87,7 +87,7 @@ def _figure1(scale: Scale) -> Experiment:
             for low, high in scale.sweep(ranges)
         ]
         cells += [cell for _, cell in known]
-        panels += _bars_and_curves(f"Perturbation on a loss range, {title}", "range (nats)", known)
+        panels += _bars_and_curves(title, "range (nats)", known)
     title = "Robust overfitting, and what the size and the loss range of the perturbation do"
     return _make("figure1", scale, cells, panels=panels, title=title)
 

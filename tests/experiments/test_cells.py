@@ -139,7 +139,7 @@ def test_scales_shrink_what_costs_and_keep_the_method():
     one = {name: experiment("neurips2020.table2", s) for name, s in SCALES.items()}
     cell = one["small"].cell("table2,trades-awp")
     paper, small, smoke = (cell.at(SCALES[s], 0) for s in ("paper", "small", "smoke"))
-    assert (small.epochs, small.data.train_examples, small.model.name) == (20, 5000, "wrn-16-4")
+    assert (small.epochs, small.data.train_examples, small.model.name) == (20, 5000, "wrn-16-2")
     assert (small.weights.start_epoch, smoke.weights.start_epoch) == (1, 0)  # epoch 10 of 200
     assert (smoke.data.name, smoke.model.name, smoke.epochs) == ("digits", "mlp", 2)
     for config in (small, smoke):
