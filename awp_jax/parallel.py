@@ -102,7 +102,8 @@ def data_mesh(devices: int | None = None) -> Mesh:
     """A mesh with the axis ``"data"`` over the devices of all processes.
 
     Args:
-        devices: The first so many; ``None`` for all.
+        devices: The first so many; ``None`` for all, or for the one that ``jax_default_device``
+            names where somebody has chosen one.
 
     Returns:
         The mesh.
@@ -112,6 +113,9 @@ def data_mesh(devices: int | None = None) -> Mesh:
             processes.
     """
     there = jax.devices()
+    chosen = getattr(jax.config, "jax_default_device", None)
+    if devices is None and isinstance(chosen, jax.Device) and jax.process_count() == 1:
+        there = [chosen]
     if devices is None:
         devices = len(there)
     if not 1 <= devices <= len(there):

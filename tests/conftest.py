@@ -21,6 +21,8 @@ jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 # Several fake devices, so that sharded and mapped code is exercised everywhere.
 jax.config.update("jax_num_cpu_devices", 8)
+# What does not ask for more runs on one: eight programs on two cores take their time.
+jax.config.update("jax_default_device", jax.devices()[0])
 
 
 @pytest.fixture

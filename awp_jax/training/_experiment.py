@@ -104,8 +104,8 @@ class Experiment:
     def init(self) -> TrainState:
         """The state before the first step."""
         build = functools.partial(init_state, self.classifier, self.optimizer)
-        build = jax.jit(build, out_shardings=parallel.replicated(self.mesh))
-        return build(jax.random.fold_in(self.key, 1))
+        everywhere = parallel.replicated(self.mesh)
+        return jax.jit(build, out_shardings=everywhere)(jax.random.fold_in(self.key, 1))
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and places of the state, without computing it."""
@@ -124,7 +124,12 @@ class Experiment:
 
     def order(self, epoch: int) -> jax.Array:
         """The order of the training examples in an epoch (from 0), int32 ``[n]``."""
-        return data.epoch_order(jax.random.fold_in(self.key, 2), epoch, len(self.splits.train))
+        return self._order(jax.random.fold_in(self.key, 2), epoch)
+
+    @functools.cached_property
+    def _order(self) -> Any:
+        shuffled = functools.partial(data.epoch_order, n=len(self.splits.train))
+        return jax.jit(shuffled, out_shardings=parallel.replicated(self.mesh))
 
     def batch_size_of(self, step: int) -> int:
         """Examples in the batch of a step (from 0): the last of an epoch may be smaller."""
@@ -238,7 +243,7 @@ def build(
         optimizer=optimizer,
         steps_per_epoch=steps_per_epoch,
         learning_rate=learning_rate,
-        key=jax.random.key(config.seed),
+        key=jax.jit(jax.random.key, out_shardings=parallel.replicated(mesh))(config.seed),
         mesh=mesh,
     )
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from awp_jax.config import from_dict
+
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 
 
@@ -70,7 +72,8 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     """
     values = plain(config)
     if (workdir / CONFIG).exists():
-        found = _differences(read_config(workdir), values)
+        # A key that a later version has added counts with its default.
+        found = _differences(plain(from_dict(read_config(workdir))), values)
         if found:
             more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
             raise WorkdirError(

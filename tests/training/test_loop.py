@@ -69,9 +69,7 @@ def test_lines_after_the_last_checkpoint_are_written_again_not_twice(tmp_path, t
 def test_the_step_compiles_once_per_batch_shape(tmp_path, tiny_config):
     experiment = training.build(tiny_config())
     state = experiment.init()
-    images, labels = jax.device_put(
-        (experiment.splits.train.images, experiment.splits.train.labels)
-    )
+    images, labels = experiment.on_devices()
     orders = [experiment.order(epoch) for epoch in range(3)]
     for step in range(9):
         state, _ = experiment.step(
@@ -90,9 +88,7 @@ def test_the_step_compiles_once_per_batch_shape(tmp_path, tiny_config):
 def test_no_host_transfer_inside_the_loop_and_the_state_is_donated(tiny_config):
     experiment = training.build(tiny_config())
     state = experiment.init()
-    images, labels = jax.device_put(
-        (experiment.splits.train.images, experiment.splits.train.labels)
-    )
+    images, labels = experiment.on_devices()
     order = experiment.order(0)
     jax.block_until_ready((state, images, labels, order))
     settings = {"batch_size": 32, "perturb_weights": True}
@@ -172,6 +168,15 @@ def test_another_config_in_the_workdir_is_refused_and_nothing_is_lost(tmp_path, 
         run(tiny_config(gamma="0.02"), tmp_path)
     after = (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "config.json").read_text()
     assert before == after
+
+
+def test_a_run_of_a_version_without_some_config_key_goes_on(tmp_path, tiny_config):
+    run(tiny_config(), tmp_path, max_steps=3)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["checkpoint"]["keep_every_epochs"]
+    path.write_text(json.dumps(values))
+    assert run(tiny_config(), tmp_path).finished
 
 
 def test_a_second_run_in_the_same_workdir_is_refused(tmp_path, tiny_config):
