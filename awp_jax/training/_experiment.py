@@ -12,14 +12,11 @@ from ml_collections import ConfigDict
 from awp_jax import checks, data, models, objectives
 from awp_jax.attacks import PGD
 from awp_jax.config import validate
+from awp_jax.training._attack import TrainingAttack
 from awp_jax.training._schedules import schedule
 from awp_jax.training._state import TrainState, init_state
-from awp_jax.training._step import (
-    TrainingAttack,
-    WeightPerturbation,
-    augmentation_keys,
-    make_train_step,
-)
+from awp_jax.training._step import augmentation_keys, make_train_step
+from awp_jax.training._weights import WeightPerturbation
 
 
 def training_attack(config: ConfigDict) -> TrainingAttack:
