@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         "was.",
     )
     command.string("workdir", None, "the run directory")
-    command.string("checkpoints", "best,last", "which: best, last")
+    command.string("checkpoints", "best,last", "which: best, last, and average where one was kept")
     command.string("attacks", "fgsm,pgd-20", _ATTACKS)
     command.string("sets", "train,test", "which images: train, validation, test")
     command.integer("examples", None, "of each set, the first so many; all by default")
@@ -84,7 +84,7 @@ def evaluate_run(
 
     Args:
         run: From ``awp_jax.training.open_run``.
-        checkpoints: Of ``"best"``, ``"last"``.
+        checkpoints: Of ``"best"``, ``"last"``, ``"average"``.
         attacks: Names, see ``awp_jax.evaluation.attacks_by_name``.
         sets: Of ``"train"``, ``"validation"``, ``"test"``.
         examples: The first so many of each set; ``None`` for all.
@@ -133,9 +133,9 @@ def evaluate_run(
         "checkpoints": {},
         "unions": {},
     }
-    steps: dict[int, str] = {}
+    digests: dict[int, str] = {}
     for which, (state, info) in states.items():
-        twin = steps.setdefault(info["step"], which)
+        twin = digests.setdefault(info["digest"], which)
         if twin != which:  # best and last are often the same state
             for group in ("checkpoints", "unions"):
                 result[group][which] = result[group][twin]
@@ -214,5 +214,5 @@ class _Progress:
 
 def method_name(config: Any) -> str:
     """How tables call the method of a config: ``"AT-AWP"``, ``"TRADES"``, ..."""
-    suffix = {"none": "", "awp": "-AWP", "random": "-RandomWP"}[config.weights.method]
+    suffix = {"none": "", "awp": "-AWP", "rwp": "-RWP", "random": "-RandomWP"}[config.weights.method]
     return config.objective.name.upper() + suffix

@@ -1,6 +1,9 @@
 """Training: the step, its state and schedules, the loop, checkpoints."""
 
 from awp_jax.training._attack import TrainingAttack as TrainingAttack
+from awp_jax.training._averaging import averaging_rate as averaging_rate
+from awp_jax.training._averaging import estimate_batch_stats as estimate_batch_stats
+from awp_jax.training._checkpoints import AVERAGE as AVERAGE
 from awp_jax.training._checkpoints import BEST as BEST
 from awp_jax.training._checkpoints import LAST as LAST
 from awp_jax.training._checkpoints import CheckpointError as CheckpointError
@@ -9,10 +12,14 @@ from awp_jax.training._experiment import Experiment as Experiment
 from awp_jax.training._experiment import build as build
 from awp_jax.training._experiment import create_classifier as create_classifier
 from awp_jax.training._experiment import evaluation_attack as evaluation_attack
+from awp_jax.training._experiment import objective_of as objective_of
 from awp_jax.training._experiment import subset as subset
+from awp_jax.training._experiment import weight_perturbation as weight_perturbation
 from awp_jax.training._loop import NonFiniteError as NonFiniteError
 from awp_jax.training._loop import Outcome as Outcome
 from awp_jax.training._loop import train as train
+from awp_jax.training._optimizers import EntropySGDState as EntropySGDState
+from awp_jax.training._optimizers import entropy_sgd as entropy_sgd
 from awp_jax.training._records import WorkdirError as WorkdirError
 from awp_jax.training._records import plain as plain
 from awp_jax.training._records import read_config as read_config

@@ -10,7 +10,8 @@ import orbax.checkpoint as ocp
 
 from awp_jax.training._state import digest
 
-LAST, BEST = "last", "best"
+LAST, BEST, AVERAGE = "last", "best", "average"
+KINDS = (LAST, BEST, AVERAGE)
 
 
 class CheckpointError(ValueError):
@@ -20,7 +21,8 @@ class CheckpointError(ValueError):
 class Checkpoints:
     """The checkpoints of one run directory, through Orbax.
 
-    ``last`` keeps the two newest, ``best`` the one that selection picked. Every checkpoint carries
+    ``last`` keeps the two newest, ``best`` the one that selection picked, ``average`` the newest
+    average of the weights, with BatchNorm statistics of its own. Every checkpoint carries
     a digest of all its bits beside the arrays, because Orbax restores flipped bytes silently.
 
     Args:
@@ -57,7 +59,7 @@ class Checkpoints:
         """Begins to save ``state`` and ``info``; writing goes on in the background.
 
         Args:
-            kind: ``"last"`` or ``"best"``.
+            kind: ``"last"``, ``"best"`` or ``"average"``.
             state: A ``TrainState``.
             info: Plain values for JSON.
 
@@ -95,7 +97,7 @@ class Checkpoints:
         A damaged one is reported, moved aside (unless read-only) and the one before it is taken.
 
         Args:
-            kind: ``"last"`` or ``"best"``.
+            kind: ``"last"``, ``"best"`` or ``"average"``.
             like: A ``TrainState`` of arrays or ``jax.ShapeDtypeStruct``.
             report: Gets one sentence per damaged checkpoint.
 
@@ -146,7 +148,7 @@ class Checkpoints:
 
         Orbax would refuse to save an earlier step while they are there.
         """
-        for kind in (LAST, BEST):
+        for kind in KINDS:
             newer = [s for s in self.steps(kind) if s > step]
             if not newer:
                 continue

@@ -14,7 +14,7 @@ from awp_jax import data
 from awp_jax.evaluation import measure
 from awp_jax.progress import Progress
 from awp_jax.training import _records as records
-from awp_jax.training._checkpoints import BEST, LAST, Checkpoints
+from awp_jax.training._checkpoints import AVERAGE, BEST, LAST, Checkpoints
 from awp_jax.training._experiment import Experiment, build, evaluation_attack, subset
 from awp_jax.training._state import TrainState
 
@@ -163,8 +163,8 @@ class _Run:
     @property
     def _on_device(self) -> tuple[jax.Array, jax.Array]:
         if not hasattr(self, "_device_data"):
-            train_set = self.experiment.splits.train
-            self._device_data = jax.device_put((train_set.images, train_set.labels))
+            pool = self.experiment.pool
+            self._device_data = jax.device_put((pool.images, pool.labels))
         return self._device_data
 
     def _log(self) -> None:
@@ -213,22 +213,14 @@ class _Run:
             sets["validation"] = splits.validation
         if settings.train_examples:
             sets["train"] = subset(splits.train, settings.train_examples)
-        logits_fn = self.experiment.classifier.logits_fn(state.params, state.batch_stats)
-        attack = evaluation_attack(config)
-        key = jax.random.fold_in(self.experiment.key, _EVALUATION_KEY)
         record: dict[str, Any] = {"kind": "evaluation", "step": step, "epoch": epoch}
         started = time.perf_counter()
-        for name, part in sets.items():
-            arguments = (logits_fn, part.images, part.labels)
-            clean = measure(*arguments, batch_size=settings.batch_size)
-            robust = measure(*arguments, attack, key=key, batch_size=settings.batch_size)
-            record[name] = {
-                "clean_accuracy": clean.accuracy,
-                "clean_loss": clean.loss,
-                "robust_accuracy": robust.accuracy,
-                "robust_loss": robust.loss,
-                "examples": clean.examples,
-            }
+        record.update(self._measure(state, sets))
+        if config.averaging.name != "none":
+            averaged = self.experiment.averaged(state)
+            record["average"] = self._measure(averaged, sets)
+            info = {"step": step, "best": None, "seed": config.seed, "average": record["average"]}
+            self.checkpoints.save(AVERAGE, averaged, info)
         self.seconds += time.perf_counter() - started
         self.metrics.write(record)
         chosen = record[settings.selection]["robust_accuracy"]
@@ -250,6 +242,26 @@ class _Run:
         star = f"  (best on {settings.selection})" if improved else ""
         self.progress.line(f"epoch {epoch:>3}  {'; '.join(parts)}{star}")
         return improved
+
+    def _measure(self, state: TrainState, sets: dict[str, data.Dataset]) -> dict[str, Any]:
+        """Clean and robust accuracy and loss of a state on each set."""
+        logits_fn = self.experiment.classifier.logits_fn(state.params, state.batch_stats)
+        attack = evaluation_attack(self.config)
+        key = jax.random.fold_in(self.experiment.key, _EVALUATION_KEY)
+        size = self.config.evaluation.batch_size
+        found = {}
+        for name, part in sets.items():
+            arguments = (logits_fn, part.images, part.labels)
+            clean = measure(*arguments, batch_size=size)
+            robust = measure(*arguments, attack, key=key, batch_size=size)
+            found[name] = {
+                "clean_accuracy": clean.accuracy,
+                "clean_loss": clean.loss,
+                "robust_accuracy": robust.accuracy,
+                "robust_loss": robust.loss,
+                "examples": clean.examples,
+            }
+        return found
 
     def _save(self, state: TrainState, step: int, improved: bool = False) -> None:
         self._log()  # raises before a state that is not finite could be saved

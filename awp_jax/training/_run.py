@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 
 from awp_jax import data
 from awp_jax.config import from_dict
-from awp_jax.training._checkpoints import BEST, LAST, Checkpoints
+from awp_jax.training._checkpoints import KINDS, Checkpoints
 from awp_jax.training._experiment import Experiment, build
 from awp_jax.training._records import read_config
 from awp_jax.training._state import TrainState
@@ -33,7 +33,7 @@ class Run:
         """A checkpoint and its information.
 
         Args:
-            which: ``"last"`` or ``"best"``.
+            which: ``"last"``, ``"best"`` or ``"average"``.
             report: Gets one sentence per damaged checkpoint that was passed over.
 
         Returns:
@@ -42,8 +42,8 @@ class Run:
         Raises:
             CheckpointError: When there is none, or none is whole.
         """
-        if which not in (LAST, BEST):
-            raise ValueError(f"checkpoint is {which!r}, but 'last' or 'best' was expected.")
+        if which not in KINDS:
+            raise ValueError(f"checkpoint is {which!r}, but one of {', '.join(KINDS)} was expected.")
         checkpoints = Checkpoints(self.workdir / "checkpoints", read_only=True)
         try:
             return checkpoints.restore(which, self.experiment.abstract_state(), report=report)
