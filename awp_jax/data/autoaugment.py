@@ -99,7 +99,7 @@ def _magnitude(name: str, level: int, sign: int) -> float:
         "translate-x": 150 / 331 * share,
         "translate-y": 150 / 331 * share,
         "posterize": 8 - round(level / (9 / 4)),
-        "solarize": 255 * (1 - share),
+        "solarize": 255 - 255 * level / 9,
     }.get(name, 0.9 * share)
     value = sign * value if name in _SIGNED else value
     return 1 + value if name in ("contrast", "sharpness", "color", "brightness") else value
@@ -154,7 +154,9 @@ def _grey(image: jax.Array) -> jax.Array:
 def _blend(other: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
     """``other + factor * (image - other)``, cut to 0..255 and truncated."""
     other, wide = other.astype(jnp.float32), image.astype(jnp.float32)
-    return jnp.clip(other + factor * (wide - other), 0, 255).astype(jnp.uint8)
+    # Rounded before it is added, as Pillow does; a fused operation would truncate 0.9999995 to 0.
+    product = jax.lax.reduce_precision(factor * (wide - other), exponent_bits=8, mantissa_bits=23)
+    return jnp.clip(other + product, 0, 255).astype(jnp.uint8)
 
 
 def _color(factor, image):
