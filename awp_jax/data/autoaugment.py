@@ -151,12 +151,19 @@ def _grey(image: jax.Array) -> jax.Array:
     return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
 
 
+# Factor (in tenths, up to 1.9) times difference, rounded before it is added: XLA would fuse the two
+# and then truncate 0.9999995 to 0 where Pillow has 1.
+_PRODUCTS = (np.arange(20) / 10).astype(np.float32)[:, None] * np.arange(
+    -255, 256, dtype=np.float32
+)
+
+
 def _blend(other: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
-    """``other + factor * (image - other)``, cut to 0..255 and truncated."""
-    other, wide = other.astype(jnp.float32), image.astype(jnp.float32)
-    # Rounded before it is added, as Pillow does; a fused operation would truncate 0.9999995 to 0.
-    product = jax.lax.reduce_precision(factor * (wide - other), exponent_bits=8, mantissa_bits=23)
-    return jnp.clip(other + product, 0, 255).astype(jnp.uint8)
+    """``other + factor * (image - other)``, cut to 0..255 and truncated, as Pillow in float32."""
+    other, wide = other.astype(jnp.int32), image.astype(jnp.int32)
+    tenths = jnp.round(factor * 10).astype(jnp.int32)
+    product = jnp.asarray(_PRODUCTS)[tenths, wide - other + 255]
+    return jnp.clip(other.astype(jnp.float32) + product, 0, 255).astype(jnp.uint8)
 
 
 def _color(factor, image):
