@@ -294,7 +294,7 @@ def _check_combinations(config: ConfigDict) -> None:
     ):
         raise ValueError(
             f"data.labelled_fraction is {d.labelled_fraction!r}, but a number in (0, 1) was "
-            f"expected that leaves labelled and unlabelled images in a batch of {config.batch_size}."
+            f"expected that leaves both kinds of images in a batch of {config.batch_size}."
         )
     soft = "data.mixup" if d.mixup else "objective.label_smoothing"
     shared = w.shared_backward and w.method == "awp"

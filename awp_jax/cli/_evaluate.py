@@ -214,5 +214,7 @@ class _Progress:
 
 def method_name(config: Any) -> str:
     """How tables call the method of a config: ``"AT-AWP"``, ``"TRADES"``, ..."""
-    suffix = {"none": "", "awp": "-AWP", "rwp": "-RWP", "random": "-RandomWP"}[config.weights.method]
+    suffix = {"none": "", "awp": "-AWP", "rwp": "-RWP", "random": "-RandomWP"}[
+        config.weights.method
+    ]
     return config.objective.name.upper() + suffix

@@ -25,7 +25,9 @@ def main(argv: Sequence[str]) -> int:
     values = command.parse(argv)
     output = pathlib.Path(required(values, "output"))
     if output.suffix != ".npz":
-        raise UsageError(f"--output is {str(output)!r}, but a file name ending in .npz was expected.")
+        raise UsageError(
+            f"--output is {str(output)!r}, but a file name ending in .npz was expected."
+        )
     run = open_run(required(values, "workdir"))
     images = data.read_images(required(values, "images"))
     shape = run.experiment.classifier.image_shape

@@ -77,7 +77,8 @@ def autoaugment(keys: jax.Array, images: jax.Array | np.ndarray) -> jax.Array:
         probability = jnp.array([p for _, p, _ in chosen], jnp.float32)[pairs]
         both = [[_magnitude(name, m, sign) for name, _, m in chosen] for sign in (-1, 1)]
         negative = draws[:, first + 1] < 0.5
-        size = jnp.where(negative, *(jnp.array(values, jnp.float32)[pairs] for values in both))
+        minus, plus = (jnp.array(values, jnp.float32)[pairs] for values in both)
+        size = jnp.where(negative, minus, plus)
         happens = draws[:, first] < probability
         out = jnp.where(happens[:, None, None, None], _apply(codes, size, out), out)
     return out
@@ -91,7 +92,7 @@ def _apply(codes: jax.Array, sizes: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def _magnitude(name: str, level: int, sign: int) -> float:
-    """The strength of an operation: degrees, slope, a share of the side, factor, bits, threshold."""
+    """The strength of an operation: degrees, slope, share of the side, factor, bits, threshold."""
     share = level / 9
     value = {
         "rotate": 30 * share,

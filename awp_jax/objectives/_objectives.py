@@ -151,8 +151,8 @@ def _weight(value: Any, name: str) -> float:
 def smoothed(objective: Objective, amount: float) -> Objective:
     """An objective on smoothed labels (Szegedy et al. 2016, section 7).
 
-    The loss gets ``(1 - amount) * one_hot(y) + amount / classes``; the attack keeps the labels (Pang
-    et al., "Bag of tricks for adversarial training", ICLR 2021). In expectation this is the
+    The loss gets ``(1 - amount) * one_hot(y) + amount / classes``; the attack keeps the labels
+    (Pang et al., "Bag of tricks for adversarial training", ICLR 2021). In expectation this is the
     distribution of ``awp_jax.data.with_label_noise`` of the same amount.
 
     Args:

@@ -18,8 +18,8 @@ class Regularisation:
 
     Attributes:
         l1: Adds ``l1 * sum |w|`` (5e-6 in Rice et al. and AWP, NeurIPS 2020, section 5.3).
-        l2: Adds ``l2 / 2 * sum w^2``, whose gradient ``l2 * w`` is that of weight decay (5e-3 there,
-            in place of the optimiser's weight decay: set that to 0).
+        l2: Adds ``l2 / 2 * sum w^2``, whose gradient ``l2 * w`` is that of weight decay (5e-3
+            there, in place of the optimiser's weight decay: set that to 0).
         clip: After every step each weight is clipped to [-clip, clip] (Stutz et al., ICCV 2021,
             "weight clipping"); 0 for no clipping.
 

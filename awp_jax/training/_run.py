@@ -43,7 +43,9 @@ class Run:
             CheckpointError: When there is none, or none is whole.
         """
         if which not in KINDS:
-            raise ValueError(f"checkpoint is {which!r}, but one of {', '.join(KINDS)} was expected.")
+            raise ValueError(
+                f"checkpoint is {which!r}, but one of {', '.join(KINDS)} was expected."
+            )
         checkpoints = Checkpoints(self.workdir / "checkpoints", read_only=True)
         try:
             return checkpoints.restore(which, self.experiment.abstract_state(), report=report)

@@ -64,10 +64,10 @@ class WeightPerturbation:
 
     method: str = "awp"
     gamma: Any = 0.01
-    steps: int | None = None
+    steps: Any = None
     alternations: int = 1
     size: str = "l2"
-    scope: str | None = None
+    scope: Any = None
     c_min: float = 1.7
     loss_range: tuple[float, ...] = ()
     shared_backward: bool = False

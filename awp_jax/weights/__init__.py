@@ -2,7 +2,7 @@
 
 ``awp`` wraps an optimiser and ``value_and_grad`` replaces ``jax.value_and_grad``; ``rwp`` and
 ``robust_value_and_grad``, ``random_weight_perturbation`` and ``random_value_and_grad`` are their
-relatives of the same shape. All take any pytree of parameters; four kinds follow. All of them use these data:
+relatives of the same shape. All take any pytree of parameters; four kinds follow, on these data:
 
 >>> import jax, jax.numpy as jnp, optax
 >>> from awp_jax.weights import awp, value_and_grad

@@ -192,9 +192,9 @@ def robust_displacement(
         return _on_sphere(ball, params, summed)
     # Inside an outer trace XLA inlines it, and it is traced only once. Not the global one: its
     # cache would keep the outer tracers that losses_fn closes over.
-    add = jax.jit(add) if traced else add
+    step = jax.jit(add) if traced else add
     for _ in range(steps):
-        summed, selected = add(summed)
+        summed, selected = step(summed)
         if not traced and not selected:
             break
     return _on_sphere(ball, params, summed)

@@ -74,14 +74,18 @@ def test_mixup_mixes_images_and_losses(x64):
     loss = objectives.at().loss({ADVERSARIAL: jnp.asarray(LOGITS)}, soft)
     plain = objectives.at().loss
     first = plain({ADVERSARIAL: jnp.asarray(LOGITS)}, jnp.asarray(LABELS))
-    second = plain({ADVERSARIAL: jnp.asarray(LOGITS)}, jnp.asarray(LABELS[[j for _, j in partners]]))
+    second = plain(
+        {ADVERSARIAL: jnp.asarray(LOGITS)}, jnp.asarray(LABELS[[j for _, j in partners]])
+    )
     share = partners[0][0]
     np.testing.assert_allclose(loss, share * first + (1 - share) * second, rtol=1e-9)
 
 
 def test_the_weight_of_mixup_is_beta():
     draw = jax.jit(
-        jax.vmap(lambda k: data.mixup(k, jnp.ones((2, 1, 1, 1)), jnp.array([0, 1]), 1.4, 2)[1][0, 0])
+        jax.vmap(
+            lambda k: data.mixup(k, jnp.ones((2, 1, 1, 1)), jnp.array([0, 1]), 1.4, 2)[1][0, 0]
+        )
     )
     weights = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
     inner = weights[weights < 1]  # 1 where the permutation left the two in place
@@ -357,7 +361,9 @@ def test_self_supervision_is_the_rotation_loss_of_an_auxiliary_head(x64):
         np.testing.assert_allclose(moved, module.weight.grad.numpy().T, rtol=1e-9, atol=1e-14)
 
 
-@pytest.mark.parametrize(("name", "module"), [("silu", nn.SiLU), ("mish", nn.Mish), ("gelu", nn.GELU)])
+@pytest.mark.parametrize(
+    ("name", "module"), [("silu", nn.SiLU), ("mish", nn.Mish), ("gelu", nn.GELU)]
+)
 def test_smooth_activations_are_those_of_pytorch(x64, name, module):
     x = np.linspace(-6, 6, 101)
     expected = module()(torch.tensor(x)).numpy()

@@ -128,7 +128,7 @@ class Counting:
     ("how", "passes"), [("python", 2), ("while", 2), ("unrolled", 10)], ids=str
 )
 def test_it_stops_when_nothing_is_selected(how, passes):
-    """At w = 1 the first loss is below 1.05; at w + v = 1.1 none is: the second pass is the last."""
+    """At w = 1 the first loss is below 1.05, at w + v = 1.1 none is: two passes are enough."""
     params, losses = {"kernel": jnp.ones((1, 1))}, Counting()
 
     def displace(params):

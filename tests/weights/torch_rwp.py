@@ -57,7 +57,7 @@ def rwp(net, images, adversarial, labels, *, objective, gamma, c_min, steps, wei
 
 
 def kernels_of(tree):
-    """The kernels of ``{"0": {"kernel", "bias"}, ...}`` in order, transposed as PyTorch has them."""
+    """The kernels of ``{"0": {"kernel", "bias"}, ...}`` in order, transposed as in PyTorch."""
     return [tree[name]["kernel"].T for name in sorted(tree)]
 
 
