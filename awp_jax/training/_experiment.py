@@ -301,12 +301,12 @@ def build(config: ConfigDict, splits: data.Splits | None = None) -> Experiment:
         learning_rate=learning_rate,
         key=key,
     )
-    _check_images(experiment)
+    _check_settings(experiment)
     return experiment
 
 
-def _check_images(experiment: Experiment) -> None:
-    """What depends on the images and would otherwise fail while compiling."""
+def _check_settings(experiment: Experiment) -> None:
+    """What would otherwise fail while compiling: also what depends on the images."""
     d, shape = experiment.config.data, experiment.pool.images.shape[1:]
     if d.autoaugment and (experiment.pool.images.dtype != np.uint8 or shape[2] != 3):
         raise ValueError(
@@ -317,7 +317,7 @@ def _check_images(experiment: Experiment) -> None:
         raise ValueError(
             f"objective.rotation_weight needs square images, but those of {d.name} are {shape}."
         )
-    # Also checks the settings of attack, weights and regularisation, before anything is compiled.
+    # These check themselves when they are made.
     weight_perturbation(experiment.config)
     training_attack(experiment.config)
     Regularisation(**experiment.config.regularisation)

@@ -143,7 +143,7 @@ def make_train_step(
             relative = example_weights / example_weights.mean()
 
         crafted, batch_stats, v, perturbed = None, state.batch_stats, None, state.params
-        for alternation in range(method.alternations):
+        for alternation in range(method.alternations if method.method == "awp" else 1):
             attacked = adversarial
             if attacked is None:
                 keys_now = fold_keys(keys, alternation)
