@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from awp_jax import cli
+from awp_jax import config as schema
 from awp_jax.attacks import APGD, Square
 from awp_jax.cli import _evaluate
 from awp_jax.evaluation import _names
@@ -120,3 +121,25 @@ def test_diagnose_writes_a_verdict_and_a_figure(run, capsys):
     }
     assert cli.main(["diagnose"]) == 2
     assert "--workdir is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "AT-AWP"),
+        ({"weights.method": "rwp", "objective.name": "mart"}, "MART-RWP"),
+        (
+            {"objective.name": "trades", "weights.method": "rwp", "data.unlabelled": "x.npz"},
+            "RST-RWP",
+        ),
+        (
+            {"weights.method": "none", "data.mixup": 1.4, "optimizer.name": "adam"},
+            "AT + mixup + adam",
+        ),
+        ({"weights.loss_range": (0.0, 1.5)}, "AT-AWP + LSC[0.0, 1.5]"),
+    ],
+)
+def test_methods_have_names(changes, expected):
+    config = schema.default()
+    config.update_from_flattened_dict(changes)
+    assert _evaluate.method_name(config) == expected
