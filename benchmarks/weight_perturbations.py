@@ -14,6 +14,7 @@ Times are medians without compilation: on CPU processor time (whatever else runs
 """
 
 import argparse
+import functools
 import statistics
 import time
 
@@ -74,11 +75,11 @@ class Bench:
         self.experiment = training.build(config_of(arguments))
         config = self.experiment.config
         classifier, train = self.experiment.classifier, self.experiment.splits.train
-        attack = TrainingAttack(
+        self.attack = TrainingAttack(
             config.attack.norm, config.attack.epsilon, config.attack.steps, config.attack.step_size
         )
         self.craft = jax.jit(
-            make_attack(classifier, objective_of(config), attack, share_backward=True)[0]
+            make_attack(classifier, objective_of(config), self.attack, share_backward=True)[0]
         )
         self.images = data.as_float(jnp.asarray(train.images[: config.batch_size]))
         self.labels = jnp.asarray(train.labels[: config.batch_size])
@@ -124,28 +125,30 @@ class Bench:
         )
         return crafted.images, float(cosine), before, *(loss - before for loss in after)
 
-    def step_times(self):
-        found = {}
+    def step_times(self, repeats=9):
+        """Floating-point operations of a step and its times, the methods in turn."""
+        flops, calls = {}, {}
         for name, weights in {
             "AT": WeightPerturbation("none"),
             "AT-AWP": WeightPerturbation("awp", GAMMA),
             "AT-AWP shared": WeightPerturbation("awp", GAMMA, shared_backward=True),
         }.items():
-            step = jax.jit(
-                training.make_train_step(
-                    self.experiment.classifier,
-                    objective_of(self.experiment.config),
-                    self.experiment.optimizer,
-                    weights=weights,
-                )
+            step = training.make_train_step(
+                self.experiment.classifier,
+                objective_of(self.experiment.config),
+                self.experiment.optimizer,
+                attack=self.attack,
+                weights=weights,
             )
-            state = self.experiment.init()
-            found[name] = seconds(
-                lambda step=step, state=state: step(
-                    state, self.images, self.labels, jax.random.key(0)
-                )
-            )
-        return found
+            arguments = (self.experiment.init(), self.images, self.labels, jax.random.key(0))
+            compiled = jax.jit(step).lower(*arguments).compile()
+            flops[name] = compiled.cost_analysis()["flops"]
+            calls[name] = functools.partial(compiled, *arguments)
+        times = {name: [] for name in calls}
+        for _ in range(repeats):
+            for name, call in calls.items():
+                times[name].append(seconds(call, 1))
+        return {name: (flops[name], times[name]) for name in calls}
 
 
 def main():
@@ -186,8 +189,11 @@ def main():
                 batch_size=experiment.batch_size_of(now),
                 perturb_weights=False,
             )
-    for name, value in bench.step_times().items():
-        print(f"{name:<14} {value:.3f} s per step")
+    for name, (flops, times) in bench.step_times().items():
+        print(
+            f"{name:<14} {flops:.3g} FLOPs, {statistics.median(times):.3f} s per step "
+            f"(least {min(times):.3f})"
+        )
 
 
 if __name__ == "__main__":
