@@ -6,6 +6,7 @@ are how the field states them.
 """
 
 import difflib
+import math
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -24,6 +25,7 @@ def default() -> ConfigDict:
     config.seed = 0
     config.epochs = 200
     config.batch_size = 128  # of all devices together; the smaller last batch is kept
+    config.init_from = config_dict.placeholder(str)  # a run directory; None: fresh parameters
 
     data = config.data = ConfigDict()
     data.name = "cifar10"  # see awp_jax.data.load
@@ -35,6 +37,14 @@ def default() -> ConfigDict:
     data.crop_mode = "reflect"  # released train_cifar10.py; "zero" for CIFAR-100 and TRADES
     data.flip = True
     data.rotation_degrees = 0.0  # 15 for CIFAR-100
+    data.autoaugment = False  # the CIFAR-10 policy
+    data.cutout = 0  # pixels; 14 in the NeurIPS paper
+    data.mixup = 0.0  # alpha; 1.4 there
+    data.label_noise = 0.0  # share of training labels drawn anew
+    data.unlabelled = config_dict.placeholder(str)  # RST: a file of images, see docs/methods.md
+    data.pseudo_labels = config_dict.placeholder(str)  # None: those beside the images
+    data.labelled_fraction = 0.5  # of a batch; RST: 128 of 256
+    data.unlabelled_weight = 1.0  # lambda
 
     model = config.model = ConfigDict()
     model.name = "preact-resnet-18"
@@ -49,6 +59,8 @@ def default() -> ConfigDict:
     objective.name = "at"  # natural, at, trades, mart
     objective.beta = 6.0  # TRADES
     objective.lambda_ = 5.0  # MART
+    objective.label_smoothing = 0.0
+    objective.rotation_weight = 0.0  # self-supervision; 0.5 in Hendrycks et al. 2019
 
     attack = config.attack = ConfigDict()  # the training attack
     attack.norm = "linf"
@@ -57,21 +69,42 @@ def default() -> ConfigDict:
     attack.step_size = "2/255"
     attack.start = config_dict.placeholder(str)  # None: the objective's own
     attack.batch_norm = config_dict.placeholder(str)  # None: the objective's own
+    attack.early_stop = config_dict.placeholder(int)  # tau of friendly adversarial training
 
     weights = config.weights = ConfigDict()
-    weights.method = "awp"  # none, awp, random
+    weights.method = "awp"  # none, awp, rwp, random
     weights.gamma = "0.01"
-    weights.steps = 1  # K2
+    weights.steps = config_dict.placeholder(int)  # K2; None: 10 for rwp, else 1
     weights.alternations = 1  # A
     weights.size = "l2"
-    weights.scope = "leaf"
+    weights.scope = config_dict.placeholder(str)  # None: global for rwp, else leaf
     weights.start_epoch = 0
+    weights.c_min = 1.7  # rwp; 4.0 for CIFAR-100
+    weights.loss_range = ()  # awp on examples with p <= cross-entropy < q only; () for all
+    weights.shared_backward = False  # awp from the backward pass of the last PGD step
 
     optimizer = config.optimizer = ConfigDict()
+    optimizer.name = "sgd"  # sgd, adam, entropy-sgd
     optimizer.learning_rate = 0.1
     optimizer.momentum = 0.9
     optimizer.nesterov = False
     optimizer.weight_decay = 5e-4  # on all parameters, at w + v
+    optimizer.inner_steps = 20  # this and all below: Entropy-SGD
+    optimizer.inner_learning_rate = 0.1
+    optimizer.inner_gamma = 0.03
+    optimizer.inner_gamma_growth = 0.001
+    optimizer.inner_noise = 1e-4
+    optimizer.inner_averaging = 0.75
+
+    regularisation = config.regularisation = ConfigDict()  # of kernels only
+    regularisation.l1 = 0.0  # 5e-6 in the NeurIPS paper
+    regularisation.l2 = 0.0  # 5e-3 there, with optimizer.weight_decay 0
+    regularisation.clip = 0.0  # largest absolute weight; 0 for no clipping
+
+    averaging = config.averaging = ConfigDict()  # of the weights
+    averaging.name = "none"  # none, swa, ema
+    averaging.start_epoch = 0
+    averaging.decay = 0.999  # ema
 
     schedule = config.schedule = ConfigDict()
     schedule.name = "piecewise"  # constant, piecewise, cosine, cyclic, linear
@@ -177,9 +210,13 @@ def validate(config: ConfigDict) -> ConfigDict:
         ("seed", 0),
         ("data.validation_examples", 0),
         ("data.crop_padding", 0),
+        ("data.cutout", 0),
         ("model.batch_norm_groups", 1),
         ("attack.steps", 0),
         ("weights.steps", 1),
+        ("attack.early_stop", 0),
+        ("optimizer.inner_steps", 1),
+        ("averaging.start_epoch", 0),
         ("weights.alternations", 1),
         ("weights.start_epoch", 0),
         ("evaluation.steps", 1),
@@ -194,16 +231,20 @@ def validate(config: ConfigDict) -> ConfigDict:
         ("logging.every_steps", 1),
     ):
         group, _, leaf = key.rpartition(".")
-        checks.positive_integer((config[group] if group else config)[leaf], key, minimum)
+        value = (config[group] if group else config)[leaf]
+        if value is not None or key not in ("weights.steps", "attack.early_stop"):
+            checks.positive_integer(value, key, minimum)
     for key, options in (
         ("data.crop_mode", ("reflect", "zero")),
         ("objective.name", ("natural", "at", "trades", "mart")),
         ("attack.norm", ("linf", "l2", "l1")),
         ("attack.start", (None, "uniform", "gaussian", "none")),
         ("attack.batch_norm", (None, "batch", "running", "released")),
-        ("weights.method", ("none", "awp", "random")),
+        ("weights.method", ("none", "awp", "rwp", "random")),
         ("weights.size", ("l2", "l1")),
-        ("weights.scope", ("leaf", "global", "filter")),
+        ("weights.scope", (None, "leaf", "global", "filter")),
+        ("optimizer.name", ("sgd", "adam", "entropy-sgd")),
+        ("averaging.name", ("none", "swa", "ema")),
         ("schedule.name", ("constant", "piecewise", "cosine", "cyclic", "linear")),
         ("evaluation.selection", ("validation", "test")),
         ("model.dtype", ("float32", "bfloat16", "float16")),
@@ -212,13 +253,24 @@ def validate(config: ConfigDict) -> ConfigDict:
         if config[group][leaf] is None and None in options:
             continue
         checks.choice(config[group][leaf], [o for o in options if o is not None], key)
-    optimizer = config.optimizer
-    for key in ("learning_rate", "momentum", "weight_decay"):
-        if not 0 <= optimizer[key] < float("inf"):
-            raise ValueError(
-                f"optimizer.{key} is {optimizer[key]!r}, but a finite number of at least 0 was "
-                "expected."
-            )
+    for key, most in (
+        *((f"optimizer.{name}", math.inf) for name in ("learning_rate", "momentum")),
+        *((f"optimizer.{name}", math.inf) for name in ("weight_decay", "inner_learning_rate")),
+        *((f"optimizer.{name}", math.inf) for name in ("inner_gamma", "inner_gamma_growth")),
+        ("optimizer.inner_noise", math.inf),
+        ("optimizer.inner_averaging", 1),
+        *((f"regularisation.{name}", math.inf) for name in ("l1", "l2", "clip")),
+        ("objective.rotation_weight", math.inf),
+        ("objective.label_smoothing", 1),
+        ("data.mixup", math.inf),
+        ("data.unlabelled_weight", math.inf),
+        ("data.label_noise", 1),
+        ("averaging.decay", 1),
+    ):
+        group, _, leaf = key.partition(".")
+        if not 0 <= config[group][leaf] < most:
+            limit = "a finite number of at least 0" if most == math.inf else "a number in [0, 1)"
+            raise ValueError(f"{key} is {config[group][leaf]!r}, but {limit} was expected.")
     if config.evaluation.selection == "validation" and config.data.validation_examples == 0:
         raise ValueError(
             "evaluation.selection is 'validation', but data.validation_examples is 0: keep some "
@@ -229,4 +281,56 @@ def validate(config: ConfigDict) -> ConfigDict:
             f"schedule.milestones is {config.schedule.milestones}, but fractions of all epochs, "
             "such as (0.5, 0.75), were expected."
         )
+    _check_combinations(config)
     return config
+
+
+def _check_combinations(config: ConfigDict) -> None:
+    """Refuses options that make no sense together."""
+    d, objective, w = config.data, config.objective, config.weights
+    if not 0 < d.labelled_fraction < 1 or not 0 < round(d.labelled_fraction * config.batch_size) < (
+        config.batch_size if d.unlabelled else math.inf
+    ):
+        raise ValueError(
+            f"data.labelled_fraction is {d.labelled_fraction!r}, but a number in (0, 1) was "
+            f"expected that leaves both kinds of images in a batch of {config.batch_size}."
+        )
+    soft = "data.mixup" if d.mixup else "objective.label_smoothing"
+    shared = w.shared_backward and w.method == "awp"
+    for wrong, sentence in (
+        (
+            d.pseudo_labels and not d.unlabelled,
+            "data.pseudo_labels is given, but data.unlabelled is not: name the images as well.",
+        ),
+        (
+            d.unlabelled and d.mixup,
+            "data.mixup and data.unlabelled are both on, but a mixture of labelled and unlabelled "
+            "images has no weight: switch one off.",
+        ),
+        (
+            (d.mixup or objective.label_smoothing) and objective.name == "mart",
+            f"{soft} gives an example several classes, but MART compares its probability "
+            "of one class: use natural, at or trades.",
+        ),
+        (
+            config.optimizer.name == "entropy-sgd" and w.method != "none",
+            f"optimizer.name is 'entropy-sgd' and weights.method {w.method!r}, but the inner loop "
+            "of Entropy-SGD perturbs the weights itself: set weights.method to 'none'.",
+        ),
+        (
+            w.shared_backward and not shared,
+            f"weights.shared_backward is of weights.method 'awp', not {w.method!r}.",
+        ),
+        (
+            shared and objective.name != "at",
+            "weights.shared_backward needs an attack that ascends what the weights ascend, so "
+            f"objective.name 'at', not {objective.name!r}.",
+        ),
+        (
+            shared and (objective.label_smoothing or objective.rotation_weight or d.unlabelled),
+            "weights.shared_backward needs an attack that ascends what the weights ascend: switch "
+            "off objective.label_smoothing, objective.rotation_weight and data.unlabelled.",
+        ),
+    ):
+        if wrong:
+            raise ValueError(sentence)

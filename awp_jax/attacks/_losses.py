@@ -11,12 +11,15 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     Args:
         logits: float ``[batch, classes]``.
-        labels: integer ``[batch]``.
+        labels: integer ``[batch]``, or float ``[batch, classes]``: a distribution over the classes
+            for each example (label smoothing, mixup).
 
     Returns:
         ``[batch]``, in nats, >= 0.
     """
     log_probabilities = jax.nn.log_softmax(logits)
+    if labels.ndim == 2:
+        return -jnp.sum(labels * log_probabilities, axis=1)
     return -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)[:, 0]
 
 

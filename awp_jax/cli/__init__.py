@@ -18,13 +18,14 @@ _COMMANDS = {
     "landscape": "draw the adversarial loss along directions in weight space",
     "import": "make a run directory of a PyTorch checkpoint",
     "export": "write a run's model as a PyTorch state dict",
+    "pseudo-label": "label images by a run's model, for training with unlabelled images",
     "describe": "show what a config stands for, without training",
     "report": "make the table and the learning curves of runs",
 }
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10} {text}" for name, text in _COMMANDS.items()]
+    lines = [f"  {name:<12} {text}" for name, text in _COMMANDS.items()]
     return "\n".join(
         [
             "usage: awp-jax COMMAND [--flags]",
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in _COMMANDS:
         print(f"awp-jax: unknown command {command!r}.\n\n{_usage()}", file=sys.stderr)
         return 2
-    run = importlib.import_module(f"awp_jax.cli._{command}").main
+    run = importlib.import_module(f"awp_jax.cli._{command.replace('-', '_')}").main
     from awp_jax.cli._flags import Help, UsageError
     from awp_jax.compilation_cache import use_compilation_cache
     from awp_jax.training import NonFiniteError

@@ -6,12 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from awp_jax import objectives
 from awp_jax.balls import WeightBall
 from awp_jax.cli._flags import Command, read_config
 from awp_jax.cli._import import open_experiment
 from awp_jax.reporting import markdown_table
-from awp_jax.training import Experiment
+from awp_jax.training import Experiment, objective_of, weight_perturbation
 
 _LARGEST = 12
 
@@ -53,7 +52,7 @@ def describe(experiment: Experiment) -> str:
 
 
 def _perturbed(experiment: Experiment) -> str:
-    w = experiment.config.weights
+    w = weight_perturbation(experiment.config)
     if w.method == "none":
         return "weights: not perturbed"
     params = experiment.init().params
@@ -72,8 +71,12 @@ def _perturbed(experiment: Experiment) -> str:
             rows.append((leaf.size, name, leaf.shape, mean_norm, float(ball.gamma) * mean_norm))
     inside = sum(row[0] for row in rows)
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
-    schedule = f" from epoch {w.start_epoch}" if w.start_epoch else ""
-    steps = f"A {w.alternations}, K2 {w.steps}, " if w.method == "awp" else ""
+    start = experiment.config.weights.start_epoch
+    schedule = f" from epoch {start}" if start else ""
+    steps = {
+        "awp": f"A {w.alternations}, K2 {w.steps}, ",
+        "rwp": f"K2 {w.steps} on examples of loss at most {w.c_min}, ",
+    }.get(w.method, "")
     head = (
         f"weights: {w.method}, gamma {w.gamma}, {steps}{w.size} size per {w.scope}{schedule}: "
         f"{len(rows)} of {len(jax.tree.leaves(params))} tensors, {inside:,} of {total:,} "
@@ -94,7 +97,7 @@ def _perturbed(experiment: Experiment) -> str:
 def _memory(experiment: Experiment) -> str:
     config, splits = experiment.config, experiment.splits
     state = experiment.abstract_state()
-    objective = objectives.create(config.objective.name)
+    objective = objective_of(config)
 
     def size(tree: Any) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -113,7 +116,7 @@ def _memory(experiment: Experiment) -> str:
     passes = len(objective.inputs)
     perturbed = config.weights.method != "none"
     working = (3 if perturbed else 1) * size(state.params)
-    dataset = splits.train.images.nbytes + splits.train.labels.nbytes
+    dataset = experiment.pool.images.nbytes + experiment.pool.labels.nbytes
     total = size(state) + working + dataset + passes * kept
     gib = {
         "state (parameters, statistics, momentum)": size(state),

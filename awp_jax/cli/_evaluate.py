@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         "was.",
     )
     command.string("workdir", None, "the run directory")
-    command.string("checkpoints", "best,last", "which: best, last")
+    command.string("checkpoints", "best,last", "which: best, last, and average where one was kept")
     command.string("attacks", "fgsm,pgd-20", _ATTACKS)
     command.string("sets", "train,test", "which images: train, validation, test")
     command.integer("examples", None, "of each set, the first so many; all by default")
@@ -105,7 +105,7 @@ def evaluate_run(
 
     Args:
         run: From ``awp_jax.training.open_run``.
-        checkpoints: Of ``"best"``, ``"last"``.
+        checkpoints: Of ``"best"``, ``"last"``, ``"average"``.
         attacks: Names, see ``awp_jax.evaluation.attacks_by_name``.
         sets: Of ``"train"``, ``"validation"``, ``"test"``.
         examples: The first so many of each set; ``None`` for all.
@@ -174,9 +174,9 @@ def evaluate_run(
         "checkpoints": {},
         "unions": {},
     }
-    steps: dict[int, str] = {}
+    digests: dict[int, str] = {}
     for which, (state, info) in states.items():
-        twin = steps.setdefault(info["step"], which)
+        twin = digests.setdefault(info["digest"], which)
         if twin != which:  # best and last are often the same state
             for group in ("checkpoints", "unions"):
                 result[group][which] = result[group][twin]
@@ -251,6 +251,28 @@ def read_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def method_name(config: Any) -> str:
-    """How tables call the method of a config: ``"AT-AWP"``, ``"TRADES"``, ``"AT-PNI"``, ..."""
-    suffix = {"none": "", "awp": "-AWP", "random": "-RandomWP"}[config.weights.method]
-    return config.objective.name.upper() + suffix + ("-PNI" if config.model.pni else "")
+    """How tables call the method of a config: ``"AT-AWP"``, ``"RST-RWP"``, ``"AT + mixup"``, ..."""
+    d, objective, w = config.data, config.objective, config.weights
+    name = "RST" if d.unlabelled and objective.name == "trades" else objective.name.upper()
+    name += "-PNI" if config.model.pni else ""
+    name += {"none": "", "awp": "-AWP", "rwp": "-RWP", "random": "-RandomWP"}[w.method]
+    regularisation, optimizer = config.regularisation, config.optimizer
+    extras = {
+        "shared backward": w.shared_backward,
+        f"LSC{list(w.loss_range)}": w.loss_range,
+        "unlabelled": d.unlabelled and not name.startswith("RST"),
+        "fine-tuned": config.init_from,
+        "early-stopped PGD": config.attack.early_stop is not None,
+        "label smoothing": objective.label_smoothing,
+        "label noise": d.label_noise,
+        "self-supervision": objective.rotation_weight,
+        "cutout": d.cutout,
+        "mixup": d.mixup,
+        "AutoAugment": d.autoaugment,
+        config.model.activation: config.model.activation != "relu",
+        "L1": regularisation.l1,
+        "L2": regularisation.l2,
+        "weight clipping": regularisation.clip,
+        optimizer.name: optimizer.name != "sgd",
+    }
+    return " + ".join([name, *(text for text, on in extras.items() if on)])

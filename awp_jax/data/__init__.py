@@ -12,6 +12,12 @@ from awp_jax.data._published import published_sizes as published_sizes
 from awp_jax.data._tfds import prepare_tfds as prepare_tfds
 from awp_jax.data.augmentation import augment as augment
 from awp_jax.data.augmentation import cutout as cutout
+from awp_jax.data.autoaugment import autoaugment as autoaugment
 from awp_jax.data.batching import epoch_order as epoch_order
 from awp_jax.data.batching import padded_batches as padded_batches
 from awp_jax.data.batching import steps_per_epoch as steps_per_epoch
+from awp_jax.data.labels import joined as joined
+from awp_jax.data.labels import mixup as mixup
+from awp_jax.data.labels import read_images as read_images
+from awp_jax.data.labels import read_pseudo_labelled as read_pseudo_labelled
+from awp_jax.data.labels import with_label_noise as with_label_noise

@@ -30,7 +30,7 @@ def read_npz(path: str | Path, *, num_classes: int | None = None) -> Dataset:
         DataError: when the file cannot be read or does not hold the above.
     """
     path = Path(path)
-    arrays = _read_arrays(path)
+    arrays = read_npz_arrays(path)
     return _dataset(arrays, "images", "labels", path, path.stem, num_classes)
 
 
@@ -41,7 +41,7 @@ def read_npz_splits(path: Path, num_classes: int | None) -> tuple[Dataset, Datas
             read_npz(path / f"{split}.npz", num_classes=num_classes) for split in ("train", "test")
         )
         return _same_classes(train, test, num_classes)
-    arrays = _read_arrays(path)
+    arrays = read_npz_arrays(path)
     if "images" in arrays:
         return _dataset(arrays, "images", "labels", path, path.stem, num_classes), None
     train, test = (
@@ -101,10 +101,17 @@ def _number_of_classes(arrays: dict[str, np.ndarray], labels: np.ndarray, path: 
     return max(1, int(labels.max()) + 1)
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The entries of an .npz file that this module knows."""
+def read_npz_arrays(path: Path, bare: str = "images") -> dict[str, np.ndarray]:
+    """The entries of an .npz file that this module knows; a .npy file is the one called ``bare``.
+
+    Raises:
+        DataError: when the file cannot be read.
+    """
     if not path.is_file():
         raise DataError(f"{path} is not a file.")
+    if path.suffix == ".npy":
+        with reading(path), path.open("rb") as file:
+            return {bare: _decode_npy(read_all(file, path), str(path))}
     try:
         with reading(path), zipfile.ZipFile(path) as archive:
             names = [key for key in _KEYS if f"{key}.npy" in archive.namelist()]

@@ -2,6 +2,7 @@
 
 from awp_jax.models.adaptors import from_callable as from_callable
 from awp_jax.models.adaptors import from_linen as from_linen
+from awp_jax.models.batch_norm import MOMENTUM as MOMENTUM
 from awp_jax.models.batch_norm import BatchNorm as BatchNorm
 from awp_jax.models.classifier import Classifier as Classifier
 from awp_jax.models.context import MODES as MODES

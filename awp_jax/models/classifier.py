@@ -50,6 +50,7 @@ class Classifier:
         forward_fn: `forward_fn(params, batch_stats, images, *, mode, key, mask) -> (logits,
             new_batch_stats)``, without the checks that ``apply` makes.
         features_fn: ``features_fn(params, batch_stats, images) -> features``, or ``None``.
+        auxiliary_fn: as ``forward_fn`` without mask, for a second head; ``None`` without one.
         has_dropout: whether ``apply`` with mode "update" needs a key.
         is_random: whether every pass draws from a key, also at test (see
             ``with_parametric_noise``).
@@ -63,6 +64,7 @@ class Classifier:
     init_fn: InitFn = dataclasses.field(repr=False)
     forward_fn: ForwardFn = dataclasses.field(repr=False)
     features_fn: FeaturesFn | None = dataclasses.field(default=None, repr=False)
+    auxiliary_fn: ForwardFn | None = dataclasses.field(default=None, repr=False)
     has_dropout: bool = False
     is_random: bool = False
     mean: tuple[float, ...] = ()
@@ -168,6 +170,40 @@ class Classifier:
         dtype = _dtype(params)
         images = self._normalise(images, dtype)
         return self.features_fn(params, batch_stats, images).astype(dtype)
+
+    def auxiliary(
+        self,
+        params: Tree,
+        batch_stats: Tree,
+        images: Array,
+        *,
+        mode: str,
+        key: Array | None = None,
+    ) -> tuple[Array, Tree]:
+        """Logits of the auxiliary head (``create(..., auxiliary=n)``), as ``apply``.
+
+        Args:
+            params: as ``init`` returns them.
+            batch_stats: as ``init`` returns them.
+            images: floating [batch, height, width, channels] in [0, 1].
+            mode: see ``apply``.
+            key: for dropout, see ``apply``.
+
+        Returns:
+            ``(logits, new_batch_stats)``; logits are [batch, n] in the parameters' dtype.
+
+        Raises:
+            ValueError: for an unknown mode, a wrong shape or dtype, or when there is no such head.
+        """
+        choice(mode, MODES, "mode")
+        self._check_images(images)
+        if self.auxiliary_fn is None:
+            raise ValueError(f"{self.name} was made without an auxiliary head.")
+        dtype = _dtype(params)
+        logits, new_batch_stats = self.auxiliary_fn(
+            params, batch_stats, self._normalise(images, dtype), mode=mode, key=key
+        )
+        return logits.astype(dtype), new_batch_stats if mode == "update" else batch_stats
 
     def logits_fn(
         self, params: Tree, batch_stats: Tree, mode: str = "running"

@@ -126,6 +126,7 @@ class Network(nnx.Module):
     """
 
     dropout_rate: float = 0.0
+    auxiliary: Any = None  # a second head on the features, see `from_network`
 
     def features(self, images: Array, context: Context) -> Array:
         raise NotImplementedError

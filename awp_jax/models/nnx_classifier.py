@@ -11,9 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from awp_jax.checks import positive_integer
 from awp_jax.models.classifier import Classifier, ImageShape, Tree, check_sizes
 from awp_jax.models.context import Context
 from awp_jax.models.initial import draw
@@ -80,6 +82,7 @@ def from_network(
     axis_name: str | None = None,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    auxiliary: int = 0,
 ) -> Classifier:
     """A ``Classifier`` from a function that builds a ``Network`` out of ``Layers``.
 
@@ -98,6 +101,8 @@ def from_network(
             themselves; ``None`` under plain ``jax.jit``, whatever the sharding.
         mean: subtracted from the images, one value per channel; empty for none.
         std: divides the images afterwards, one value per channel; empty for none.
+        auxiliary: number of logits of a second dense head on the features, parameters
+            "auxiliary", for ``Classifier.auxiliary``; 0 for none.
 
     Returns:
         The classifier.
@@ -108,8 +113,21 @@ def from_network(
 
     check_sizes(image_shape, num_classes)
 
+    width = 0
+
     def construct(key: Array) -> Network:
-        return build(Layers(nnx.Rngs(key), activation, dtype, batch_norm_groups, axis_name))
+        layers = Layers(nnx.Rngs(key), activation, dtype, batch_norm_groups, axis_name)
+        network = build(layers)
+        if width:
+            network.auxiliary = layers.dense(width, auxiliary, classifies=True)
+        return network
+
+    if positive_integer(auxiliary, "auxiliary", minimum=0):
+        width = nnx.eval_shape(
+            lambda: construct(jax.random.key(0)).features(
+                jnp.zeros((1, *image_shape)), Context("running")
+            )
+        ).shape[-1]
 
     abstract = nnx.eval_shape(lambda: construct(jax.random.key(0)))
     graphdef, params_state, stats_state = _split(abstract)
@@ -146,6 +164,13 @@ def from_network(
         logits = network.classify(network.features(images, context), context)
         return logits, stats_labels.nested(nnx.state(network, nnx.BatchStat))
 
+    def auxiliary_forward(
+        params: Tree, batch_stats: Tree, images: Array, *, mode: str, key: Array | None
+    ) -> tuple[Array, Tree]:
+        network = merge(params, batch_stats)
+        logits = network.auxiliary(network.features(images, Context(mode, key)))
+        return logits, stats_labels.nested(nnx.state(network, nnx.BatchStat))
+
     def features(params: Tree, batch_stats: Tree, images: Array) -> Array:
         return merge(params, batch_stats).features(images, Context("running"))
 
@@ -156,6 +181,7 @@ def from_network(
         init_fn=init,
         forward_fn=forward,
         features_fn=features,
+        auxiliary_fn=auxiliary_forward if auxiliary else None,
         has_dropout=abstract.dropout_rate > 0,
         mean=mean,
         std=std,

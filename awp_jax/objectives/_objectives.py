@@ -28,6 +28,8 @@ class Objective:
         attack_uses_clean_logits: Whether ``attack_loss`` needs the logits of the clean images.
         attack_batch_norm: The BatchNorm mode of the released attack: ``"batch"`` or ``"running"``.
         start: The released start of the attack, see ``ImageBall.start``.
+        attacks_its_loss: Whether ``attack_loss`` is what the weights ascend, on the same images.
+        rotation_weight: Of the self-supervised loss that is added, see ``self_supervised``.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Objective:
     attack_uses_clean_logits: bool = False
     attack_batch_norm: str = "batch"
     start: str = "uniform"
+    attacks_its_loss: bool = False
+    rotation_weight: float = 0.0
 
 
 def natural() -> Objective:
@@ -65,6 +69,7 @@ def at() -> Objective:
         inputs=(ADVERSARIAL,),
         loss=lambda logits, labels: cross_entropy(logits[ADVERSARIAL], labels),
         attack_loss=_attack_cross_entropy,
+        attacks_its_loss=True,
     )
 
 
@@ -143,16 +148,102 @@ def _weight(value: Any, name: str) -> float:
     return float(value)
 
 
+def smoothed(objective: Objective, amount: float) -> Objective:
+    """An objective on smoothed labels (Szegedy et al. 2016, section 7).
+
+    The loss gets ``(1 - amount) * one_hot(y) + amount / classes``; the attack keeps the labels
+    (Pang et al., "Bag of tricks for adversarial training", ICLR 2021). In expectation this is the
+    distribution of ``awp_jax.data.with_label_noise`` of the same amount.
+
+    Args:
+        objective: One whose loss is linear in the distribution of labels: natural, AT, TRADES.
+        amount: In [0, 1); 0 for no smoothing.
+
+    Raises:
+        ValueError: For an amount out of range, or MART.
+    """
+    if not 0 <= amount < 1:
+        raise ValueError(f"label_smoothing is {amount!r}, but a number in [0, 1) was expected.")
+    if not amount:
+        return objective
+    check_soft_labels(objective.name, "label_smoothing")
+
+    def loss(logits, labels):
+        classes = logits[objective.inputs[0]].shape[1]
+        dtype = logits[objective.inputs[0]].dtype
+        sharp = labels if labels.ndim == 2 else jax.nn.one_hot(labels, classes, dtype=dtype)
+        return objective.loss(logits, (1 - amount) * sharp + amount / classes)
+
+    return dataclasses.replace(objective, loss=loss, attacks_its_loss=False)
+
+
+def check_soft_labels(name: str, option: str) -> None:
+    """Raises ``ValueError`` for an objective that needs one class per example."""
+    if name == "mart":
+        raise ValueError(
+            f"{option} gives an example several classes, but MART compares its probability of one "
+            "class: use natural, at or trades."
+        )
+
+
+ROTATIONS = 4  # by 0, 90, 180 and 270 degrees
+
+
+def self_supervised(
+    classifier: Any,
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    mode: str,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, Any]:
+    """How well an auxiliary head tells rotations apart (Hendrycks et al., NeurIPS 2019, section 3).
+
+    The cross-entropy of each image's four rotations, averaged. The paper adds it, weighted by 0.5,
+    to the loss of the images that the attack on the class made.
+
+    Args:
+        classifier: Made with ``auxiliary=ROTATIONS``.
+        params: Its parameters.
+        batch_stats: Its statistics.
+        images: float ``[batch, size, size, channels]``, square.
+        mode: As in ``Classifier.apply``.
+        key: For dropout, one typed key.
+
+    Returns:
+        ``(losses [batch] in nats, new statistics)``.
+
+    Raises:
+        ValueError: For images that are not square.
+    """
+    if images.shape[1] != images.shape[2]:
+        raise ValueError(f"Rotations need square images, not of shape {images.shape[1:]}.")
+    batch = images.shape[0]
+    rotated = jnp.concatenate([jnp.rot90(images, turns, (1, 2)) for turns in range(ROTATIONS)])
+    turns = jnp.repeat(jnp.arange(ROTATIONS), batch)
+    logits, batch_stats = classifier.auxiliary(params, batch_stats, rotated, mode=mode, key=key)
+    return cross_entropy(logits, turns).reshape(ROTATIONS, batch).mean(0), batch_stats
+
+
 NAMES = ("natural", "at", "trades", "mart")
 
 
-def create(name: str, *, beta: float = 6.0, lambda_: float = 5.0) -> Objective:
+def create(
+    name: str,
+    *,
+    beta: float = 6.0,
+    lambda_: float = 5.0,
+    label_smoothing: float = 0.0,
+    rotation_weight: float = 0.0,
+) -> Objective:
     """An objective by name.
 
     Args:
         name: ``"natural"``, ``"at"``, ``"trades"`` or ``"mart"``.
         beta: For TRADES.
         lambda_: For MART.
+        label_smoothing: See ``smoothed``.
+        rotation_weight: Of the self-supervised loss (Hendrycks et al.: 0.5); 0 for none.
 
     Returns:
         The objective.
@@ -161,8 +252,14 @@ def create(name: str, *, beta: float = 6.0, lambda_: float = 5.0) -> Objective:
         ValueError: For an unknown name (says which are known) or a negative weight.
     """
     checks.choice(name, NAMES, "objective")
-    if name == "trades":
-        return trades(beta)
-    if name == "mart":
-        return mart(lambda_)
-    return natural() if name == "natural" else at()
+    known = {
+        "natural": natural,
+        "at": at,
+        "trades": lambda: trades(beta),
+        "mart": lambda: mart(lambda_),
+    }
+    objective = smoothed(known[name](), label_smoothing)
+    if not rotation_weight:
+        return objective
+    rotation_weight = _weight(rotation_weight, "rotation_weight")
+    return dataclasses.replace(objective, rotation_weight=rotation_weight, attacks_its_loss=False)

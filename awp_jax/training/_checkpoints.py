@@ -10,7 +10,8 @@ import orbax.checkpoint as ocp
 
 from awp_jax.training._state import digest
 
-LAST, BEST, KEPT = "last", "best", "kept"
+LAST, BEST, KEPT, AVERAGE = "last", "best", "kept", "average"
+KINDS = (LAST, BEST, KEPT, AVERAGE)
 
 
 class CheckpointError(ValueError):
@@ -21,8 +22,9 @@ class Checkpoints:
     """The checkpoints of one run directory, through Orbax.
 
     ``last`` keeps the two newest, ``best`` the one that selection picked, ``kept`` all that
-    ``checkpoint.keep_every_epochs`` asks for. Every checkpoint carries a digest of all its bits
-    beside the arrays, because Orbax restores flipped bytes silently.
+    ``checkpoint.keep_every_epochs`` asks for, ``average`` the newest average of the weights, with
+    BatchNorm statistics of its own. Every checkpoint carries a digest of all its bits beside the
+    arrays, because Orbax restores flipped bytes silently.
 
     Args:
         directory: Where they lie, ``<workdir>/checkpoints``.
@@ -36,7 +38,7 @@ class Checkpoints:
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in self._managers:
-            keep = {LAST: 2, BEST: 1, KEPT: None}[kind]
+            keep = {LAST: 2, BEST: 1, KEPT: None, AVERAGE: 1}[kind]
             options = ocp.CheckpointManagerOptions(
                 create=not self._read_only,
                 read_only=self._read_only,
@@ -58,7 +60,7 @@ class Checkpoints:
         """Begins to save ``state`` and ``info``; writing goes on in the background.
 
         Args:
-            kind: ``"last"``, ``"best"`` or ``"kept"``.
+            kind: Of ``KINDS``.
             state: A ``TrainState``.
             info: Plain values for JSON.
 
@@ -101,7 +103,7 @@ class Checkpoints:
         A damaged one is reported, moved aside (unless read-only) and the one before it is taken.
 
         Args:
-            kind: ``"last"``, ``"best"`` or ``"kept"``.
+            kind: Of ``KINDS``.
             like: A ``TrainState`` of arrays or ``jax.ShapeDtypeStruct``.
             step: This one and no other; ``None`` for the newest.
             report: Gets one sentence per damaged checkpoint.
@@ -157,7 +159,7 @@ class Checkpoints:
 
         Orbax would refuse to save an earlier step while they are there.
         """
-        for kind in (LAST, BEST, KEPT):
+        for kind in KINDS:
             newer = [s for s in self.steps(kind) if s > step]
             if not newer:
                 continue

@@ -12,26 +12,52 @@ from ml_collections import ConfigDict
 from awp_jax import checks, data, models, objectives, parallel
 from awp_jax.attacks import PGD
 from awp_jax.config import validate
+from awp_jax.training._attack import TrainingAttack
+from awp_jax.training._averaging import averaging_rate, estimate_batch_stats
+from awp_jax.training._batch import batch_function
+from awp_jax.training._initial import start_from
+from awp_jax.training._optimizers import make_optimizer
+from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._schedules import schedule
 from awp_jax.training._state import TrainState, init_state
-from awp_jax.training._step import (
-    TrainingAttack,
-    WeightPerturbation,
-    augmentation_keys,
-    make_train_step,
-)
+from awp_jax.training._step import make_train_step
+from awp_jax.training._weights import WeightPerturbation
 
 
 def training_attack(config: ConfigDict) -> TrainingAttack:
     """The training attack of a config."""
     a = config.attack
-    return TrainingAttack(a.norm, a.epsilon, a.steps, a.step_size, a.start, a.batch_norm)
+    return TrainingAttack(
+        a.norm, a.epsilon, a.steps, a.step_size, a.start, a.batch_norm, a.early_stop
+    )
 
 
 def weight_perturbation(config: ConfigDict) -> WeightPerturbation:
     """The weight perturbation of a config."""
     w = config.weights
-    return WeightPerturbation(w.method, w.gamma, w.steps, w.alternations, w.size, w.scope)
+    return WeightPerturbation(
+        w.method,
+        w.gamma,
+        w.steps,
+        w.alternations,
+        w.size,
+        w.scope,
+        w.c_min,
+        tuple(w.loss_range),
+        w.shared_backward,
+    )
+
+
+def objective_of(config: ConfigDict) -> objectives.Objective:
+    """The objective of a config."""
+    o = config.objective
+    return objectives.create(
+        o.name,
+        beta=o.beta,
+        lambda_=o.lambda_,
+        label_smoothing=o.label_smoothing,
+        rotation_weight=o.rotation_weight,
+    )
 
 
 def evaluation_attack(config: ConfigDict, **changes: Any) -> PGD:
@@ -64,6 +90,8 @@ def create_classifier(config: ConfigDict, image_shape: Any, num_classes: int) ->
         "batch_norm_groups": m.batch_norm_groups,
         "activation": m.activation,
     }
+    if config.objective.rotation_weight:
+        options["auxiliary"] = objectives.ROTATIONS
     if m.width is not None:
         options["width"] = m.width
     if m.normalize:
@@ -79,6 +107,7 @@ class Experiment:
     Attributes:
         config: The validated config.
         splits: Train, validation and test sets.
+        unlabelled: Images with pseudo-labels that fill the batches up (RST), or ``None``.
         classifier: The model.
         optimizer: The optax optimiser.
         steps_per_epoch: Optimiser steps in an epoch; the last may have fewer examples.
@@ -89,6 +118,7 @@ class Experiment:
 
     config: ConfigDict
     splits: data.Splits
+    unlabelled: data.Dataset | None
     classifier: Any
     optimizer: optax.GradientTransformation
     steps_per_epoch: int
@@ -103,24 +133,38 @@ class Experiment:
 
     def init(self) -> TrainState:
         """The state before the first step."""
-        build = functools.partial(init_state, self.classifier, self.optimizer)
         everywhere = parallel.replicated(self.mesh)
-        return jax.jit(build, out_shardings=everywhere)(jax.random.fold_in(self.key, 1))
+        state = jax.jit(self._init, out_shardings=everywhere)(jax.random.fold_in(self.key, 1))
+        if not self.config.init_from:
+            return state
+        return jax.device_put(start_from(state, self.config.init_from), everywhere)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and places of the state, without computing it."""
-        shapes = jax.eval_shape(
-            functools.partial(init_state, self.classifier, self.optimizer), self.key
-        )
         everywhere = parallel.replicated(self.mesh)
         return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+            jax.eval_shape(self._init, self.key),
         )
 
-    def on_devices(self) -> tuple[jax.Array, jax.Array]:
-        """The training images (uint8) and labels, whole on every device."""
+    def _init(self, key: jax.Array) -> TrainState:
+        averaged = self.config.averaging.name != "none"
+        return init_state(self.classifier, self.optimizer, key, averaged=averaged)
+
+    @functools.cached_property
+    def pool(self) -> data.Dataset:
+        """All that batches are gathered from: the training set, and behind it the unlabelled."""
         train = self.splits.train
-        return jax.device_put((train.images, train.labels), parallel.replicated(self.mesh))
+        return train if self.unlabelled is None else data.joined(train, self.unlabelled)
+
+    def on_devices(self) -> tuple[jax.Array, jax.Array]:
+        """Images (uint8) and labels of ``pool``, whole on every device."""
+        pool = self.pool
+        return jax.device_put((pool.images, pool.labels), parallel.replicated(self.mesh))
+
+    @property
+    def _labelled_batch(self) -> int:
+        return _labelled_batch(self.config, self.unlabelled is not None)
 
     def order(self, epoch: int) -> jax.Array:
         """The order of the training examples in an epoch (from 0), int32 ``[n]``."""
@@ -132,9 +176,12 @@ class Experiment:
         return jax.jit(shuffled, out_shardings=parallel.replicated(self.mesh))
 
     def batch_size_of(self, step: int) -> int:
-        """Examples in the batch of a step (from 0): the last of an epoch may be smaller."""
-        position = (step % self.steps_per_epoch) * self.config.batch_size
-        return min(self.config.batch_size, len(self.splits.train) - position)
+        """Labelled examples in the batch of a step (from 0): the last of an epoch may be smaller.
+
+        With unlabelled images every batch is filled up to ``batch_size`` with them.
+        """
+        position = (step % self.steps_per_epoch) * self._labelled_batch
+        return min(self._labelled_batch, len(self.splits.train) - position)
 
     def perturbs_weights(self, step: int) -> bool:
         """Whether weights are perturbed in a step (from 0): not before ``weights.start_epoch``."""
@@ -145,47 +192,87 @@ class Experiment:
     def step(self) -> Any:
         """The compiled step, one program over all devices of the mesh.
 
-        ``step(state, images, labels, order, key, batch_size=..., perturb_weights=...)`` gathers,
-        augments and trains, and returns ``(state, metrics)``; ``state`` is donated. It is compiled
-        once per batch size (and once more when weight perturbation starts later).
+        ``step(state, images, labels, order, key, batch_size=..., perturb_weights=...)`` gathers
+        from ``pool``, augments and trains, and returns ``(state, metrics)``; ``state`` is donated.
+        It is compiled once per batch size (and once more when weight perturbation starts later).
         """
-        config = self.config
-        augmentation = {
-            "crop_padding": config.data.crop_padding,
-            "crop_mode": config.data.crop_mode,
-            "flip": config.data.flip,
-            "rotation_degrees": config.data.rotation_degrees,
-        }
+        weights = weight_perturbation(self.config)
         train = make_train_step(
             self.classifier,
-            objectives.create(
-                config.objective.name,
-                beta=config.objective.beta,
-                lambda_=config.objective.lambda_,
-            ),
+            objective_of(self.config),
             self.optimizer,
-            attack=training_attack(config),
-            weights=weight_perturbation(config),
+            attack=training_attack(self.config),
+            weights=weights,
+            regularisation=Regularisation(**self.config.regularisation),
+            average_rate=self._average_rate,
         )
-        steps_per_epoch, full_batch, mesh = self.steps_per_epoch, config.batch_size, self.mesh
+        gather = batch_function(
+            self.config,
+            labelled=len(self.splits.train),
+            unlabelled=0 if self.unlabelled is None else len(self.unlabelled),
+            steps_per_epoch=self.steps_per_epoch,
+            labelled_batch=self._labelled_batch,
+            num_classes=self.splits.train.num_classes,
+            mesh=self.mesh,
+        )
+        static = ("batch_size", "perturb_weights")
+        # On CPU RWP stops early only outside jit; the parts of the step are compiled there.
+        in_parts = weights.method == "rwp" and jax.default_backend() == "cpu"
+        if in_parts:
+            everywhere = parallel.replicated(self.mesh)
+            gather = jax.jit(gather, static_argnames="batch_size", out_shardings=everywhere)
 
         def step(state, images, labels, order, key, *, batch_size, perturb_weights):
-            position = (state.step % steps_per_epoch) * full_batch
-            chosen = jax.lax.dynamic_slice(order, (position,), (batch_size,))
-            keys = augmentation_keys(key, state.step, batch_size)
-            # What follows each example: its device, for the whole step.
-            chosen, keys = jax.lax.with_sharding_constraint(
-                (chosen, keys), parallel.batch_sharding(mesh, batch_size)
+            batch = gather(state.step, images, labels, order, key, batch_size=batch_size)
+            return train(
+                state,
+                batch.images,
+                batch.labels,
+                key,
+                perturb_weights=perturb_weights,
+                example_weights=batch.weights,
             )
-            batch = data.as_float(data.augment(keys, images[chosen], **augmentation))
-            return train(state, batch, labels[chosen], key, perturb_weights=perturb_weights)
 
+        if in_parts:
+            return step
         return jax.jit(
             step,
             donate_argnums=0,
-            static_argnames=("batch_size", "perturb_weights"),
-            out_shardings=parallel.replicated(mesh),
+            static_argnames=static,
+            out_shardings=parallel.replicated(self.mesh),
         )
+
+    @property
+    def _average_rate(self) -> Any:
+        a = self.config.averaging
+        if a.name == "none":
+            return None
+        return averaging_rate(
+            a.name, self.steps_per_epoch, start_epoch=a.start_epoch, decay=a.decay
+        )
+
+    def averaged(self, state: TrainState) -> TrainState:
+        """The state whose parameters are the average, with BatchNorm statistics of its own.
+
+        They are estimated on the training images, as they are, in whole batches of the config's
+        size (a smaller last one is left out).
+        """
+        train, size = self.splits.train, self.config.batch_size
+        whole = len(train) // size * size
+        batches = (
+            data.as_float(jax.numpy.asarray(train.images[start : start + size]))
+            for start in range(0, whole, size)
+        )
+        batch_stats = estimate_batch_stats(
+            self.classifier, state.average, state.batch_stats, batches
+        )
+        return state._replace(params=state.average, batch_stats=batch_stats)
+
+
+def _labelled_batch(config: ConfigDict, with_unlabelled: bool) -> int:
+    """Labelled examples in a whole batch."""
+    share = config.data.labelled_fraction if with_unlabelled else 1
+    return round(share * config.batch_size)
 
 
 def build(
@@ -216,11 +303,18 @@ def build(
             validation_examples=d.validation_examples,
             seed=config.seed,
         )
+    if d.label_noise:
+        noisy = data.with_label_noise(splits.train, d.label_noise, config.seed)
+        splits = dataclasses.replace(splits, train=noisy)
+    unlabelled = None
+    if d.unlabelled:
+        classes = splits.train.num_classes
+        unlabelled = data.read_pseudo_labelled(d.unlabelled, d.pseudo_labels, classes)
     n = len(splits.train)
     if config.batch_size > n:
         raise ValueError(f"batch_size is {config.batch_size}, but there are {n} training examples.")
     classifier = create_classifier(config, splits.train.images.shape[1:], splits.train.num_classes)
-    steps_per_epoch = data.steps_per_epoch(n, config.batch_size)
+    steps_per_epoch = data.steps_per_epoch(n, _labelled_batch(config, unlabelled is not None))
     learning_rate = schedule(
         config.schedule.name,
         config.optimizer.learning_rate,
@@ -230,22 +324,38 @@ def build(
         factor=config.schedule.factor,
         peak=config.schedule.peak,
     )
-    o = config.optimizer
-    # As torch.optim.SGD: decay joins the gradient, then momentum, then the rate.
-    optimizer = optax.chain(
-        optax.add_decayed_weights(o.weight_decay),
-        optax.sgd(learning_rate, momentum=o.momentum or None, nesterov=o.nesterov),
-    )
-    return Experiment(
+    key = jax.jit(jax.random.key, out_shardings=parallel.replicated(mesh))(config.seed)
+    experiment = Experiment(
         config=config,
         splits=splits,
+        unlabelled=unlabelled,
         classifier=classifier,
-        optimizer=optimizer,
+        optimizer=make_optimizer(config.optimizer, learning_rate, jax.random.fold_in(key, 5)),
         steps_per_epoch=steps_per_epoch,
         learning_rate=learning_rate,
-        key=jax.jit(jax.random.key, out_shardings=parallel.replicated(mesh))(config.seed),
+        key=key,
         mesh=mesh,
     )
+    _check_settings(experiment)
+    return experiment
+
+
+def _check_settings(experiment: Experiment) -> None:
+    """What would otherwise fail while compiling: also what depends on the images."""
+    d, shape = experiment.config.data, experiment.pool.images.shape[1:]
+    if d.autoaugment and (experiment.pool.images.dtype != np.uint8 or shape[2] != 3):
+        raise ValueError(
+            f"data.autoaugment is a policy for uint8 colour images, but {d.name} has "
+            f"{experiment.pool.images.dtype} images of shape {shape}."
+        )
+    if experiment.config.objective.rotation_weight and shape[0] != shape[1]:
+        raise ValueError(
+            f"objective.rotation_weight needs square images, but those of {d.name} are {shape}."
+        )
+    # These check themselves when they are made.
+    weight_perturbation(experiment.config)
+    training_attack(experiment.config)
+    Regularisation(**experiment.config.regularisation)
 
 
 def subset(dataset: data.Dataset, examples: int) -> data.Dataset:

@@ -18,7 +18,7 @@ from awp_jax import data, parallel
 from awp_jax.evaluation import measure
 from awp_jax.progress import Progress
 from awp_jax.training import _records as records
-from awp_jax.training._checkpoints import BEST, KEPT, LAST, Checkpoints
+from awp_jax.training._checkpoints import AVERAGE, BEST, KEPT, LAST, Checkpoints
 from awp_jax.training._experiment import Experiment, build, evaluation_attack, subset
 from awp_jax.training._state import TrainState
 
@@ -256,25 +256,14 @@ class _Run:
             sets["validation"] = splits.validation
         if settings.train_examples:
             sets["train"] = subset(splits.train, settings.train_examples)
-        logits_fn = self.experiment.classifier.logits_fn(state.params, state.batch_stats)
-        # One random pass is enough for a curve; `awp-jax evaluate` averages over many.
-        eot = int(self.experiment.classifier.is_random)
-        attack = evaluation_attack(config, eot=eot)
-        key = jax.random.fold_in(self.experiment.key, _EVALUATION_KEY)
         record: dict[str, Any] = {"kind": "evaluation", "step": step, "epoch": epoch}
         started = time.perf_counter()
-        for name, part in sets.items():
-            arguments = (logits_fn, part.images, part.labels)
-            options = {"key": key, "batch_size": settings.batch_size, "eot": eot}
-            clean = measure(*arguments, **options)
-            robust = measure(*arguments, attack, **options)
-            record[name] = {
-                "clean_accuracy": clean.accuracy,
-                "clean_loss": clean.loss,
-                "robust_accuracy": robust.accuracy,
-                "robust_loss": robust.loss,
-                "examples": clean.examples,
-            }
+        record.update(self._measure(state, sets))
+        if config.averaging.name != "none":
+            averaged = self.experiment.averaged(state)
+            record["average"] = self._measure(averaged, sets)
+            info = {"step": step, "best": None, "seed": config.seed, "average": record["average"]}
+            self.checkpoints.save(AVERAGE, averaged, info)
         self.seconds += time.perf_counter() - started
         self._write(record)
         chosen = record[settings.selection]["robust_accuracy"]
@@ -303,6 +292,28 @@ class _Run:
 
     def _info(self, step: int) -> dict[str, Any]:
         return {"step": step, "best": self.best, "seed": self.config.seed}
+
+    def _measure(self, state: TrainState, sets: dict[str, data.Dataset]) -> dict[str, Any]:
+        """Clean and robust accuracy and loss of a state on each set."""
+        logits_fn = self.experiment.classifier.logits_fn(state.params, state.batch_stats)
+        # One random pass is enough for a curve; `awp-jax evaluate` averages over many.
+        eot = int(self.experiment.classifier.is_random)
+        attack = evaluation_attack(self.config, eot=eot)
+        key = jax.random.fold_in(self.experiment.key, _EVALUATION_KEY)
+        options = {"key": key, "batch_size": self.config.evaluation.batch_size, "eot": eot}
+        found = {}
+        for name, part in sets.items():
+            arguments = (logits_fn, part.images, part.labels)
+            clean = measure(*arguments, **options)
+            robust = measure(*arguments, attack, **options)
+            found[name] = {
+                "clean_accuracy": clean.accuracy,
+                "clean_loss": clean.loss,
+                "robust_accuracy": robust.accuracy,
+                "robust_loss": robust.loss,
+                "examples": clean.examples,
+            }
+        return found
 
     def _save(self, state: TrainState, step: int, improved: bool = False) -> None:
         self._log()  # raises before a state that is not finite could be saved

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from awp_jax import data
 from awp_jax.config import from_dict
-from awp_jax.training._checkpoints import BEST, KEPT, LAST, CheckpointError, Checkpoints
+from awp_jax.training._checkpoints import AVERAGE, BEST, KEPT, LAST, CheckpointError, Checkpoints
 from awp_jax.training._experiment import Experiment, build
 from awp_jax.training._records import read_config
 from awp_jax.training._state import TrainState
@@ -34,7 +34,7 @@ class Run:
         """A checkpoint and its information.
 
         Args:
-            which: ``"last"``, ``"best"``, or ``"epoch-N"`` for a kept one.
+            which: ``"last"``, ``"best"``, ``"average"``, or ``"epoch-N"`` for a kept one.
             report: Gets one sentence per damaged checkpoint that was passed over.
 
         Returns:
@@ -72,7 +72,8 @@ class Run:
         """The names that ``restore`` takes, of a selection.
 
         Args:
-            names: ``"last"``, ``"best"``, ``"epoch-N"``, or ``"every"`` for all that were kept.
+            names: ``"last"``, ``"best"``, ``"average"``, ``"epoch-N"``, or ``"every"`` for all
+                that were kept.
 
         Returns:
             The selection in its order, each once.
@@ -113,8 +114,10 @@ class Run:
 
 def _epoch(which: str) -> int | None:
     match = re.fullmatch(r"epoch-([1-9]\d*)", which)
-    if not match and which not in (LAST, BEST):
-        raise ValueError(f"checkpoint is {which!r}, but last, best or epoch-N was expected.")
+    if not match and which not in (LAST, BEST, AVERAGE):
+        raise ValueError(
+            f"checkpoint is {which!r}, but last, best, average or epoch-N was expected."
+        )
     return int(match[1]) if match else None
 
 

@@ -15,18 +15,24 @@ class TrainState(NamedTuple):
         params: Trainable parameters, nested dict of float32 arrays.
         batch_stats: BatchNorm running statistics, nested dict of float32 arrays.
         opt_state: State of the optimiser.
+        average: The average of the parameters (SWA or EMA), like them; ``{}`` when none is kept.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    average: Any = {}
 
 
-def init_state(classifier: Any, optimizer: Any, key: jax.Array) -> TrainState:
-    """A fresh state: parameters from ``key``, optimiser state, step 0."""
+def init_state(
+    classifier: Any, optimizer: Any, key: jax.Array, *, averaged: bool = False
+) -> TrainState:
+    """A fresh state: parameters from ``key``, optimiser state, step 0; the average starts there."""
     params, batch_stats = classifier.init(key)
-    return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, optimizer.init(params))
+    average = jax.tree.map(jnp.copy, params) if averaged else {}
+    opt_state = optimizer.init(params)
+    return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, opt_state, average)
 
 
 def _words(leaf: jax.Array) -> jax.Array:

@@ -1,83 +1,23 @@
 """One step of adversarial training with weight perturbation: a pure function of state and batch."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
-from awp_jax import checks
-from awp_jax.ascent import ascend
-from awp_jax.balls import NORMS, ImageBall
-from awp_jax.objectives import ADVERSARIAL, CLEAN, Objective
+from awp_jax.attacks import cross_entropy
+from awp_jax.objectives import ADVERSARIAL, CLEAN, Objective, self_supervised
 from awp_jax.random import check_key, example_keys, fold_keys
+from awp_jax.training._attack import TrainingAttack, make_attack
+from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
-from awp_jax.weights import adversarial_displacement, random_displacement
+from awp_jax.training._weights import Ascent, WeightPerturbation
 
 # What the keys of a step are folded with.
 _AUGMENT, _DROPOUT, _RANDOM_WEIGHTS, _ATTACK = range(4)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingAttack:
-    """The PGD attack of the training loop (paper: K1 = 10 steps of 2/255 within 8/255).
-
-    Attributes:
-        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-        epsilon: Radius in pixel units.
-        steps: K1.
-        step_size: In pixel units.
-        start: ``None`` for the objective's own; see ``ImageBall.start``.
-        batch_norm: ``None`` for the objective's own. ``"batch"``: batch statistics, running ones
-            stay as they are. ``"running"``: running statistics. ``"released"``: as the released AT
-            code, batch statistics with every forward pass of the attack, and one clean pass after
-            the update, moving the running ones.
-    """
-
-    norm: str = "linf"
-    epsilon: Any = 8 / 255
-    steps: int = 10
-    step_size: Any = 2 / 255
-    start: str | None = None
-    batch_norm: str | None = None
-
-    def __post_init__(self):
-        checks.choice(self.norm, NORMS, "norm")
-        object.__setattr__(self, "epsilon", checks.radius(self.epsilon, "epsilon", self.norm))
-        step_size = checks.radius(self.step_size, "step_size", self.norm)
-        object.__setattr__(self, "step_size", step_size)
-        checks.positive_integer(self.steps, "steps", minimum=0)
-        if self.batch_norm is not None:
-            checks.choice(self.batch_norm, ("batch", "running", "released"), "attack_batch_norm")
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightPerturbation:
-    """How weights are perturbed in training.
-
-    Attributes:
-        method: ``"none"``, ``"awp"`` or ``"random"``.
-        gamma: Relative radius, without unit.
-        steps: K2, ascent steps per alternation.
-        alternations: A; each attacks the images at w + v, then ascends; eta2 = gamma / (A * K2).
-        size: ``"l2"`` or ``"l1"``.
-        scope: ``"leaf"``, ``"global"`` or ``"filter"``.
-    """
-
-    method: str = "awp"
-    gamma: Any = 0.01
-    steps: int = 1
-    alternations: int = 1
-    size: str = "l2"
-    scope: str = "leaf"
-
-    def __post_init__(self):
-        checks.choice(self.method, ("none", "awp", "random"), "weight perturbation")
-        object.__setattr__(self, "gamma", checks.radius(self.gamma, "gamma"))
-        checks.positive_integer(self.steps, "steps")
-        checks.positive_integer(self.alternations, "alternations")
 
 
 def make_train_step(
@@ -87,6 +27,8 @@ def make_train_step(
     *,
     attack: TrainingAttack | None = None,
     weights: WeightPerturbation | None = None,
+    regularisation: Regularisation | None = None,
+    average_rate: Callable | None = None,
     unroll: bool | None = None,
 ) -> Callable:
     """The training step (AWP, NeurIPS 2020, algorithm 2; TRADES and MART as in its D.3).
@@ -101,132 +43,150 @@ def make_train_step(
         optimizer: Any optax optimiser; it is handed w + v as parameters.
         attack: ``None`` for the defaults; not used by ``natural``.
         weights: ``None`` for the defaults.
+        regularisation: ``None`` for none.
+        average_rate: ``step -> r``: after each step the average of the weights moves by ``r`` of
+            its way to them (see ``averaging_rate``); ``None`` for no average.
         unroll: See ``awp_jax.ascent.loop``.
 
     Returns:
-        ``step(state, images, labels, key, *, perturb_weights=True, adversarial=None)``: a pure
-        function, not compiled yet. images: float ``[batch, height, width, channels]`` in [0, 1];
-        labels: int ``[batch]``; key: one typed key for the whole run (folded by step and example);
-        ``adversarial``: images to use in place of the attack's. It returns ``(state, metrics)``
-        with scalars ``loss``, ``gradient_norm``, and ``robust_accuracy`` and ``clean_accuracy``
-        (at w + v) for the inputs that the objective looks at.
+        ``step(state, images, labels, key, *, perturb_weights=True, adversarial=None,
+        example_weights=None)``: a pure function, not compiled yet (its parts are, so that it can
+        also be called as it is). images: float ``[batch, height, width, channels]`` in [0, 1];
+        labels: int ``[batch]``, or float ``[batch, classes]``, a distribution for each example;
+        key: one typed key for the whole run (folded by step and example); ``adversarial``: images
+        to use in place of the attack's; ``example_weights``: float ``[batch]``, the loss is their
+        weighted mean. It returns ``(state, metrics)`` with scalars ``loss``, ``gradient_norm``, and
+        ``robust_accuracy`` and ``clean_accuracy`` (at w + v) for the inputs that the objective
+        looks at.
+
+    Raises:
+        ValueError: When ``weights`` shares a backward pass that this objective's attack has not.
     """
     attack = TrainingAttack() if attack is None else attack
     weights = WeightPerturbation() if weights is None else weights
-    start = attack.start or objective.start
-    attack_mode = attack.batch_norm or objective.attack_batch_norm
-    # TRADES and MART attack in evaluation mode in their released code too.
-    released = attack_mode == "released" and objective.attack_batch_norm == "batch"
-    if attack_mode == "released":
-        attack_mode = "update" if released else objective.attack_batch_norm
-    ball = ImageBall(attack.norm, attack.epsilon)
+    regularisation = Regularisation() if regularisation is None else regularisation
+    if weights.shared_backward:
+        _check_shareable(objective, attack)
+    craft, released = make_attack(
+        classifier, objective, attack, share_backward=weights.shared_backward, unroll=unroll
+    )
+    craft = jax.jit(craft)
 
-    def craft(params, batch_stats, images, labels, keys, dropout_key):
-        """Adversarial images at ``params``, and the statistics that the attack has left."""
-        attack_loss = objective.attack_loss
-        if attack_loss is None:
-            return images, batch_stats
-
-        def forward(x, stats):
-            return classifier.apply(params, stats, x, mode=attack_mode, key=dropout_key)
-
-        clean_logits = None
-        if objective.attack_uses_clean_logits:
-            clean_logits, batch_stats = forward(images, batch_stats)
-
-        def gradient_fn(point, stats):
-            def loss(x):
-                logits, new_stats = forward(x, stats)
-                return attack_loss(logits, labels, clean_logits).sum(), new_stats
-
-            return jax.grad(loss, has_aux=True)(point)
-
-        adversarial, batch_stats = ascend(
-            gradient_fn,
-            ball,
-            images,
-            ball.start(keys, images, start),
-            batch_stats,
-            steps=attack.steps,
-            step_size=attack.step_size,
-            unroll=unroll,
-        )
-        if released:  # one more forward pass, by which the released code picks among restarts
-            _, batch_stats = forward(adversarial, batch_stats)
-        return ball.project(images, adversarial), batch_stats
-
-    def losses(params, batch_stats, inputs, labels, dropout_key, mode):
-        """Mean loss, with the logits of each input and the new statistics beside it."""
+    def losses(mode, params, batch_stats, inputs, labels, dropout_key):
+        """``[batch]`` losses, with the logits of each input and the new statistics beside them."""
         logits = {}
         for place, name in enumerate(objective.inputs):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
             logits[name], batch_stats = classifier.apply(
                 params, batch_stats, inputs[name], mode=mode, key=key
             )
-        return objective.loss(logits, labels).mean(), (logits, batch_stats)
+        values = objective.loss(logits, labels)
+        if objective.rotation_weight:
+            extra, batch_stats = self_supervised(
+                classifier, params, batch_stats, inputs[objective.inputs[-1]], mode, dropout_key
+            )
+            values = values + objective.rotation_weight * extra
+        return values, (logits, batch_stats)
 
-    def step(state, images, labels, key, *, perturb_weights=True, adversarial=None):
+    def ascent_losses(batch_stats, inputs, labels, relative, dropout_key, params):
+        # Batch statistics, as the released proxy; the running ones never see it.
+        values, (logits, _) = losses("batch", params, batch_stats, inputs, labels, dropout_key)
+        return _weighted(values, relative), cross_entropy(logits[objective.inputs[-1]], labels)
+
+    def descend(state, batch_stats, perturbed, inputs, labels, relative, dropout_key):
+        def mean_loss(params):
+            values, aux = losses("update", params, batch_stats, inputs, labels, dropout_key)
+            return _weighted(values, relative).mean() + regularisation.penalty(params), aux
+
+        (loss, (logits, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
+            perturbed
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, perturbed)
+        params = regularisation.constrain(optax.apply_updates(state.params, updates))
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+        truth = labels if labels.ndim == 1 else labels.argmax(axis=1)
+        for name, label in ((CLEAN, "clean_accuracy"), (ADVERSARIAL, "robust_accuracy")):
+            if name in logits:
+                metrics[label] = jnp.mean(logits[name].argmax(axis=1) == truth)
+        if released:  # the clean forward pass that the released code makes for its log
+            logits_now, batch_stats = classifier.apply(
+                params, batch_stats, inputs[CLEAN], mode="update", key=dropout_key
+            )
+            metrics["clean_accuracy"] = jnp.mean(logits_now.argmax(axis=1) == truth)
+        average = state.average
+        if average_rate is not None:
+            rate = average_rate(state.step)
+            average = jax.tree.map(
+                lambda a, w: ((1 - rate) * a + rate * w).astype(w.dtype), average, params
+            )
+        return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
+
+    descend = jax.jit(descend)
+
+    def step(
+        state,
+        images,
+        labels,
+        key,
+        *,
+        perturb_weights=True,
+        adversarial=None,
+        example_weights=None,
+    ):
         check_key(key)
         step_key = jax.random.fold_in(key, state.step)
         dropout_key = jax.random.fold_in(step_key, _DROPOUT)
         keys = fold_keys(example_keys(step_key, images.shape[0]), _ATTACK)
-        method = weights.method if perturb_weights else "none"
-        alternations = weights.alternations if method == "awp" else 1
+        method = weights if perturb_weights else WeightPerturbation("none")
+        relative = None
+        if example_weights is not None:
+            relative = example_weights / example_weights.mean()
 
-        batch_stats, given = state.batch_stats, adversarial
-        v, perturbed = None, state.params
-        for alternation in range(alternations):
-            if given is None:
-                adversarial, batch_stats = craft(
-                    perturbed,
-                    batch_stats,
-                    images,
-                    labels,
-                    fold_keys(keys, alternation),
-                    dropout_key,
-                )
-            inputs = {CLEAN: images, ADVERSARIAL: adversarial}
-            if method == "awp":
-
-                def ascent_gradient(params, inputs=inputs, stats=batch_stats):
-                    # Batch statistics, as the released proxy; the running ones never see it.
-                    loss = jax.grad(losses, has_aux=True)
-                    return loss(params, stats, inputs, labels, dropout_key, "batch")[0]
-
-                v = adversarial_displacement(
-                    state.params,
-                    ascent_gradient,
-                    weights.gamma,
-                    steps=weights.steps,
+        crafted, batch_stats, v, perturbed = None, state.batch_stats, None, state.params
+        for alternation in range(method.alternations if method.method == "awp" else 1):
+            attacked = adversarial
+            if attacked is None:
+                keys_now = fold_keys(keys, alternation)
+                crafted = craft(perturbed, batch_stats, images, labels, keys_now, dropout_key)
+                attacked, batch_stats = crafted.images, crafted.batch_stats
+            inputs = {CLEAN: images, ADVERSARIAL: attacked}
+            v = method.displace(
+                Ascent(
+                    params=state.params,
                     displacement=v,
-                    step_size=weights.gamma / (weights.alternations * weights.steps),
-                    size=weights.size,
-                    scope=weights.scope,
+                    losses_fn=Partial(
+                        ascent_losses, batch_stats, inputs, labels, relative, dropout_key
+                    ),
+                    shared=None if crafted is None else crafted.weight_gradient,
+                    key=jax.random.fold_in(step_key, _RANDOM_WEIGHTS),
                     unroll=unroll,
                 )
-                perturbed = jax.tree.map(jnp.add, state.params, v)
-        if method == "random":
-            random_key = jax.random.fold_in(step_key, _RANDOM_WEIGHTS)
-            v = random_displacement(state.params, random_key, weights.gamma, scope=weights.scope)
-            perturbed = jax.tree.map(jnp.add, state.params, v)
-
-        (loss, (logits, batch_stats)), grads = jax.value_and_grad(losses, has_aux=True)(
-            perturbed, batch_stats, inputs, labels, dropout_key, "update"
-        )
-        updates, opt_state = optimizer.update(grads, state.opt_state, perturbed)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
-        for name, label in ((CLEAN, "clean_accuracy"), (ADVERSARIAL, "robust_accuracy")):
-            if name in logits:
-                metrics[label] = jnp.mean(logits[name].argmax(axis=1) == labels)
-        if released:  # the clean forward pass that the released code makes for its log
-            logits_now, batch_stats = classifier.apply(
-                params, batch_stats, images, mode="update", key=dropout_key
             )
-            metrics["clean_accuracy"] = jnp.mean(logits_now.argmax(axis=1) == labels)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+            if v is not None:
+                perturbed = jax.tree.map(jnp.add, state.params, v)
+        return descend(state, batch_stats, perturbed, inputs, labels, relative, dropout_key)
 
     return step
+
+
+def _weighted(losses: jax.Array, relative: jax.Array | None) -> jax.Array:
+    return losses if relative is None else losses * relative
+
+
+def _check_shareable(objective: Objective, attack: TrainingAttack) -> None:
+    """The attack's gradient must be that of the loss that weights ascend, in the same mode."""
+    if not objective.attacks_its_loss:
+        raise ValueError(
+            f"shared_backward needs an attack that ascends what the weights ascend, as that of AT; "
+            f"{objective.name} attacks another loss."
+        )
+    if attack.batch_norm == "running" or attack.early_stop is not None or attack.steps < 1:
+        raise ValueError(
+            "shared_backward takes its gradient from the last step of the attack in batch "
+            "statistics, so it needs attack steps of at least 1, no early_stop and batch_norm "
+            f"'batch' or 'released', not steps {attack.steps}, early_stop {attack.early_stop} and "
+            f"batch_norm {attack.batch_norm!r}."
+        )
 
 
 def augmentation_keys(key: jax.Array, step: jax.Array, batch: int) -> jax.Array:

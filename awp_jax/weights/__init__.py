@@ -1,7 +1,8 @@
 """Perturbations of the weights: the pure functions, and their two composable shapes.
 
-``awp`` wraps an optimiser and ``value_and_grad`` replaces ``jax.value_and_grad``. Both take any
-pytree of parameters; four kinds follow. All of them use these data:
+``awp`` wraps an optimiser and ``value_and_grad`` replaces ``jax.value_and_grad``; ``rwp`` and
+``robust_value_and_grad``, ``random_weight_perturbation`` and ``random_value_and_grad`` are their
+relatives of the same shape. All take any pytree of parameters; four kinds follow, on these data:
 
 >>> import jax, jax.numpy as jnp, optax
 >>> from awp_jax.weights import awp, value_and_grad
@@ -100,11 +101,15 @@ A model that is itself a pytree, as in Equinox (there, give it ``eqx.filter(mode
 from awp_jax.weights._displacement import adversarial_displacement as adversarial_displacement
 from awp_jax.weights._displacement import perturb as perturb
 from awp_jax.weights._displacement import random_displacement as random_displacement
+from awp_jax.weights._robust import loss_range_gradient as loss_range_gradient
+from awp_jax.weights._robust import robust_displacement as robust_displacement
 from awp_jax.weights._transform import AWPState as AWPState
 from awp_jax.weights._transform import (
     RandomWeightPerturbationState as RandomWeightPerturbationState,
 )
 from awp_jax.weights._transform import awp as awp
 from awp_jax.weights._transform import random_weight_perturbation as random_weight_perturbation
+from awp_jax.weights._transform import rwp as rwp
 from awp_jax.weights._value_and_grad import random_value_and_grad as random_value_and_grad
+from awp_jax.weights._value_and_grad import robust_value_and_grad as robust_value_and_grad
 from awp_jax.weights._value_and_grad import value_and_grad as value_and_grad

@@ -12,10 +12,11 @@ import optax
 from awp_jax import checks
 from awp_jax.random import check_key
 from awp_jax.weights._displacement import adversarial_displacement, random_displacement
+from awp_jax.weights._robust import C_MIN, STEPS, check_c_min, robust_displacement
 
 
 class AWPState(NamedTuple):
-    """State of ``awp``.
+    """State of ``awp`` and ``rwp``.
 
     Attributes:
         inner: State of the wrapped optimiser.
@@ -95,7 +96,7 @@ def _around(
             return out if has_aux else (out, None)
 
         gamma_now = gamma(state.count) if callable(gamma) else gamma
-        v = displace(params, updates, lambda p: gradient_at(p)[0], gamma_now, state)
+        v = displace(params, updates, lambda p: gradient_at(p)[0], gamma_now, state, extra_args)
         perturbed = jax.tree.map(jnp.add, params, v)
         grads, new_aux = gradient_at(perturbed)
         # The inner optimiser works at w + v, decay included (eq. 11). Its update is a difference,
@@ -172,8 +173,8 @@ def awp(
     """
     checks.positive_integer(steps, "steps")
 
-    def displace(params, updates, grad_fn, gamma_now, state):
-        del state
+    def displace(params, updates, grad_fn, gamma_now, state, extra_args):
+        del state, extra_args
         return adversarial_displacement(
             params,
             grad_fn,
@@ -184,6 +185,83 @@ def awp(
             size=size,
             scope=scope,
             mask=mask,
+        )
+
+    def make_state(inner_state):
+        return AWPState(inner_state, jnp.zeros([], jnp.int32), aux)
+
+    return _around(inner, displace, make_state, aux, gamma)
+
+
+def rwp(
+    inner: optax.GradientTransformation,
+    gamma: Any = 1e-2,
+    *,
+    c_min: Any = C_MIN,
+    steps: int = STEPS,
+    size: str = "l2",
+    scope: str = "global",
+    mask: Any = None,
+    aux: Any = None,
+    unroll: bool | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Robust weight perturbation around any optimiser (RWP, IJCAI 2022, eq. 8, algorithm 1).
+
+    Same shape and same nesting rules as ``awp``; ``update`` takes ``losses_fn`` beside ``grad_fn``,
+    because only the examples whose loss is at most ``c_min`` are ascended. The gradient given to
+    ``update`` is not used and may be ``None``.
+
+    Args:
+        inner: Any optax optimiser.
+        gamma: Relative radius, without unit (paper: 0.01 for AT, 0.005 for TRADES), or a schedule.
+        c_min: In nats, see ``robust_displacement``.
+        steps: K2 (paper: 10).
+        size: ``"l2"`` or ``"l1"``.
+        scope: ``"global"`` (as released), ``"leaf"`` or ``"filter"``.
+        mask: What is perturbed; ``None`` for all leaves with more than one axis.
+        aux: As in ``awp``.
+        unroll: As in ``robust_displacement``.
+
+    Returns:
+        A transformation with ``update(grads, state, params, grad_fn=..., losses_fn=...)``, where
+        ``losses_fn(params)`` returns ``losses [batch]`` or ``(losses, criterion)``.
+
+    Raises:
+        ValueError: As ``awp``, and when ``losses_fn`` is missing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from awp_jax.weights import rwp
+        >>> params = {"kernel": jnp.array([[1.0], [2.0]])}
+        >>> optimizer = rwp(optax.sgd(0.1), gamma=0.1, c_min=1.7)
+        >>> losses_fn = lambda p: p["kernel"][:, 0] ** 2
+        >>> grad_fn = jax.grad(lambda p: losses_fn(p).mean())
+        >>> updates, state = optimizer.update(
+        ...     None, optimizer.init(params), params, grad_fn=grad_fn, losses_fn=losses_fn)
+        >>> [round(float(u), 3) for u in updates["kernel"][:, 0]]  # v is on the first weight only
+        [-0.122, -0.2]
+    """
+    checks.positive_integer(steps, "steps")
+    c_min = check_c_min(c_min)
+
+    def displace(params, updates, grad_fn, gamma_now, state, extra_args):
+        del updates, grad_fn, state
+        losses_fn = extra_args.get("losses_fn")
+        if losses_fn is None:
+            raise ValueError(
+                "losses_fn is missing: call update(grads, state, params, grad_fn=..., "
+                "losses_fn=...), where losses_fn(params) returns one loss per example."
+            )
+        return robust_displacement(
+            params,
+            losses_fn,
+            gamma_now,
+            c_min=c_min,
+            steps=steps,
+            size=size,
+            scope=scope,
+            mask=mask,
+            unroll=unroll,
         )
 
     def make_state(inner_state):
@@ -219,8 +297,8 @@ def random_weight_perturbation(
     """
     check_key(key)
 
-    def displace(params, updates, grad_fn, gamma_now, state):
-        del updates, grad_fn
+    def displace(params, updates, grad_fn, gamma_now, state, extra_args):
+        del updates, grad_fn, extra_args
         key_now = jax.random.fold_in(state.key, state.count)
         return random_displacement(params, key_now, gamma_now, scope=scope, mask=mask)
 

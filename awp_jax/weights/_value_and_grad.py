@@ -9,19 +9,8 @@ import jax.numpy as jnp
 
 from awp_jax import checks
 from awp_jax.weights._displacement import adversarial_displacement, random_displacement
-
-
-def _vary(tree: Any, axis_name: str | None) -> Any:
-    # Under shard_map, differentiating with respect to replicated parameters sums over devices
-    # on its own; marking them as varying first leaves the mean to us, under pmap as well.
-    # An axis of vmap is no mesh axis, and knows no such marking.
-    if axis_name is None or axis_name not in jax.sharding.get_abstract_mesh().manual_axes:
-        return tree
-    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), tree)
-
-
-def _mean(tree: Any, axis_name: str | None) -> Any:
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+from awp_jax.weights._mapped import mean, vary
+from awp_jax.weights._robust import C_MIN, STEPS, check_c_min, robust_displacement
 
 
 def _split(args: tuple, argnums: int | Sequence[int]) -> tuple[Any, Callable]:
@@ -99,7 +88,7 @@ def value_and_grad(
             return out if has_aux else (out, None)
 
         def ascent_gradient(p):
-            return _mean(jax.grad(loss, has_aux=True)(_vary(p, axis_name))[0], axis_name)
+            return mean(jax.grad(loss, has_aux=True)(vary(p, axis_name))[0], axis_name)
 
         v = adversarial_displacement(
             params,
@@ -158,8 +147,91 @@ def random_value_and_grad(
     return at_perturbed
 
 
+def robust_value_and_grad(
+    losses_fn: Callable,
+    gamma: Any = 1e-2,
+    *,
+    c_min: Any = C_MIN,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    criterion: Callable[[Any], jax.Array] | None = None,
+    steps: int = STEPS,
+    size: str = "l2",
+    scope: str = "global",
+    mask: Any = None,
+    axis_name: str | None = None,
+    unroll: bool | None = None,
+) -> Callable:
+    """``jax.value_and_grad`` of a mean loss at weights perturbed by RWP (IJCAI 2022).
+
+    As ``value_and_grad``, for a function that returns one loss per example, because only those of
+    at most ``c_min`` are ascended; value and gradient are those of the mean of all at w + v.
+
+    Args:
+        losses_fn: ``(params, *args, **kwargs) -> losses [batch]`` or ``-> (losses, aux)``.
+        gamma: Relative radius, without unit (paper: 0.01 for AT, 0.005 for TRADES); may be traced.
+        c_min: In nats, see ``robust_displacement``.
+        argnums: Which positional argument holds the parameters, or several of them.
+        has_aux: Whether ``losses_fn`` returns ``(losses, aux)``.
+        criterion: ``aux -> [batch]``, what is compared with ``c_min``; ``None`` for the losses.
+        steps: K2 (paper: 10).
+        size: ``"l2"`` or ``"l1"``.
+        scope: ``"global"`` (as released), ``"leaf"`` or ``"filter"``.
+        mask: What is perturbed; ``None`` for all leaves with more than one axis.
+        axis_name: As in ``value_and_grad``.
+        unroll: As in ``robust_displacement``.
+
+    Returns:
+        A function with the arguments of ``losses_fn`` that returns ``(value, gradient)`` or
+        ``((value, aux), gradient)``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from awp_jax.weights import robust_value_and_grad
+        >>> losses_fn = lambda params, x: (x @ params["kernel"])[:, 0] ** 2
+        >>> params = {"kernel": jnp.array([[1.0], [2.0]])}
+        >>> value, grads = jax.jit(robust_value_and_grad(losses_fn, 0.1))(params, jnp.eye(2))
+        >>> print(round(float(value), 3))  # only the loss of 1 is ascended: (1.224 ** 2 + 4) / 2
+        2.749
+    """
+    checks.radius(gamma, "gamma")
+    check_c_min(c_min)
+
+    @functools.wraps(losses_fn)
+    def at_perturbed(*args, **kwargs):
+        params, with_params = _split(args, argnums)
+
+        def losses(p):
+            out = losses_fn(*with_params(p), **kwargs)
+            return out if has_aux else (out, None)
+
+        def compared(p):
+            values, aux = losses(p)
+            return values if criterion is None else (values, criterion(aux))
+
+        def loss(p):
+            values, aux = losses(p)
+            return values.mean(), aux
+
+        v = robust_displacement(
+            params,
+            compared,
+            gamma,
+            c_min=c_min,
+            steps=steps,
+            size=size,
+            scope=scope,
+            mask=mask,
+            axis_name=axis_name,
+            unroll=unroll,
+        )
+        return _at(loss, params, v, has_aux, axis_name)
+
+    return at_perturbed
+
+
 def _at(loss: Callable, params: Any, v: Any, has_aux: bool, axis_name: str | None) -> Any:
-    perturbed = _vary(jax.tree.map(jnp.add, params, v), axis_name)
+    perturbed = vary(jax.tree.map(jnp.add, params, v), axis_name)
     (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(perturbed)
-    value, grads = _mean((value, grads), axis_name)
+    value, grads = mean((value, grads), axis_name)
     return ((value, aux), grads) if has_aux else (value, grads)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from awp_jax import cli, models
+from awp_jax import config as schema
 from awp_jax.attacks import APGD, Square
 from awp_jax.cli import _evaluate, _evaluation_progress
 from awp_jax.cli._evaluation_progress import EvaluationProgress
@@ -214,3 +215,25 @@ def test_the_time_left_counts_work_and_not_what_was_kept(monkeypatch, capsys):
         "best test b: 50%, 2 of 3 attacks done, about 62 s left",
         "best test b: 3 of 3 attacks done, about 0 s left",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "AT-AWP"),
+        ({"weights.method": "rwp", "objective.name": "mart"}, "MART-RWP"),
+        (
+            {"objective.name": "trades", "weights.method": "rwp", "data.unlabelled": "x.npz"},
+            "RST-RWP",
+        ),
+        (
+            {"weights.method": "none", "data.mixup": 1.4, "optimizer.name": "adam"},
+            "AT + mixup + adam",
+        ),
+        ({"weights.loss_range": (0.0, 1.5)}, "AT-AWP + LSC[0.0, 1.5]"),
+    ],
+)
+def test_methods_have_names(changes, expected):
+    config = schema.default()
+    config.update_from_flattened_dict(changes)
+    assert _evaluate.method_name(config) == expected

@@ -1,0 +1,155 @@
+"""The attack of the training loop: PGD on the objective's attack loss."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from awp_jax import checks
+from awp_jax.ascent import ascend
+from awp_jax.balls import NORMS, ImageBall
+from awp_jax.objectives import Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingAttack:
+    """The PGD attack of the training loop (paper: K1 = 10 steps of 2/255 within 8/255).
+
+    Attributes:
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        epsilon: Radius in pixel units.
+        steps: K1.
+        step_size: In pixel units.
+        start: ``None`` for the objective's own; see ``ImageBall.start``.
+        batch_norm: ``None`` for the objective's own. ``"batch"``: batch statistics, running ones
+            stay as they are. ``"running"``: running statistics. ``"released"``: as the released AT
+            code, batch statistics with every forward pass of the attack, and one clean pass after
+            the update, moving the running ones.
+        early_stop: ``None``, or tau of friendly adversarial training (Zhang et al., ICML 2020,
+            algorithm 1): an image that is misclassified takes at most tau steps more.
+    """
+
+    norm: str = "linf"
+    epsilon: Any = 8 / 255
+    steps: int = 10
+    step_size: Any = 2 / 255
+    start: str | None = None
+    batch_norm: str | None = None
+    early_stop: int | None = None
+
+    def __post_init__(self):
+        checks.choice(self.norm, NORMS, "norm")
+        object.__setattr__(self, "epsilon", checks.radius(self.epsilon, "epsilon", self.norm))
+        step_size = checks.radius(self.step_size, "step_size", self.norm)
+        object.__setattr__(self, "step_size", step_size)
+        checks.positive_integer(self.steps, "steps", minimum=0)
+        if self.early_stop is not None:
+            checks.positive_integer(self.early_stop, "early_stop", minimum=0)
+        if self.batch_norm is not None:
+            checks.choice(self.batch_norm, ("batch", "running", "released"), "attack_batch_norm")
+
+
+class Crafted(NamedTuple):
+    """What an attack leaves.
+
+    Attributes:
+        images: Adversarial images ``[batch, height, width, channels]``.
+        batch_stats: The running statistics afterwards.
+        weight_gradient: Of the mean attack loss in the weights, at the images before the last step;
+            ``None`` unless asked for.
+    """
+
+    images: jax.Array
+    batch_stats: Any
+    weight_gradient: Any = None
+
+
+def make_attack(
+    classifier: Any,
+    objective: Objective,
+    attack: TrainingAttack,
+    *,
+    share_backward: bool = False,
+    unroll: bool | None = None,
+) -> tuple[Callable, bool]:
+    """The attack of a training step.
+
+    Args:
+        classifier: Fulfils the contract of ``awp_jax.models.Classifier``.
+        objective: Says what is ascended and, unless ``attack`` does, from where and in which mode.
+        attack: Its settings.
+        share_backward: Whether the last backward pass gives the gradient in the weights as well.
+        unroll: See ``awp_jax.ascent.loop``.
+
+    Returns:
+        ``craft(params, batch_stats, images, labels, keys, dropout_key) -> Crafted``, and whether
+        its forward passes move the running statistics, as those of the released AT code.
+    """
+    start = attack.start or objective.start
+    mode = attack.batch_norm or objective.attack_batch_norm
+    # TRADES and MART attack in evaluation mode in their released code too.
+    released = mode == "released" and objective.attack_batch_norm == "batch"
+    if mode == "released":
+        mode = "update" if released else objective.attack_batch_norm
+    ball = ImageBall(attack.norm, attack.epsilon)
+    attack_loss = objective.attack_loss
+
+    def craft(params, batch_stats, images, labels, keys, dropout_key):
+        if attack_loss is None:
+            return Crafted(images, batch_stats)
+
+        def forward(params, x, stats):
+            return classifier.apply(params, stats, x, mode=mode, key=dropout_key)
+
+        clean_logits = None
+        if objective.attack_uses_clean_logits:
+            clean_logits, batch_stats = forward(params, images, batch_stats)
+
+        def loss(x, params, stats):
+            logits, stats = forward(params, x, stats)
+            return attack_loss(logits, labels, clean_logits).sum(), (logits, stats)
+
+        def gradient_fn(point, carry):
+            stats, left = carry
+            gradient, (logits, stats) = jax.grad(loss, has_aux=True)(point, params, stats)
+            if left is not None:
+                gradient, left = _friendly(gradient, left, logits, labels)
+            return gradient, (stats, left)
+
+        left = None
+        if attack.early_stop is not None:
+            left = jnp.full(images.shape[:1], attack.early_stop, jnp.int32)
+        rolled = attack.steps - 1 if share_backward else attack.steps
+        point, (batch_stats, _) = ascend(
+            gradient_fn,
+            ball,
+            images,
+            ball.start(keys, images, start),
+            (batch_stats, left),
+            steps=rolled,
+            step_size=attack.step_size,
+            unroll=unroll,
+        )
+        weight_gradient = None
+        if share_backward:
+            both = jax.grad(loss, argnums=(0, 1), has_aux=True)
+            (gradient, summed), (_, batch_stats) = both(point, params, batch_stats)
+            weight_gradient = jax.tree.map(lambda g: g / images.shape[0], summed)
+            point = ball.step(images, point, gradient, attack.step_size)
+        if released:  # one more forward pass, by which the released code picks among restarts
+            _, batch_stats = forward(params, point, batch_stats)
+        return Crafted(ball.project(images, point), batch_stats, weight_gradient)
+
+    return craft, released
+
+
+def _friendly(gradient, left, logits, labels):
+    """Holds images that were misclassified long enough; ``left``: steps they have, -1 for none."""
+    truth = labels if labels.ndim == 1 else labels.argmax(axis=1)
+    wrong = logits.argmax(axis=1) != truth
+    # Once stopped it stays so, also where batch statistics make it right again.
+    left = jnp.where((left < 0) | (wrong & (left == 0)), -1, jnp.where(wrong, left - 1, left))
+    moves = (left >= 0).reshape((-1,) + (1,) * (gradient.ndim - 1))
+    return jnp.where(moves, gradient, 0.0), left

@@ -1,0 +1,102 @@
+"""The batch of a training step: gathered, augmented, mixed, inside jit."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from awp_jax import data, parallel
+from awp_jax.training._step import augmentation_keys
+
+# What the key of a step is folded with; see also _step.py.
+_MIXUP, _UNLABELLED = 10, 11
+
+
+class Batch(NamedTuple):
+    """One batch.
+
+    Attributes:
+        images: float ``[batch, height, width, channels]`` in [0, 1].
+        labels: int ``[batch]``, or float ``[batch, classes]`` after mixup.
+        weights: float ``[batch]``, lambda for unlabelled images and 1 for others; ``None`` without.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    weights: Any
+
+
+def batch_function(
+    config: ConfigDict,
+    *,
+    labelled: int,
+    unlabelled: int,
+    steps_per_epoch: int,
+    labelled_batch: int,
+    num_classes: int,
+    mesh: jax.sharding.Mesh,
+) -> Callable:
+    """How a config makes the batch of a step.
+
+    With unlabelled images (RST, Carmon et al. 2019), the labelled ones of a batch follow the order
+    of the epoch, the others are drawn with replacement, and both are shuffled together, so that
+    every group of BatchNorm sees both.
+
+    Args:
+        config: A validated config.
+        labelled: Training examples.
+        unlabelled: Unlabelled images, which lie behind them.
+        steps_per_epoch: Optimiser steps in an epoch.
+        labelled_batch: Labelled examples of a whole batch.
+        num_classes: Number of classes.
+        mesh: The devices among which the examples of a batch are shared.
+
+    Returns:
+        ``gather(step, images, labels, order, key, *, batch_size) -> Batch``, not compiled:
+        ``batch_size`` counts the labelled examples.
+    """
+    d = config.data
+    moves = {
+        "crop_padding": d.crop_padding,
+        "crop_mode": d.crop_mode,
+        "flip": d.flip,
+        "rotation_degrees": d.rotation_degrees,
+    }
+
+    def gather(step, images, labels, order, key, *, batch_size):
+        position = (step % steps_per_epoch) * labelled_batch
+        chosen = jax.lax.dynamic_slice(order, (position,), (batch_size,))
+        weights = None
+        step_key = jax.random.fold_in(key, step)
+        if unlabelled:
+            chosen = _fill_up(
+                jax.random.fold_in(step_key, _UNLABELLED),
+                chosen,
+                config.batch_size - batch_size,
+                (labelled, labelled + unlabelled),
+            )
+            weights = jnp.where(chosen < labelled, 1.0, d.unlabelled_weight)
+        keys = augmentation_keys(key, step, chosen.shape[0])
+        # What follows each example: its device, for the whole step.
+        chosen, keys = jax.lax.with_sharding_constraint(
+            (chosen, keys), parallel.batch_sharding(mesh, chosen.shape[0])
+        )
+        batch = data.augment(keys, images[chosen], **moves)
+        if d.autoaugment:
+            batch = data.autoaugment(keys, batch)
+        batch = data.as_float(data.cutout(keys, batch, d.cutout))
+        found = labels[chosen]
+        if d.mixup:
+            mixup_key = jax.random.fold_in(step_key, _MIXUP)
+            batch, found = data.mixup(mixup_key, batch, found, d.mixup, num_classes)
+        return Batch(batch, found, weights)
+
+    return gather
+
+
+def _fill_up(key: jax.Array, chosen: jax.Array, count: int, limits: tuple[int, int]) -> jax.Array:
+    draw_key, order_key = jax.random.split(key)
+    drawn = jax.random.randint(draw_key, (count,), *limits, dtype=chosen.dtype)
+    return jax.random.permutation(order_key, jnp.concatenate([chosen, drawn]))

@@ -1,0 +1,67 @@
+"""Where training starts: fresh parameters, or those of another run."""
+
+import pathlib
+import sys
+from typing import Any
+
+import jax
+
+from awp_jax.training._checkpoints import BEST
+from awp_jax.training._state import TrainState
+
+# Kernel and bias of the classifying layer, of which another number of classes has others.
+_MOST_FRESH = 2
+
+
+def start_from(state: TrainState, workdir: str) -> TrainState:
+    """A fresh state with the parameters and statistics of another run's best checkpoint.
+
+    For fine-tuning (the Pre-training row of AWP, NeurIPS 2020, Table 2; Hendrycks et al., ICML
+    2019): what does not fit, because there are other classes, stays fresh, and a line on stderr
+    says so. Step and optimiser start anew.
+
+    Args:
+        state: Fresh.
+        workdir: The other run's directory, also an imported one.
+
+    Returns:
+        The state.
+
+    Raises:
+        ValueError: In one sentence, when there is no such run, its checkpoint is damaged, or it
+            holds another architecture.
+    """
+    from awp_jax.training._run import open_run  # which imports _experiment, which imports this
+
+    found, _ = open_run(pathlib.Path(workdir)).restore(
+        BEST, report=lambda text: print(text, file=sys.stderr)
+    )
+    params, fresh = _fitting(state.params, found.params)
+    batch_stats, others = _fitting(state.batch_stats, found.batch_stats)
+    if others or len(fresh) > _MOST_FRESH:
+        wrong = (others + fresh)[0]
+        raise ValueError(
+            f"init_from is {workdir}, whose model is another: {wrong} differs in more than the "
+            "number of classes."
+        )
+    if fresh:
+        print(f"Not taken from {workdir}, but fresh: {', '.join(fresh)}.", file=sys.stderr)
+    average = jax.tree.map(lambda leaf: leaf.copy(), params) if state.average else state.average
+    return state._replace(params=params, batch_stats=batch_stats, average=average)
+
+
+def _fitting(fresh: Any, found: Any) -> tuple[Any, list[str]]:
+    """``fresh`` with what ``found`` has in the same place and shape, and the names of the rest."""
+    there = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(found)}
+    left = []
+
+    def take(path, leaf):
+        name = jax.tree_util.keystr(path)
+        other = there.get(name)
+        if other is None or other.shape != leaf.shape:
+            left.append(".".join(str(entry.key) for entry in path))
+            return leaf
+        return other
+
+    taken = jax.tree_util.tree_map_with_path(take, fresh)
+    return taken, left

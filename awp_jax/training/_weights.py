@@ -1,0 +1,160 @@
+"""How weights are perturbed in a training step: one function per method."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from awp_jax import checks
+from awp_jax.weights import (
+    adversarial_displacement,
+    loss_range_gradient,
+    perturb,
+    random_displacement,
+    robust_displacement,
+)
+
+
+class Ascent(NamedTuple):
+    """What a method may look at.
+
+    Attributes:
+        params: Weights w.
+        displacement: v of the alternation before; ``None`` in the first.
+        losses_fn: ``params -> (losses [batch], cross-entropies [batch])`` on the attacked images; a
+            ``jax.tree_util.Partial``.
+        shared: Of the last backward pass of the attack, the gradient in the weights, or ``None``.
+        key: Of the step.
+        unroll: See ``awp_jax.ascent.loop``.
+    """
+
+    params: Any
+    displacement: Any
+    losses_fn: Callable
+    shared: Any
+    key: jax.Array
+    unroll: bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightPerturbation:
+    """How weights are perturbed in training.
+
+    Attributes:
+        method: ``"none"``, ``"awp"``, ``"rwp"`` (robust weight perturbation) or ``"random"``.
+        gamma: Relative radius, without unit.
+        steps: K2, ascent steps per alternation; ``None`` for the method's own: 10 for RWP, else 1.
+        alternations: A of AWP; each attacks the images at w + v, then ascends; eta2 = gamma / (A *
+            K2).
+        size: ``"l2"`` or ``"l1"``.
+        scope: ``"leaf"``, ``"global"`` or ``"filter"``; ``None`` for the method's own: ``"global"``
+            for RWP, else ``"leaf"``.
+        c_min: Of RWP, in nats: only examples of at most this cross-entropy are ascended.
+        loss_range: Of AWP: ``(p, q)`` ascends only examples with ``p <= cross-entropy < q`` (LSC;
+            RWP, IJCAI 2022, figure 1c); empty for all.
+        shared_backward: Of AWP: the ascent gradient comes from the backward pass of the last PGD
+            step, at the images before that step, in place of a forward and a backward pass of its
+            own at the images after it.
+
+    Raises:
+        ValueError: For unknown names, values out of range, and options of another method.
+    """
+
+    method: str = "awp"
+    gamma: Any = 0.01
+    steps: Any = None
+    alternations: int = 1
+    size: str = "l2"
+    scope: Any = None
+    c_min: float = 1.7
+    loss_range: tuple[float, ...] = ()
+    shared_backward: bool = False
+
+    def __post_init__(self):
+        checks.choice(self.method, METHODS, "weight perturbation")
+        object.__setattr__(self, "gamma", checks.radius(self.gamma, "gamma"))
+        robust = self.method == "rwp"
+        if self.steps is None:
+            object.__setattr__(self, "steps", 10 if robust else 1)
+        if self.scope is None:
+            object.__setattr__(self, "scope", "global" if robust else "leaf")
+        checks.positive_integer(self.steps, "steps")
+        checks.positive_integer(self.alternations, "alternations")
+        if not self.c_min == self.c_min:
+            raise ValueError("c_min is nan, but a loss in nats, such as 1.7, was expected.")
+        limits = tuple(self.loss_range)
+        if limits and not (len(limits) == 2 and limits[0] < limits[1]):
+            raise ValueError(
+                f"loss_range is {self.loss_range!r}, but (p, q) in nats with p < q, or () for all "
+                "examples, was expected."
+            )
+        for name, value, least in (
+            ("alternations", self.alternations, 1),
+            ("loss_range", limits, ()),
+            ("shared_backward", self.shared_backward, False),
+        ):
+            if value != least and self.method in ("rwp", "random"):
+                raise ValueError(
+                    f"{name} is {value!r}, which only weight perturbation 'awp' has, not "
+                    f"{self.method!r}."
+                )
+        if self.shared_backward and (self.steps != 1 or limits):
+            raise ValueError(
+                "shared_backward takes its one gradient from the attack, so it needs steps 1 and "
+                f"no loss_range, not steps {self.steps} and loss_range {limits}."
+            )
+
+    def displace(self, ascent: Ascent) -> Any:
+        """The displacement v, like the weights; ``None`` for the method ``"none"``."""
+        return METHODS[self.method](self, ascent)
+
+
+def _none(settings: WeightPerturbation, ascent: Ascent) -> None:
+    return None
+
+
+def _awp(settings: WeightPerturbation, ascent: Ascent) -> Any:
+    low, high = settings.loss_range or (-jnp.inf, jnp.inf)
+    where = {
+        "displacement": ascent.displacement,
+        "step_size": settings.gamma / (settings.alternations * settings.steps),
+        "size": settings.size,
+        "scope": settings.scope,
+    }
+    if settings.shared_backward:
+        return perturb(ascent.params, ascent.shared, settings.gamma, **where)
+    return adversarial_displacement(
+        ascent.params,
+        lambda params: loss_range_gradient(ascent.losses_fn, params, low, high),
+        settings.gamma,
+        steps=settings.steps,
+        unroll=ascent.unroll,
+        **where,
+    )
+
+
+def _rwp(settings: WeightPerturbation, ascent: Ascent) -> Any:
+    return robust_displacement(
+        ascent.params,
+        ascent.losses_fn,
+        settings.gamma,
+        c_min=settings.c_min,
+        steps=settings.steps,
+        size=settings.size,
+        scope=settings.scope,
+        unroll=ascent.unroll,
+    )
+
+
+def _random(settings: WeightPerturbation, ascent: Ascent) -> Any:
+    return random_displacement(ascent.params, ascent.key, settings.gamma, scope=settings.scope)
+
+
+METHODS: dict[str, Callable[[WeightPerturbation, Ascent], Any]] = {
+    "none": _none,
+    "awp": _awp,
+    "rwp": _rwp,
+    "random": _random,
+}
