@@ -288,9 +288,9 @@ def validate(config: ConfigDict) -> ConfigDict:
 def _check_combinations(config: ConfigDict) -> None:
     """Refuses options that make no sense together."""
     d, objective, w = config.data, config.objective, config.weights
-    if not 0 < d.labelled_fraction < 1 or not 0 < round(d.labelled_fraction * config.batch_size) < (
-        config.batch_size if d.unlabelled else math.inf
-    ):
+    labelled = round(d.labelled_fraction * config.batch_size)
+    both = not d.unlabelled or 0 < labelled < config.batch_size
+    if not (0 < d.labelled_fraction < 1 and both):
         raise ValueError(
             f"data.labelled_fraction is {d.labelled_fraction!r}, but a number in (0, 1) was "
             f"expected that leaves both kinds of images in a batch of {config.batch_size}."
