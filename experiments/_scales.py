@@ -152,6 +152,8 @@ def _smoke(config: ConfigDict) -> None:
     config.data.crop_padding = 0
     config.data.flip = False
     config.data.rotation_degrees = 0.0
+    if "autoaugment" in config.data:  # a policy for uint8 colour images, which digits are not
+        config.data.autoaugment = False
     # RST and pre-training without their extra data are TRADES and AT.
     if config.data.get("unlabelled") or config.get("init_from"):
         config.data.unlabelled = config.init_from = None
