@@ -1,6 +1,7 @@
 """The figure of an experiment: its panels side by side."""
 
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from experiments._cells import NotAvailable
@@ -40,9 +41,9 @@ def figure(place: Place) -> "Figure | None":
         anything = panel.draw(axes, get)
         drawn = drawn or anything
         _finish(axes, anything)
-    title = f"{place.experiment.full_name}: {place.experiment.title}"
-    caution = warning(place)
-    drawing.suptitle(f"{title}\n{caution}" if caution else title, fontsize=9)
+    texts = [f"{place.experiment.full_name}: {place.experiment.title}", warning(place)]
+    wrapped = [part for text in texts for part in textwrap.wrap(text, 65 * columns)]
+    drawing.suptitle("\n".join(wrapped), fontsize=9)
     return drawing if drawn else None
 
 

@@ -292,7 +292,10 @@ class Contour(Panel):
         along, loss = np.asarray(found["axis"]), np.asarray(found["loss"])
         centre = loss[len(along) // 2, len(along) // 2]
         filled = axes.contourf(along, along, np.abs(loss - centre).T, levels=12, cmap="viridis")
-        axes.figure.colorbar(filled, ax=axes, label="|loss - loss at 0| (nats)")
+        bar = axes.figure.colorbar(filled, ax=axes, fraction=0.046, pad=0.04)
+        bar.set_label("|loss - loss at 0| (nats)", size=8)
+        bar.ax.tick_params(labelsize=7)
+        axes.set_xticks(along[:: max(len(along) // 4, 1)])
         axes.set(xlabel="position along d", ylabel="position along e", aspect="equal")
         return True
 

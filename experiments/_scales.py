@@ -152,6 +152,8 @@ def _smoke(config: ConfigDict) -> None:
     config.data.crop_padding = 0
     config.data.flip = False
     config.data.rotation_degrees = 0.0
+    if "autoaugment" in config.data:  # a policy for uint8 colour images, which digits are not
+        config.data.autoaugment = False
     # RST and pre-training without their extra data are TRADES and AT.
     if config.data.get("unlabelled") or config.get("init_from"):
         config.data.unlabelled = config.init_from = None
@@ -166,8 +168,10 @@ def _smoke(config: ConfigDict) -> None:
     else:
         config.attack.epsilon, config.attack.step_size = "128/255", "15/255"
     config.attack.steps = min(config.attack.steps, 2)
+    if float(config.weights.gamma) > 1:  # an MLP without BatchNorm does not survive it
+        config.weights.gamma = "0.5"
     config.objective.beta, config.objective.lambda_ = 6.0, 5.0
-    config.optimizer.learning_rate = 0.3
+    config.optimizer.learning_rate = 0.2
     config.optimizer.nesterov = False
     if config.optimizer.weight_decay in (0.0, 2e-4, 5e-3):  # the papers' baselines
         config.optimizer.weight_decay = 5e-4

@@ -146,7 +146,7 @@ def warning(place: Place) -> str:
     if scale == "paper":
         return ""
     what = {
-        "smoke": "digits, a small MLP, two epochs, attacks of few steps, no extra data",
+        "smoke": "digits without AutoAugment and extra data, a small MLP, two epochs, few steps",
         "small": "5,000 training images, 20 epochs, a narrower network, fewer test images",
     }[scale]
     return f"NOT the paper's settings: scale {scale} ({what})."

@@ -249,7 +249,7 @@ def _figure4(scale: Scale) -> Experiment:
         "figure4",
         scale,
         [_cell(_AT), _cell(_AWP)],
-        panels=[Histograms("Weights of the last convolution", (("AT", _AT), ("AT-AWP", _AWP)))],
+        panels=[Histograms("Weights of one layer", (("AT", _AT), ("AT-AWP", _AWP)))],
         title="Distribution of weights of AT and AT-AWP",
     )
 
