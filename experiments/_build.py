@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from experiments._analyses import Landscape
 from experiments._cells import Cell, Entry, Experiment, Numbers
-from experiments._measures import Attacked, Difference, Highest, Landscape, Measure
-from experiments._panels import Curves, GapBars, Landscapes, Panel
+from experiments._measures import Attacked, Difference, Highest, Measure
+from experiments._panels import Curves, GapBars, Panel
 from experiments._scales import Scale
 from experiments._values import paper_values
+from experiments._weight_panels import Landscapes
 
 # Columns of the papers' tables, as attacks of awp_jax.
 ATTACKS = {

@@ -171,7 +171,7 @@ def _smoke(config: ConfigDict) -> None:
     if float(config.weights.gamma) > 1:  # an MLP without BatchNorm does not survive it
         config.weights.gamma = "0.5"
     config.objective.beta, config.objective.lambda_ = 6.0, 5.0
-    config.optimizer.learning_rate = 0.2
+    config.optimizer.learning_rate = 0.01 if config.optimizer.get("name") == "adam" else 0.2
     config.optimizer.nesterov = False
     if config.optimizer.weight_decay in (0.0, 2e-4, 5e-3):  # the papers' baselines
         config.optimizer.weight_decay = 5e-4

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from awp_jax import data, objectives
+from experiments._analyses import Flatness, Landscape, PerturbedLoss
 from experiments._cells import Experiment, Job
-from experiments._measures import Attacked, Flatness, Landscape, Measure, PerturbedLoss
+from experiments._measures import Attacked, Measure
 from experiments._runs import classifier_of, model_key
 from experiments._scales import Scale
 

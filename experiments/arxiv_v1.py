@@ -17,9 +17,10 @@ from experiments._build import (
 )
 from experiments._cells import Cell, Entry, Experiment
 from experiments._measures import Attacked
-from experiments._panels import Bars, Lines, Panel, Perturbed
+from experiments._panels import Bars, Lines, Panel
 from experiments._scales import Scale
 from experiments._values import paper_values
+from experiments._weight_panels import Perturbed
 
 _make = functools.partial(make, "arxiv_v1")
 # The paper does not say which checkpoint it reports; the last is what a plain run ends with.

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from awp_jax.reporting import robustness_groups
+from experiments._analyses import Flatness, Landscape
 from experiments._build import make, percents, with_changes
 from experiments._cells import Cell, Entry, Experiment, Numbers
-from experiments._measures import Attacked, Difference, Flatness, Landscape, Measure
-from experiments._panels import Curves, Landscapes, Lines, Panel, Scatter
+from experiments._measures import Attacked, Difference, Measure
+from experiments._panels import Curves, Lines, Panel, Scatter
 from experiments._scales import Scale
+from experiments._weight_panels import Landscapes
 
 _make = functools.partial(make, "iccv2021")
 # Row of Table 1: argument of configs/iccv2021.py.

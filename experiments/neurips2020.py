@@ -6,6 +6,7 @@ Tables 1 to 5, Figures 1 to 11.
 import functools
 from typing import Any
 
+from experiments._analyses import Landscape
 from experiments._build import (
     ATTACKS,
     SELECTION,
@@ -19,19 +20,11 @@ from experiments._build import (
     with_changes,
 )
 from experiments._cells import Cell, Entry, Experiment
-from experiments._measures import Attacked, Landscape
-from experiments._panels import (
-    Bars,
-    Contour,
-    Curves,
-    Histograms,
-    Landscapes,
-    Lines,
-    Panel,
-    Perturbed,
-)
+from experiments._measures import Attacked
+from experiments._panels import Bars, Curves, Lines, Panel
 from experiments._scales import Scale
 from experiments._values import paper_values
+from experiments._weight_panels import Contour, Histograms, Landscapes, Perturbed
 
 _make = functools.partial(make, "neurips2020")
 _DATA = {"SVHN": "svhn", "CIFAR-10": "cifar10", "CIFAR-100": "cifar100"}

@@ -7,16 +7,9 @@ import numpy as np
 import pytest
 
 from experiments import SCALES, NotAvailable, experiment, names
+from experiments._analyses import Flatness, Landscape, PerturbedLoss, Weights
 from experiments._figure import figure
-from experiments._measures import (
-    Attacked,
-    Flatness,
-    Landscape,
-    Learning,
-    Measure,
-    PerturbedLoss,
-    Weights,
-)
+from experiments._measures import Attacked, Learning, Measure
 from experiments._runs import Place, run_job
 from experiments._tables import lines, markdown
 from experiments.run import main
