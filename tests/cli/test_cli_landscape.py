@@ -135,7 +135,7 @@ def test_it_goes_on_where_it_was_stopped(runs, capsys, monkeypatch):
         (["--dims=3"], "--dims is 3"),
         (["--examples=65"], "--examples is 65, but train has 64"),
         (["--checkpoints=epoch-7"], "no checkpoint of epoch 7: kept were 1, 2"),
-        (["--checkpoints=lst"], "'lst', but last, best or epoch-N"),
+        (["--checkpoints=lst"], "'lst', but last, best, average or epoch-N"),
         (["--directions=adversary"], "Did you mean 'adversarial'"),
         (["--normalisation=layers"], "Did you mean 'layer'"),
         (["--adversarial=center"], "Did you mean 'centre'"),

@@ -233,7 +233,7 @@ def test_kept_checkpoints_are_those_of_their_epochs(tmp_path, tiny_config):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(training.CheckpointError, match="no checkpoint of epoch 3: kept were 2, 4"):
         opened.restore("epoch-3")
-    with pytest.raises(ValueError, match="'epoch-x', but last, best or epoch-N"):
+    with pytest.raises(ValueError, match="'epoch-x', but last, best, average or epoch-N"):
         opened.checkpoint_names(["epoch-x"])
 
 
