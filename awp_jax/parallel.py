@@ -161,30 +161,14 @@ def follow(model: Any, arrays: Iterable[Any]) -> tuple[Any, ...]:
     Args:
         model: A pytree, such as the logits function of a classifier, whose parameters may lie on
             a mesh.
-        arrays: Arrays ``[batch, ...]`` of one batch size, or ``None``.
+        arrays: Arrays ``[batch, ...]`` of one batch size.
 
     Returns:
-        The arrays in their order, as they came when the model lies on no mesh.
+        The arrays in their order; as they came when the model lies on no mesh, or on one of several
+        processes, each of which then does the whole batch.
     """
     arrays = tuple(arrays)
     mesh = mesh_of(model)
-    if mesh is None or mesh.size == 1:
+    if mesh is None or mesh.size == 1 or jax.process_count() > 1:
         return arrays
-    return tuple(
-        a if a is None else jax.device_put(a, batch_sharding(mesh, a.shape[0])) for a in arrays
-    )
-
-
-def fetch(tree: Any) -> Any:
-    """Arrays as NumPy arrays, whole, on every process."""
-
-    def one(leaf: Any) -> Any:
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            leaf = (
-                leaf
-                if leaf.is_fully_replicated
-                else multihost_utils.process_allgather(leaf, tiled=True)
-            )
-        return np.asarray(leaf)
-
-    return jax.tree.map(one, tree)
+    return tuple(jax.device_put(a, batch_sharding(mesh, a.shape[0])) for a in arrays)

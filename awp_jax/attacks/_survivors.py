@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from awp_jax import parallel
 from awp_jax.ascent import loop
 from awp_jax.attacks._result import AttackResult
 from awp_jax.attacks._stepped import SteppedAttack, advance, begin, finish, judged
@@ -115,7 +116,7 @@ def attack_survivors(
                 report((number + (count + share) / len(parts)) / len(runs))
 
             padding = padded(part, sizes)
-            data = (keys[padding], jnp.asarray(images[padding]), jnp.asarray(labels[padding]))
+            data = _batch(function, keys, images, labels, padding)
             if stepped:
                 results = _segments(attack, function, data, part, rank, restart, sizes, tick)
             else:
@@ -169,14 +170,18 @@ def _segments(attack, function, data, rows, rank, restart, sizes, tick):
         tick(index / attack.steps)
 
 
+def _batch(function, keys, images, labels, rows):
+    """Some of the examples, where the model is: among its devices."""
+    arrays = (keys[rows], jnp.asarray(images[rows]), jnp.asarray(labels[rows]))
+    return parallel.follow(function, arrays)
+
+
 def evaluate(function, attack, keys, images, labels, sizes):
     """Verdict on all images in padded batches: ``(success, loss)`` as NumPy arrays."""
     success, loss = np.zeros(len(labels), bool), np.zeros(len(labels), np.float64)
     for part in batches(np.arange(len(labels)), sizes):
         rows = padded(part, sizes)
-        verdict = judged(
-            attack, function, keys[rows], jnp.asarray(images[rows]), jnp.asarray(labels[rows])
-        )
+        verdict = judged(attack, function, *_batch(function, keys, images, labels, rows))
         success[part] = np.asarray(verdict.success)[: len(part)]
         loss[part] = np.asarray(verdict.loss)[: len(part)]
     return success, loss

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from awp_jax import checks
+from awp_jax import checks, parallel
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.data import as_float, padded_batches
 from awp_jax.evaluation._verdict import judge_passes
@@ -72,12 +72,14 @@ def measure(
     keys = example_keys(jax.random.key(0) if key is None else key, n)
     correct, loss = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
     for indices, mask in padded_batches(n, min(batch_size, n)):
-        batch, batch_labels = as_float(images[indices]), labels[indices]
+        batch, batch_labels, batch_keys = parallel.follow(
+            logits_fn, (as_float(images[indices]), labels[indices], keys[indices])
+        )
         if attack is not None:
-            result = attack(logits_fn, keys[indices], batch, batch_labels)
+            result = attack(logits_fn, batch_keys, batch, batch_labels)
             batch, error, losses = result.images, result.success, result.loss
         if attack is None or eot:
-            error, losses = judge_passes(logits_fn, keys[indices], batch, batch_labels, eot)
+            error, losses = judge_passes(logits_fn, batch_keys, batch, batch_labels, eot)
         correct += jnp.sum(jnp.where(mask, 1.0 - error, 0.0))
         loss += jnp.sum(jnp.where(mask, losses, 0.0)).astype(jnp.float32)
     return Measurement(float(correct) / n, float(loss) / n, n)

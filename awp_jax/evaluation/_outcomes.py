@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from awp_jax import parallel
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.balls import ImageBall
 from awp_jax.data import as_float, padded_batches
@@ -83,13 +84,16 @@ def attack_examples(
     size = min(batch_size, n)
     parts: list[tuple[np.ndarray, ...]] = []
     for indices, mask in padded_batches(n, size):
-        batch, batch_labels = jnp.asarray(as_float(images[indices])), jnp.asarray(labels[indices])
+        batch, batch_labels, batch_keys = parallel.follow(
+            function,
+            (jnp.asarray(as_float(images[indices])), jnp.asarray(labels[indices]), keys[indices]),
+        )
         point, result, steps = batch, None, np.zeros(size, int)
         if attack is not None:
-            result = attack(function, keys[indices], batch, batch_labels)
+            result = attack(function, batch_keys, batch, batch_labels)
             point = jnp.clip(ball.project(batch, result.images), 0, 1)
             steps = np.full(size, -1) if result.steps is None else np.asarray(result.steps)
-        error, loss = judge_passes(function, keys[indices], point, batch_labels, eot)
+        error, loss = judge_passes(function, batch_keys, point, batch_labels, eot)
         if result is not None and not eot:  # the highest of random draws would be no estimate
             loss = jnp.maximum(loss, result.loss)
         parts.append(tuple(np.asarray(array)[mask] for array in (error, loss, steps, point)))

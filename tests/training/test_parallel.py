@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from awp_jax import models, parallel, training
+from awp_jax import attacks, data, evaluation, models, parallel, training
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -101,6 +101,36 @@ def test_a_state_saved_on_eight_devices_goes_on_on_one_and_back(tmp_path, tiny_c
     assert cut.finished and len(jax.tree.leaves(cut.state)[0].devices()) == 8
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(cut.state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_over_eight_devices_is_that_on_one(tiny_config):
+    results = []
+    for devices in (1, 8):
+        experiment = experiment_of(tiny_config(), devices, groups=1)
+        state, test = experiment.init(), experiment.splits.test
+        logits_fn = experiment.classifier.logits_fn(state.params, state.batch_stats)
+        seen = []
+
+        def watched(logits_fn, images, seen=seen):
+            jax.debug.inspect_array_sharding(images, callback=seen.append)
+            return logits_fn(images)
+
+        function = jax.tree_util.Partial(watched, logits_fn)
+        key = jax.random.key(0)
+        common = {"key": key, "batch_size": 24}
+        found = evaluation.measure(
+            function, test.images, test.labels, attacks.PGD("0.1", steps=2), **common
+        )
+        assert {sharding.num_devices for sharding in seen} == {devices}
+        assert any(not sharding.is_fully_replicated for sharding in seen) == (devices > 1)
+        images = data.as_float(test.images)
+        plan = [("apgd-ce", attacks.APGD("0.1", steps=3))]
+        cascade = attacks.autoattack(
+            logits_fn, key, images, test.labels, epsilon="0.1", version="custom", attacks=plan
+        )
+        results.append((found.accuracy, found.loss, cascade.robust.mean(), cascade.images))
+    for one, eight in zip(*results, strict=True):
+        np.testing.assert_allclose(one, eight, rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_that_does_not_divide_is_one_sentence_and_writes_nothing(tmp_path, tiny_config):
