@@ -13,6 +13,7 @@ from awp_jax.reporting import (
     read_landscape,
     robust_accuracies,
     save_figure,
+    seed_table,
 )
 from awp_jax.training import WorkdirError, read_config, read_metrics
 
@@ -46,6 +47,9 @@ def main(argv: Sequence[str]) -> int:
                 landscapes[workdir.name] = landscape
         curves[workdir.name] = read_metrics(workdir)
     table = evaluation_table(results)
+    over_seeds = seed_table(results)
+    if over_seeds:
+        table += f"\n\nMean and standard deviation over seeds:\n\n{over_seeds}"
     files = []
     if any(curves.values()):  # imported runs have none
         figure = learning_curves(curves, landscapes)

@@ -19,6 +19,7 @@ from awp_jax.reporting._landscape import landscape_training_figure as landscape_
 from awp_jax.reporting._landscape_data import landscape_table as landscape_table
 from awp_jax.reporting._landscape_data import read_landscape as read_landscape
 from awp_jax.reporting._landscape_data import robust_accuracies as robust_accuracies
+from awp_jax.reporting._seeds import seed_table as seed_table
 from awp_jax.reporting._style import COLOURS as COLOURS
 from awp_jax.reporting._style import MARKERS as MARKERS
 from awp_jax.reporting._tables import attack_table as attack_table

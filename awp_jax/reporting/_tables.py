@@ -13,7 +13,7 @@ _NAMES = {
 }
 
 
-def _label(attack: str) -> str:
+def attack_label(attack: str) -> str:
     """How a column of that attack is headed."""
     name, source, surrogate = attack.partition(" from ")
     return _NAMES.get(name, name.upper()) + source + surrogate
@@ -70,7 +70,7 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             columns["epoch"] = f"{measured['epoch']:g}"
             for s in sets:
                 for a in attacks:
-                    columns[f"{_label(a)} {s}"] = f"{100 * measured[s][a]['accuracy']:.2f}"
+                    columns[f"{attack_label(a)} {s}"] = f"{100 * measured[s][a]['accuracy']:.2f}"
                 loss = measured[s][reference]["loss"]
                 if loss is not None:  # AutoAttack has none
                     columns[f"robust loss {s}"] = f"{loss:.3f}"
@@ -87,7 +87,7 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             notes[
                 f"seed {result['seed']}; {result['norm']} epsilon {result['epsilon']}, step "
                 f"{result['step_size']}, {result['restarts']} restart(s); {counts} examples; "
-                f"{passes}gap and robust loss: {_label(reference)}; "
+                f"{passes}gap and robust loss: {attack_label(reference)}; "
                 + (
                     ""
                     if result["method"] == "imported"

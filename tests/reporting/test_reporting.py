@@ -2,7 +2,13 @@
 
 import pytest
 
-from awp_jax.reporting import evaluation_table, learning_curves, markdown_table, save_figure
+from awp_jax.reporting import (
+    evaluation_table,
+    learning_curves,
+    markdown_table,
+    save_figure,
+    seed_table,
+)
 
 
 def result(method, robust_train, robust_test):
@@ -75,3 +81,19 @@ def test_curves_are_drawn_and_saved(tmp_path):
 def test_runs_without_evaluations_are_one_sentence():
     with pytest.raises(ValueError, match="None of the runs holds evaluations"):
         learning_curves({"at": [{"kind": "train", "epoch": 1}]})
+
+
+def test_runs_that_differ_in_their_seed_are_averaged():
+    runs = {f"a-{seed}": {**result("AT", 0.7 + seed / 50, 0.5), "seed": seed} for seed in range(3)}
+    runs["b"] = result("AT-AWP", 0.6, 0.5)  # one seed: no row
+    lines = seed_table(runs).splitlines()
+    assert len(lines) == 4 and "AT-AWP" not in "".join(lines)
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    header = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    row = dict(zip(header, cells, strict=True))
+    # 70, 72, 74: mean 72, deviation 2.
+    assert row["PGD-20 train"] == "72.00 ± 2.00" and row["PGD-20 test"] == "50.00 ± 0.00"
+    assert row["PGD-20 gap"] == "22.00 ± 2.00" and row["seeds"] == "3"
+    assert seed_table({"b": result("AT-AWP", 0.6, 0.5)}) == ""
+    other = {**result("AT", 0.7, 0.5), "seed": 1, "epsilon": "4/255"}
+    assert seed_table({"a": result("AT", 0.7, 0.5), "c": other}) == ""
