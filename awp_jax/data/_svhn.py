@@ -99,7 +99,7 @@ def _element(data: bytes, position: int, order: str, path: Path) -> tuple[int, i
     start, end = position + 8, position + 8 + size
     if kind >> 16:  # up to four bytes, in the place of the size
         kind, size = kind & 0xFFFF, kind >> 16
-        start, end = position + 4, position + 8
+        start, end = position + 4, position + 4 + size
         if size > 4:
             raise DataError(f"{path} holds a small element of {size} bytes.")
     if end > len(data):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from awp_jax import cli, data, training
+from awp_jax import cli, data, parallel, training
 from awp_jax.training._batch import batch_function
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -144,7 +144,13 @@ def test_batches_are_labelled_and_unlabelled_shuffled_together(natural):
     )
     gather = jax.jit(
         batch_function(
-            config, labelled=20, unlabelled=30, steps_per_epoch=3, labelled_batch=8, num_classes=50
+            config,
+            labelled=20,
+            unlabelled=30,
+            steps_per_epoch=3,
+            labelled_batch=8,
+            num_classes=50,
+            mesh=parallel.data_mesh(),
         ),
         static_argnames="batch_size",
     )
