@@ -65,8 +65,7 @@ def directions(
 
     ``d_j <- d_j / ||d_j|| * ||w_j||`` for every filter j, so that networks which only differ in
     the scale of their layers have the same landscape. Biases and BatchNorm parameters stay where
-    they are (a zero direction): neither AWP's paper nor its released code says what they do about
-    them, and the code of Li et al. leaves them out in its published examples ("ignore biasbn").
+    they are (a zero direction): AWP's paper does not say; Li et al. call it ignoring ``biasbn``.
 
     Args:
         key: One typed key; direction ``i`` comes from ``fold_in(key, i)``, whatever ``count`` is.
