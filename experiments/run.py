@@ -74,18 +74,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     scale = scale_by_name(arguments.scale)
+    chosen = [experiment(name, scale) for name in _expanded(arguments.experiments)]
     if not arguments.workdir and not arguments.dry_run:
         raise ValueError("--workdir is missing.")
-    chosen = [experiment(name, scale) for name in _expanded(arguments.experiments)]
     status = 0
     for one in chosen:
         place = Place(arguments.workdir or "", one)
-        jobs = select(one, arguments.only)
+        jobs = share(select(one, arguments.only), arguments.cell, arguments.cells)
         if arguments.dry_run:
             print(describe(place, jobs, arguments.workdir is not None))
             continue
         if not arguments.gather:
-            status = max(status, _execute(place, share(jobs, arguments.cell, arguments.cells)))
+            status = max(status, _execute(place, jobs))
         if arguments.cell is None or arguments.gather:
             print("\n".join(map(str, gather(place))))
     return status

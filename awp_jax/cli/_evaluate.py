@@ -42,11 +42,11 @@ def main(argv: Sequence[str]) -> int:
     command = Command(
         "evaluate",
         "Measures accuracy and loss of a run's checkpoints on clean and on attacked images,\n"
-        "prints tables and writes evaluation.json. The same command goes on where a stopped one\n"
-        "was.",
+        "prints tables and writes evaluation.json, in place of one that is there. The same\n"
+        "command goes on where a stopped one was.",
     )
     command.string("workdir", None, "the run directory")
-    command.string("checkpoints", "best,last", "which: best, last, and average where one was kept")
+    command.string("checkpoints", "best,last", "which: best, last, epoch-N, every, average")
     command.string("attacks", "fgsm,pgd-20", _ATTACKS)
     command.string("sets", "train,test", "which images: train, validation, test")
     command.integer("examples", None, "of each set, the first so many; all by default")
@@ -105,7 +105,7 @@ def evaluate_run(
 
     Args:
         run: From ``awp_jax.training.open_run``.
-        checkpoints: Of ``"best"``, ``"last"``, ``"average"``.
+        checkpoints: As ``Run.checkpoint_names`` takes them.
         attacks: Names, see ``awp_jax.evaluation.attacks_by_name``.
         sets: Of ``"train"``, ``"validation"``, ``"test"``.
         examples: The first so many of each set; ``None`` for all.
@@ -154,7 +154,7 @@ def evaluate_run(
         if examples is not None and examples > len(part):
             raise UsageError(f"--examples is {examples}, but {name} has {len(part)}.")
         parts[name] = part if examples is None else subset(part, examples)
-    states = {name: run.restore(name) for name in checkpoints}
+    states = {name: run.restore(name) for name in run.checkpoint_names(checkpoints)}
     imported = any("imported" in info for _, info in states.values())
     progress = EvaluationProgress(
         {name: work(attack) for name, attack in named.items()},

@@ -173,6 +173,9 @@ def _one_sentence(error: Exception) -> str:
     if unknown:
         hint = f" Did you mean {unknown[2]!r}?" if unknown[2] else ""
         return f"Unknown config key {unknown[1]!r}.{hint}"
+    number = re.fullmatch(r"flag --(\w+)=(.*): invalid literal for int\(\).*", text)
+    if number:
+        return f"--{number[1]} is {number[2]!r}, but an integer was expected."
     if "cannot be casted to type <class 'str'>" in text:
         lines.append("; radii and step sizes are text in configs, such as '8/255'.")
     return " ".join(lines).replace(" ; ", "; ") if lines else type(error).__name__

@@ -28,9 +28,10 @@ def main(argv: Sequence[str]) -> int:
     command = Command(
         "flatness",
         "Measures average-case and worst-case flatness of robust loss (Stutz et al., ICCV 2021)\n"
-        "and its reference, prints tables, and writes flatness.json and figures into the run\n"
-        "directories. The same command goes on where a stopped one was. Over several runs: groups\n"
-        "by robustness, correlations and a scatter of robust loss against flatness.",
+        "and its reference, prints tables, and writes flatness.json into the run directories and\n"
+        "figures there or into --output. The same command goes on where a stopped one was. Over\n"
+        "several runs: groups by robustness, correlations and a scatter of robust loss against\n"
+        "flatness.",
     )
     command.string("workdir", None, "run directories, separated by commas")
     command.string("checkpoints", "best,last", "which: best, last, epoch-N, every (all kept)")

@@ -160,8 +160,9 @@ def _load(checkpoint: pathlib.Path, experiment: Experiment) -> Any:
         if "another architecture" not in str(error) or name.startswith(("wrn-", "linear")):
             raise
         raise CheckpointError(
-            f"{str(error).removesuffix('.')}; where only the number of channels differs, give "
-            "--width, the channels of the first stage."
+            f"{str(error).removesuffix('.')}; where the images are of another size, give --data, "
+            "where only the number of channels differs, give --width, the channels of the first "
+            "stage."
         ) from None
 
 

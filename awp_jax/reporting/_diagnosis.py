@@ -24,7 +24,12 @@ def diagnosis_figure(diagnosis: Mapping[str, Any]) -> "Figure":
     left.plot(diagnosis["epsilons"], percent, marker="o", color="#0072B2", label="PGD-20")
     left.axvline(diagnosis["epsilon"], color="0.6", linewidth=0.8)
     left.set_xlabel(f"{diagnosis['norm']} epsilon")
-    left.set_xscale("symlog", linthresh=diagnosis["epsilon"] / 2)
+    # Radii double from point to point: evenly spaced, each with its value.
+    left.set_xscale("symlog", base=2, linthresh=diagnosis["epsilon"] / 2)
+    left.set_xticks(diagnosis["epsilons"], [f"{e:.3g}" for e in diagnosis["epsilons"]])
+    left.set_xticks([], minor=True)
+    left.set_xlim(left=-diagnosis["epsilon"] / 8)
+    left.margins(x=0.05)
     left.set_ylabel("robust accuracy (%)")
     percent = [100 * value for value in diagnosis["by_steps"]]
     right.plot(diagnosis["steps"], percent, marker="o", color="#0072B2", label="PGD")

@@ -229,7 +229,7 @@ def _bars(panel, accuracies: Mapping[str, tuple[float, float] | None]) -> None:
     panel.set_ylim(0, 119)
     panel.set_yticks(range(0, 101, 20))
     panel.set_ylabel("robust accuracy (%)")
-    panel.set_title("robust generalisation gap", fontsize=10)
+    panel.set_title("robust generalisation gap\n(evaluation or learning curve)", fontsize=10)
     keys = [
         Patch(facecolor="white", edgecolor="black", hatch="////", label="train"),
         Patch(facecolor="0.6", edgecolor="black", label="test"),

@@ -16,7 +16,9 @@ _NAMES = {
 def attack_label(attack: str) -> str:
     """How a column of that attack is headed."""
     name, source, surrogate = attack.partition(" from ")
-    return _NAMES.get(name, name.upper()) + source + surrogate
+    kind, dash, steps = name.partition("-")
+    known = _NAMES.get(name) or (_NAMES[kind] + dash + steps if kind in _NAMES else name.upper())
+    return known + source + surrogate
 
 
 def _states(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -59,7 +61,7 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """
     header: list[str] = []
     rows = []
-    notes: dict[str, None] = {}
+    notes: dict[str, dict[str, None]] = {}
     for name, result in results.items():
         for which, measured in _states(result).items():
             sets = [s for s in ("train", "validation", "test") if s in measured]
@@ -80,11 +82,11 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
                     - measured["test"][reference]["accuracy"]
                 )
                 columns["robust gap"] = f"{100 * gap:.2f}"
-            header = header if len(header) >= len(columns) else list(columns)
+            header = _merged(header, list(columns))
             rows.append(columns)
             counts = ", ".join(f"{measured[s]['clean']['examples']} {s}" for s in sets)
             passes = f"{result['eot']} random passes averaged; " if result.get("eot") else ""
-            notes[
+            note = (
                 f"seed {result['seed']}; {result['norm']} epsilon {result['epsilon']}, step "
                 f"{result['step_size']}, {result['restarts']} restart(s); {counts} examples; "
                 f"{passes}gap and robust loss: {attack_label(reference)}; "
@@ -95,9 +97,23 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
                 )
                 + f"{result['data']}, {result['model']}; "
                 f"{result['device']}"
-            ] = None
+            )
+            notes.setdefault(note, {})[name] = None
     body = markdown_table(header, [[row.get(h, "") for h in header] for row in rows])
-    return "\n".join([body, "", "Accuracies in percent. " + "\n".join(notes) + "."])
+    # Which run a line is about matters only where there are several.
+    several = len(notes) > 1
+    lines = [f"{', '.join(runs)}: {note}" if several else note for note, runs in notes.items()]
+    return "\n".join([body, "", "Accuracies in percent. " + ".\n".join(lines) + "."])
+
+
+def _merged(header: list[str], columns: list[str]) -> list[str]:
+    """All columns of both, those that only the second has behind what they follow there."""
+    found = list(header)
+    for place, column in enumerate(columns):
+        if column not in found:
+            before = found.index(columns[place - 1]) if place else -1
+            found.insert(before + 1, column)
+    return found
 
 
 def attack_table(result: Mapping[str, Any]) -> str:

@@ -98,7 +98,9 @@ class Run:
         kept = self.kept_epochs()
         if kept:
             return f"kept were {', '.join(map(str, kept))}."
-        return "none were kept; train with --config.checkpoint.keep_every_epochs=N to keep some."
+        return (
+            "no epochs were kept; train with --config.checkpoint.keep_every_epochs=N to keep some."
+        )
 
     def apply_fn(self, state: TrainState) -> Partial:
         """``(params, images) -> logits`` with the running statistics of a restored state."""

@@ -150,7 +150,7 @@ def test_directories_that_do_not_fit(run, tmp_path, capsys):
     assert flatness(tmp_path / "empty") == 2
     assert "No best checkpoint in" in capsys.readouterr().err
     assert flatness(tmp_path / "empty", "--checkpoints=every") == 2
-    assert "none were kept" in capsys.readouterr().err
+    assert "no epochs were kept" in capsys.readouterr().err
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     config["model"]["name"] = "mlp"
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))

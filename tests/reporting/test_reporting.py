@@ -97,3 +97,20 @@ def test_runs_that_differ_in_their_seed_are_averaged():
     assert seed_table({"b": result("AT-AWP", 0.6, 0.5)}) == ""
     other = {**result("AT", 0.7, 0.5), "seed": 1, "epsilon": "4/255"}
     assert seed_table({"a": result("AT", 0.7, 0.5), "c": other}) == ""
+
+
+def test_runs_that_were_attacked_differently_keep_all_their_numbers():
+    other = result("AT-AWP", 0.6, 0.5)
+    for part in ("train", "test"):
+        cells = other["checkpoints"]["best"][part]
+        cells["square-100"] = {**cells.pop("pgd-20"), "accuracy": 0.123}
+    table = evaluation_table({"a": result("AT", 0.7, 0.51), "b": other})
+    header, _, first, second = table.splitlines()[:4]
+    columns = [cell.strip() for cell in header.strip("|").split("|")]
+    rows = [
+        dict(zip(columns, (c.strip() for c in line.strip("|").split("|")), strict=True))
+        for line in (first, second)
+    ]
+    assert rows[0]["PGD-20 test"] == "51.00" and rows[0]["Square-100 test"] == ""
+    assert rows[1]["Square-100 test"] == "12.30" and rows[1]["PGD-20 test"] == ""
+    assert "a: seed 3" in table and "b: seed 3" in table

@@ -239,7 +239,7 @@ def test_kept_checkpoints_are_those_of_their_epochs(tmp_path, tiny_config):
 
 def test_without_kept_checkpoints_every_says_how_to_keep_them(tmp_path, tiny_config):
     run(tiny_config(), tmp_path, max_steps=1)
-    with pytest.raises(training.CheckpointError, match="none were kept; train with --config"):
+    with pytest.raises(training.CheckpointError, match="no epochs were kept; train with --config"):
         training.open_run(tmp_path).checkpoint_names(["every"])
 
 
