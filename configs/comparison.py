@@ -3,14 +3,14 @@
     for seed in 0 1 2; do for method in at at-awp at-rwp; do
         awp-jax train --config=configs/comparison.py:mnist,$method --config.seed=$seed \
                       --workdir=runs/comparison/$method-$seed
-        awp-jax evaluate --workdir=runs/comparison/$method-$seed --attacks=pgd-20
+        awp-jax evaluate --workdir=runs/comparison/$method-$seed --attacks=pgd-20,apgd-ce
     done; done
     awp-jax report --workdirs=... --output=runs/comparison/report
 
-The argument is DATA,METHOD. DATA: mnist (a multi-layer perceptron of width 256 on 1,000 images,
-Linf 0.1, 60 epochs: enough for robust overfitting). METHOD: at, at-awp, at-rwp. What came out, with
-its spread over three seeds, is in results/comparison_mnist/README.md; half a minute for a run on
-two cores.
+The argument is DATA,METHOD. DATA: mnist (a multi-layer perceptron of width 256 on 1,200 images, 200
+more choose the best checkpoint; Linf 0.1, 60 epochs: enough for robust overfitting). METHOD: at,
+at-awp, at-rwp. What came out, with its spread over three seeds, is in
+results/comparison_mnist/README.md; about a minute for a run on two cores.
 """
 
 from ml_collections import ConfigDict
@@ -32,7 +32,7 @@ def get_config(cell: str = "mnist,at-awp") -> ConfigDict:
     config.epochs = 60
     config.batch_size = 100
     config.data.name = "mnist"
-    config.data.train_examples = 1200  # 200 of them are kept back to choose the best checkpoint
+    config.data.train_examples = 1200
     config.data.validation_examples = 200
     config.data.test_examples = 2000
     config.data.crop_padding = 0
