@@ -15,6 +15,7 @@ from awp_jax.attacks._model import as_pytree_function, number_of_classes
 from awp_jax.data import as_float
 from awp_jax.evaluation._measure import measure
 from awp_jax.evaluation._suspicions import (
+    ENOUGH,
     Check,
     above_chance,
     averaging_wins,
@@ -72,7 +73,10 @@ class Diagnosis:
         """The verdict and its reasons, as text for a person."""
         failed = [check for check in self.checks if not check.passed]
         head = "No sign of gradient masking: the robust accuracy can be trusted as far as seen."
-        if failed:
+        few = [check for check in failed if check.name == ENOUGH]
+        if failed and failed == few:
+            head = "No verdict, there are too few examples; nothing else was found."
+        elif failed:
             head = f"Do not trust the robust accuracy: {len(failed)} of {len(self.checks)} failed."
         lines = [f"{'ok  ' if c.passed else 'FAIL'}  {c.name}: {c.reason}" for c in self.checks]
         where = f"{self.norm} epsilon {self.epsilon:.6g}, {self.examples} examples"

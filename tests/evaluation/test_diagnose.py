@@ -1,5 +1,6 @@
 """Masked models are flagged, each for its own reason; a sound one is not."""
 
+import dataclasses
 import importlib.util
 import pathlib
 
@@ -10,7 +11,7 @@ import pytest
 from jax.tree_util import Partial
 
 from awp_jax.evaluation import diagnose
-from awp_jax.evaluation._suspicions import above_chance, enough_examples
+from awp_jax.evaluation._suspicions import above_chance, enough_examples, model_checks
 
 KEY = jax.random.key(0)
 _path = pathlib.Path(__file__).parents[1] / "attacks" / "conftest.py"
@@ -44,6 +45,16 @@ def test_a_sound_model_is_not_flagged(sound):
     assert set(found.others) == {"square", "transfer"}
     assert 0.2 < found.by_steps[-1] < 0.9 and found.by_epsilon[-1] <= 0.02
     assert found.as_dict()["suspicious"] is False
+    few = dataclasses.replace(found, checks=(*found.checks, enough_examples(10)))
+    assert few.suspicious and few.verdict().startswith("No verdict, there are too few examples")
+
+
+@pytest.mark.parametrize(("sure", "passed"), [(4, True), (20, False)])
+def test_being_sure_of_some_images_is_no_masking(sure, passed):
+    logits = np.zeros((20, 3), np.float32)
+    logits[:, 0], logits[:sure, 0] = 3.0, 20.0
+    found = {c.name: c for c in model_checks(lambda x: jnp.asarray(logits[: len(x)]), logits)}
+    assert found["float precision suffices"].passed == passed
 
 
 def test_logits_times_10000_are_flagged(sound):
