@@ -279,7 +279,7 @@ def main():
     }
     for row in results["rows"]:
         row["tolerance"] = TOLERANCE[row["attack"]]
-        row["agrees"] = row["difference"] <= row["tolerance"]
+        row["agrees"] = row["difference"] <= row["tolerance"] + 1e-9
     pathlib.Path(options.out).write_text(json.dumps(results, indent=1))
     text = section(results)
     print(text)
