@@ -311,8 +311,8 @@ def _contour(panel, landscape, change, levels):
     drawn = panel.contourf(axis, axis, change.T, levels, cmap="viridis", norm=norm)
     inside = [level for level in levels[2::2] if change.min() < level < change.max()]
     if inside:
-        lines = panel.contour(axis, axis, change.T, inside, colors="white", linewidths=0.7)
-        panel.clabel(lines, fontsize=7, fmt="%.2g")
+        # Every other level of the colour bar, for print in grey; labels would be cut at the border.
+        panel.contour(axis, axis, change.T, inside, colors="white", linewidths=0.7)
     panel.set_xlabel(f"a ({unit} norms)")
     panel.set_ylabel(f"b ({unit} norms)")
     panel.set_aspect("equal")
