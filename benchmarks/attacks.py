@@ -217,7 +217,8 @@ def main():
 
     torch.set_num_threads(options.threads)
     torch.backends.mkldnn.enabled = False  # float32 convolutions of some oneDNN builds are inexact
-    results = {"settings": vars(options), "epsilon": EPSILON, "jax": jax.__version__}
+    settings = {k: v for k, v in vars(options).items() if k not in ("out", "readme")}
+    results = {"settings": settings, "epsilon": EPSILON, "jax": jax.__version__}
     results["machine"] = f"{platform.machine()}, {jax.devices()[0].platform}"
     for kind, width in (("mlp", 4 * options.width), ("cnn", options.width)):
         results[kind] = compare(kind, width, options.images, options.queries)

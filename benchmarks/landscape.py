@@ -130,7 +130,8 @@ def main():
     images, labels, source = images_and_labels(options.images)
     ours, size = Ours(options.model, options.steps), options.batch_size
     alphas = axis(options.points, 0.5)
-    results = {"settings": vars(options), "images": source, "jax": jax.__version__}
+    settings = {k: v for k, v in vars(options).items() if k != "out"}
+    results = {"settings": settings, "images": source, "jax": jax.__version__}
     results |= {"torch": torch.__version__, "machine": platform.machine(), "unit": "CPU seconds"}
     _, first = ours(images, labels, alphas[:1], size)
     losses, seconds = ours(images, labels, alphas, size)
