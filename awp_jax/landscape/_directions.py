@@ -13,6 +13,7 @@ from awp_jax.attacks import cross_entropy
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.balls import WeightBall
 from awp_jax.data import as_float
+from awp_jax.landscape._model import float_images, logits_at
 from awp_jax.random import check_key, example_keys
 
 # One norm per output channel (last axis of a kernel here), or one per kernel.
@@ -159,22 +160,7 @@ def adversarial_directions(
         batch, batch_labels = float_images(images[chosen], params), labels[chosen]
         if attack is not None:
             keys = example_keys(attack_key, size)
-            batch = attack(at(function, params), keys, batch, batch_labels).images
+            batch = attack(logits_at(function, params), keys, batch, batch_labels).images
         gradient = _gradient(params, function, batch, batch_labels)
         found.append(_scaled(gradient, params, scope, moving))
     return _stack(found)
-
-
-def _apply(function, params, images):
-    return function(params, images)
-
-
-def at(apply_fn: Callable, params: Any) -> jax.tree_util.Partial:
-    """``images -> logits`` at ``params``; other parameters do not compile again."""
-    return jax.tree_util.Partial(_apply, as_pytree_function(apply_fn), params)
-
-
-def float_images(images: Any, params: Any) -> Any:
-    """Images as floats of the parameters' dtype, at least float32."""
-    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-    return as_float(images, dtype)

@@ -13,12 +13,11 @@ from awp_jax import checks
 from awp_jax.attacks._losses import cross_entropy
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.landscape._layers import layers_of
+from awp_jax.landscape._model import full_precision, logits_at
 from awp_jax.landscape._robust_loss import (
     PGD_20,
     Examples,
     check_one_key,
-    full_precision,
-    logits_at,
 )
 
 

@@ -14,14 +14,13 @@ from awp_jax.attacks._model import as_pytree_function
 from awp_jax.balls import kernels_only
 from awp_jax.landscape._average_case import moved_at_random
 from awp_jax.landscape._layers import layers_of
+from awp_jax.landscape._model import full_precision, logits_at
 from awp_jax.landscape._robust_loss import (
     PGD_20,
     Examples,
     Keep,
     check_one_key,
     compute_only,
-    full_precision,
-    logits_at,
     mean,
 )
 from awp_jax.random import fold_keys

@@ -10,9 +10,9 @@ from jax.tree_util import Partial
 
 from awp_jax import checks
 from awp_jax.attacks import PGD
-from awp_jax.attacks._model import as_pytree_function
-from awp_jax.attacks._result import judge
+from awp_jax.attacks._model import as_pytree_function, verdict
 from awp_jax.data import as_float, padded_batches
+from awp_jax.landscape._model import full_precision, logits_at
 from awp_jax.random import check_key, example_keys, fold_keys
 
 # Stutz et al. (ICCV 2021), section 4 and released code: 20 steps of 0.007, Linf epsilon 8/255.
@@ -139,11 +139,6 @@ def check_one_key(key: jax.Array) -> jax.Array:
     return key
 
 
-def full_precision() -> Any:
-    """Float32 means float32: on GPU and TPU matrix products are rounded to less otherwise."""
-    return jax.default_matmul_precision("highest")
-
-
 class Examples:
     """Images and labels, checked, and cut into padded batches of one size.
 
@@ -193,7 +188,7 @@ class Examples:
             for index, (indices, mask) in enumerate(self.batches):
                 images, labels, _ = self.batch(index)
                 if attack is None:
-                    found = _judge(logits_fn, images, labels)
+                    found = verdict(logits_fn, images, labels)
                 else:
                     found = attack(logits_fn, keys[indices], images, labels)
                 parts.append((found, mask))
@@ -213,15 +208,3 @@ class Examples:
                 "its loss cannot be measured."
             )
         return {"losses": losses, "success": success}
-
-
-def logits_at(apply_fn: Partial, params: Any) -> Partial:
-    """``images -> logits`` of these weights, a pytree: no weights compile anew."""
-    return Partial(_apply, apply_fn, params)
-
-
-def _apply(apply_fn, params, images):
-    return apply_fn(params, images)
-
-
-_judge = jax.jit(judge)

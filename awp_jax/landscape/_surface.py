@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from awp_jax import checks
-from awp_jax.attacks._model import as_pytree_function, number_of_classes
-from awp_jax.attacks._result import judge
+from awp_jax.attacks._model import as_pytree_function, number_of_classes, verdict
 from awp_jax.data import as_float, padded_batches
-from awp_jax.landscape._directions import at, float_images
+from awp_jax.landscape._model import float_images, full_precision, logits_at
 from awp_jax.random import example_keys
 
 # Points in one compiled call where loops stay rolled (GPU, TPU).
@@ -126,7 +125,7 @@ def surface(
     checks.images_and_labels(as_float(images), labels)
     function = as_pytree_function(apply_fn)
     images, labels, n = jnp.asarray(images), jnp.asarray(labels), len(labels)
-    classes = number_of_classes(at(function, params), float_images(images[:1], params))
+    classes = number_of_classes(logits_at(function, params), float_images(images[:1], params))
     checks.images_and_labels(as_float(images), labels, classes)
     keys = example_keys(jax.random.key(0) if key is None else key, n)
     batches = list(padded_batches(n, min(batch_size, n)))
@@ -134,8 +133,7 @@ def surface(
     todo = np.argwhere(np.isnan(found.loss))
     if points_per_call is None and jax.default_backend() != "cpu":
         points_per_call = _POINTS_PER_CALL
-    # Landscapes are compared to 1e-4: no TF32 on GPU.
-    with jax.default_matmul_precision("float32"):
+    with full_precision():
         if attack is not None and adversarial == "centre" and len(todo):
             images = _attacked(function, params, attack, keys, images, labels, batches)
             attack = None
@@ -165,7 +163,7 @@ def _attacked(function, params, attack, keys, images, labels, batches) -> jax.Ar
     parts = []
     for i, mask in batches:
         batch = float_images(images[i], params)
-        found = attack(at(function, params), keys[i], batch, labels[i])
+        found = attack(logits_at(function, params), keys[i], batch, labels[i])
         parts.append(np.asarray(found.images)[mask])
     return jnp.asarray(np.concatenate(parts))
 
@@ -180,15 +178,14 @@ def _move(params, directions, where):
 
 
 _compiled_move = jax.jit(_move)
-_judge = jax.jit(judge)
 
 
 def _look(function, params, directions, where, attack, keys, images, labels):
     """At one point, loss of each example of a batch and whether it is right: ``[1, batch]``."""
-    logits_fn = at(function, _compiled_move(params, directions, jnp.asarray(where[0])))
+    logits_fn = logits_at(function, _compiled_move(params, directions, jnp.asarray(where[0])))
     batch = float_images(images, params)
     if attack is None:
-        result = _judge(logits_fn, batch, labels)
+        result = verdict(logits_fn, batch, labels)
     else:
         result = attack(logits_fn, keys, batch, labels)
     return result.loss[None], ~result.success[None]
@@ -199,10 +196,10 @@ def _look_compiled(function, params, directions, where, attack, keys, images, la
     """The same at several points ``where [points, directions]``, in one call."""
 
     def one(point):
-        logits_fn = at(function, _move(params, directions, point))
+        logits_fn = logits_at(function, _move(params, directions, point))
         batch = float_images(images, params)
         if attack is None:
-            result = judge(logits_fn, batch, labels)
+            result = verdict(logits_fn, batch, labels)
         else:
             result = attack(logits_fn, keys, batch, labels)
         return result.loss, ~result.success

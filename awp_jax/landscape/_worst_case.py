@@ -16,6 +16,7 @@ from awp_jax.attacks._pgd import loss_function
 from awp_jax.attacks._result import AttackResult, judge
 from awp_jax.balls import ImageBall
 from awp_jax.landscape._layers import Layers, layers_of
+from awp_jax.landscape._model import full_precision, logits_at
 from awp_jax.landscape._robust_loss import (
     PGD_20,
     Examples,
@@ -23,8 +24,6 @@ from awp_jax.landscape._robust_loss import (
     RobustLoss,
     check_one_key,
     compute_only,
-    full_precision,
-    logits_at,
     mean,
     robust_loss,
     stacked,

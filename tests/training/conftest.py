@@ -1,10 +1,9 @@
-"""A run small enough for tests: real digits, a tiny network, real optimiser state."""
+"""The small run, and what is left out where PyTorch is missing."""
 
 import importlib.util
 
 import pytest
-
-from awp_jax import config as schema
+import small_run
 
 # Where PyTorch is missing, what compares with it is left out.
 collect_ignore = [] if importlib.util.find_spec("torch") else ["test_options.py"]
@@ -12,30 +11,5 @@ collect_ignore = [] if importlib.util.find_spec("torch") else ["test_options.py"
 
 @pytest.fixture
 def tiny_config():
-    """A function that makes a small config: 3 epochs of 3 steps, the last with fewer examples."""
-
-    def make(model="mlp", width=16, **weights):
-        config = schema.default()
-        config.epochs = 3
-        config.batch_size = 32
-        config.data.name = "digits"
-        config.data.train_examples = 80
-        config.data.validation_examples = 40
-        config.data.test_examples = 48
-        config.data.crop_padding = 1
-        config.data.flip = False
-        config.model.name = model
-        config.model.width = width
-        config.model.normalize = False
-        config.attack.epsilon = "0.1"
-        config.attack.step_size = "0.05"
-        config.attack.steps = 2
-        config.weights.update(weights)
-        config.evaluation.steps = 2
-        config.evaluation.train_examples = 32
-        config.evaluation.test_examples = 48
-        config.evaluation.batch_size = 32
-        config.optimizer.learning_rate = 0.05
-        return config
-
-    return make
+    """A function that makes a small config; see ``small_run``."""
+    return small_run.tiny_config

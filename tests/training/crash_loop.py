@@ -16,33 +16,19 @@ import time
 
 import jax
 import sklearn.datasets  # noqa: F401  # so that no attempt has to
+from small_run import tiny_config
 
-from awp_jax import config as schema
 from awp_jax import training
 
 
 def small_config():
     """AT-AWP of a linear model on digits: 32 steps, with a checkpoint of every step."""
-    config = schema.default()
+    config = tiny_config("linear", width=None)  # starting takes most of an attempt
     config.epochs = 8
-    config.batch_size = 32
-    config.data.name = "digits"
     config.data.train_examples = 128
-    config.data.validation_examples = 40
-    config.data.test_examples = 48
-    config.data.crop_padding = 1
-    config.data.flip = False
-    config.model.name = "linear"  # starting takes most of an attempt
-    config.model.normalize = False
-    config.attack.epsilon = "0.1"
-    config.attack.step_size = "0.05"
-    config.attack.steps = 2
-    config.evaluation.steps = 2
     config.evaluation.train_examples = 0
     config.evaluation.every_epochs = 4
-    config.evaluation.test_examples = 48
     config.evaluation.batch_size = 48
-    config.optimizer.learning_rate = 0.05
     config.checkpoint.every_steps = 1
     config.logging.every_steps = 1
     return config

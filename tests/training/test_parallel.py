@@ -1,6 +1,7 @@
 """The same training on one device and on eight, and what is communicated."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -12,36 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from tiny_net import TinyNet
 
 from awp_jax import attacks, data, evaluation, models, parallel, training
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-class _ConvNet(models.Network):
-    """Two convolutions with BatchNorm."""
-
-    def __init__(self, make):
-        self.activation = make.activate()
-        self.conv1 = make.conv(1, 4, 3, padding=1)
-        self.bn1 = make.batch_norm(4)
-        self.blocks = nnx.List([make.conv(4, 6, 3, stride=2, padding=1)])
-        self.bn2 = make.batch_norm(6)
-        self.linear = make.dense(6, 10, classifies=True)
-
-    def features(self, images, context):
-        x = self.activation(self.bn1(self.conv1(images), context))
-        return self.activation(self.bn2(self.blocks[0](x), context)).mean((1, 2))
-
-    def classify(self, features, context):
-        return self.linear(features)
-
-
 def experiment_of(config, devices, groups):
     experiment = training.build(config, devices=devices)
     classifier = models.from_network(
-        _ConvNet, name="conv", image_shape=(8, 8, 1), num_classes=10, batch_norm_groups=groups
+        functools.partial(TinyNet, classes=10),
+        name="tiny",
+        image_shape=(8, 8, 1),
+        num_classes=10,
+        batch_norm_groups=groups,
     )
     return dataclasses.replace(experiment, classifier=classifier)
 

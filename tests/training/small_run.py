@@ -1,0 +1,29 @@
+"""A run small enough for tests: real digits, a tiny network, real optimiser state."""
+
+from awp_jax import config as schema
+
+
+def tiny_config(model="mlp", width=16, **weights):
+    """A small config: 3 epochs of 3 steps, the last with fewer examples."""
+    config = schema.default()
+    config.epochs = 3
+    config.batch_size = 32
+    config.data.name = "digits"
+    config.data.train_examples = 80
+    config.data.validation_examples = 40
+    config.data.test_examples = 48
+    config.data.crop_padding = 1
+    config.data.flip = False
+    config.model.name = model
+    config.model.width = width
+    config.model.normalize = False
+    config.attack.epsilon = "0.1"
+    config.attack.step_size = "0.05"
+    config.attack.steps = 2
+    config.weights.update(weights)
+    config.evaluation.steps = 2
+    config.evaluation.train_examples = 32
+    config.evaluation.test_examples = 48
+    config.evaluation.batch_size = 32
+    config.optimizer.learning_rate = 0.05
+    return config
