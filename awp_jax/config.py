@@ -33,6 +33,7 @@ def default() -> ConfigDict:
     data.train_examples = config_dict.placeholder(int)  # None: all
     data.test_examples = config_dict.placeholder(int)
     data.validation_examples = 1000  # split off the training set
+    data.downsample = 1  # average blocks of n x n pixels, for small studies
     data.crop_padding = 4  # pixels; 0 for no random crop
     data.crop_mode = "reflect"  # released train_cifar10.py; "zero" for CIFAR-100 and TRADES
     data.flip = True
@@ -209,6 +210,7 @@ def validate(config: ConfigDict) -> ConfigDict:
         ("batch_size", 1),
         ("seed", 0),
         ("data.validation_examples", 0),
+        ("data.downsample", 1),
         ("data.crop_padding", 0),
         ("data.cutout", 0),
         ("model.batch_norm_groups", 1),

@@ -60,6 +60,7 @@ def load(
     validation_examples: int = 0,
     seed: int = 0,
     num_classes: int | None = None,
+    downsample: int = 1,
 ) -> Splits:
     """Load a data set by name.
 
@@ -93,6 +94,8 @@ def load(
         validation_examples: number of training examples to hold out, by default none.
         seed: of the permutation, 0 to 2**32 - 1.
         num_classes: only for npz, whose files need not say it.
+        downsample: average blocks of so many times so many pixels (rounded to the nearest byte
+            for uint8); 1 leaves images as they are. Height and width must divide by it.
 
     Raises:
         DataError: a ValueError with one sentence: files are missing, damaged or not what they
@@ -101,12 +104,14 @@ def load(
     _check_count("train_examples", train_examples, 1)
     _check_count("test_examples", test_examples, 1)
     _check_count("validation_examples", validation_examples, 0)
+    _check_count("downsample", downsample, 1)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise DataError(f"seed must be an integer in 0..2**32 - 1, not {seed!r}.")
     if num_classes is not None and name != "npz":
         raise DataError(f"num_classes is only for npz: {name} has its own.")
     train, test = _read(name, None if path is None else Path(path), test_examples, num_classes)
-    return _split(name, train, test, train_examples, test_examples, validation_examples, seed)
+    splits = _split(name, train, test, train_examples, test_examples, validation_examples, seed)
+    return _downsampled(splits, downsample) if downsample > 1 else splits
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -208,6 +213,24 @@ def _split(
     if validation_examples:
         validation = dataclasses.replace(train.select(held_out), name=f"{name} validation")
     return Splits(train.select(kept), validation, test)
+
+
+def _downsampled(splits: Splits, factor: int) -> Splits:
+    def smaller(dataset: Dataset) -> Dataset:
+        count, height, width, channels = dataset.images.shape
+        if height % factor or width % factor:
+            raise DataError(
+                f"downsample is {factor}, but a divisor of the height and width of "
+                f"{dataset.name}, {height} x {width}, was expected."
+            )
+        blocks = (count, height // factor, factor, width // factor, factor, channels)
+        means = dataset.images.reshape(blocks).mean((2, 4), dtype=np.float32)
+        if dataset.images.dtype == np.uint8:
+            means = np.rint(means).astype(np.uint8)
+        return dataclasses.replace(dataset, images=means)
+
+    validation = None if splits.validation is None else smaller(splits.validation)
+    return Splits(smaller(splits.train), validation, smaller(splits.test))
 
 
 def _check_count(argument: str, value: int | None, least: int) -> None:

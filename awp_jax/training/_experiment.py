@@ -299,6 +299,7 @@ def build(
             d.name,
             path=d.path,
             train_examples=d.train_examples,
+            downsample=d.downsample,
             test_examples=d.test_examples,
             validation_examples=d.validation_examples,
             seed=config.seed,

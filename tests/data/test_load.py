@@ -70,11 +70,32 @@ def test_subsets():
         ({"seed": -1}, "seed"),
         ({"seed": 2**32}, "seed"),
         ({"num_classes": 10}, "num_classes is only for npz"),
+        ({"downsample": 0}, "downsample"),
+        ({"downsample": 3}, "downsample is 3, but a divisor .* 8 x 8, was expected"),
     ],
 )
 def test_impossible_subsets(arguments, message):
     with pytest.raises(DataError, match=message):
         load("digits", **arguments)
+
+
+def test_smaller_images(tmp_path):
+    """Averages of blocks, as Pillow makes them; bytes stay bytes."""
+    from PIL import Image
+
+    writers.write_cifar(tmp_path, "cifar10", "binary")
+    whole = load("cifar10", path=tmp_path, validation_examples=2)
+    small = load("cifar10", path=tmp_path, validation_examples=2, downsample=4)
+    for before, after in zip(vars(whole).values(), vars(small).values(), strict=True):
+        assert after.images.shape[1:] == (8, 8, 3) and after.images.dtype == np.uint8
+        np.testing.assert_array_equal(after.labels, before.labels)
+        for image, smaller in zip(before.images, after.images, strict=True):
+            for channel in range(3):
+                peer = Image.fromarray(image[:, :, channel].astype(np.float32)).reduce(4)
+                np.testing.assert_array_equal(smaller[:, :, channel], np.rint(np.asarray(peer)))
+    floats, halved = load("digits").test.images, load("digits", downsample=2).test.images
+    assert halved.dtype == np.float32
+    np.testing.assert_allclose(halved.mean((1, 2)), floats.mean((1, 2)), rtol=1e-6)
 
 
 @pytest.mark.core
