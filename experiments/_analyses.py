@@ -203,5 +203,5 @@ class Weights(Measure):
 
 
 def scale_steps(scale: Scale, steps: int) -> int:
-    """Attack steps of an analysis: fewer at ``smoke``."""
-    return 2 if scale.name == "smoke" else steps
+    """Attack steps of an analysis: fewer at ``smoke`` and ``trial``."""
+    return 2 if scale.name in ("smoke", "trial") else steps

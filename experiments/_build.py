@@ -38,6 +38,7 @@ def make(
     entries: Iterable[Entry] = (),
     panels: Sequence[Panel] = (),
     notes: Sequence[str] = (),
+    caution: str = "",
     title: str = "",
     summary: Callable[[Numbers], Numbers] | None = None,
 ) -> Experiment:
@@ -51,6 +52,7 @@ def make(
         entries: Of the table.
         panels: Of the figure.
         notes: Beside the paper's own.
+        caution: See ``Experiment``.
         title: For a figure.
         summary: See ``Experiment``.
     """
@@ -67,6 +69,7 @@ def make(
         tuple(entries),
         tuple(panels),
         (*([f"Paper: {note}"] if note else []), *notes),
+        caution,
         summary,
     )
 

@@ -105,6 +105,7 @@ class Experiment:
         entries: Numbers of its table.
         panels: Of its figure.
         notes: What a reader of the results must know.
+        caution: One sentence when even the paper's scale differs from the paper.
         summary: From the table's numbers to those of further rows (groups of methods, say).
     """
 
@@ -116,6 +117,7 @@ class Experiment:
     entries: tuple[Entry, ...] = ()
     panels: tuple[Any, ...] = ()
     notes: tuple[str, ...] = ()
+    caution: str = ""
     summary: Callable[[Numbers], Numbers] | None = None
 
     @property

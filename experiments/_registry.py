@@ -1,4 +1,4 @@
-"""Experiments by name."""
+"""Experiments by name: the papers' and the comparison of this project's own."""
 
 import difflib
 import importlib
@@ -6,7 +6,7 @@ import importlib
 from experiments._cells import Experiment
 from experiments._scales import Scale
 
-PAPERS = ("arxiv_v1", "neurips2020", "ijcai2022", "iccv2021")
+PAPERS = ("arxiv_v1", "neurips2020", "ijcai2022", "iccv2021", "comparison")
 
 
 def names() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The three sizes at which an experiment runs: smoke, small and paper."""
+"""The sizes at which an experiment runs: smoke, trial, cpu, small and paper."""
 
 import dataclasses
 import re
@@ -13,7 +13,7 @@ class Scale:
     """How large an experiment is.
 
     Attributes:
-        name: ``"smoke"``, ``"small"`` or ``"paper"``.
+        name: ``"smoke"``, ``"trial"``, ``"cpu"``, ``"small"`` or ``"paper"``.
         one_seed: Whether one seed is run in place of the paper's number.
         examples: Of a set, for final measurements; ``None`` for all.
         examples_costly: The same for attacks of thousands of passes; ``None`` for all.
@@ -54,7 +54,7 @@ class Scale:
 
     def attack(self, name: str) -> str:
         """The attack that stands for the paper's: one with fewer steps."""
-        if self.name != "smoke":
+        if self.name not in ("smoke", "trial"):
             return "spsa-10" if self.name == "small" and name == "spsa" else name
         known = {"spsa": "spsa-2", "autoattack": "apgd-ce-5", "feature": "feature-2"}
         plain = re.fullmatch(r"(pgd|cw)-\d+", name)
@@ -64,6 +64,10 @@ class Scale:
         """The config at this scale: the method stays, what costs time shrinks."""
         if self.name == "small":
             _small(config)
+        if self.name == "cpu":
+            _cpu(config)
+        if self.name == "trial":
+            _trial(config)
         if self.name == "smoke":
             _smoke(config)
         if "keep_every_epochs" in config.checkpoint:
@@ -88,6 +92,35 @@ SCALES = {
         examples_landscape=500,
         restarts=3,
         compared=(70,),
+    ),
+    "cpu": Scale(
+        "cpu",
+        one_seed=False,
+        examples=500,
+        examples_costly=100,
+        train_examples=500,
+        points=9,
+        points_2d=5,
+        examples_landscape=100,
+        directions=2,
+        draws=3,
+        restarts=1,
+        percents=(50, 100),
+        compared=(50,),
+    ),
+    "trial": Scale(
+        "trial",
+        examples=8,
+        train_examples=8,
+        points=3,
+        points_2d=2,
+        examples_landscape=8,
+        directions=1,
+        draws=1,
+        restarts=1,
+        percents=(100,),
+        compared=(),
+        thin=True,
     ),
     "smoke": Scale(
         "smoke",
@@ -137,6 +170,37 @@ def _small(config: ConfigDict) -> None:
     config.evaluation.batch_size = 500
 
 
+def _cpu(config: ConfigDict) -> None:
+    """Few images of half the height and width, and a narrow network: a run in minutes on a CPU."""
+    _later(config, 60)
+    config.batch_size = 50
+    config.data.train_examples = 500
+    config.data.test_examples = 1000
+    config.data.validation_examples = 200
+    config.data.downsample = 2
+    config.data.crop_padding //= 2
+    config.data.cutout //= 2
+    config.model.name, config.model.width = "preact-resnet-10", 12
+    config.model.dtype = "float32"  # what CPUs are fast at
+    config.evaluation.every_epochs = 6
+    config.evaluation.train_examples = 500
+    config.evaluation.test_examples = 500
+    config.logging.every_steps = 10
+
+
+def _trial(config: ConfigDict) -> None:
+    """Everything as published, but two steps of few images: does it start, does it fit, compile?"""
+    _later(config, 1)
+    config.batch_size = 8
+    config.data.train_examples = 16
+    config.data.test_examples = config.data.validation_examples = 8
+    config.evaluation.steps = 2
+    config.evaluation.every_epochs = 1
+    config.evaluation.batch_size = config.evaluation.train_examples = 8
+    config.evaluation.test_examples = 8
+    config.logging.every_steps = 1
+
+
 def _smoke(config: ConfigDict) -> None:
     """Digits and a small MLP: what differs between methods stays, all else is the same.
 
@@ -148,6 +212,7 @@ def _smoke(config: ConfigDict) -> None:
     config.data.train_examples = 200
     config.data.test_examples = 100
     config.data.validation_examples = 100
+    config.data.downsample = 1
     config.data.crop_mode = "reflect"
     config.data.crop_padding = 0
     config.data.flip = False

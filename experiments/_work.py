@@ -47,6 +47,7 @@ def estimate(experiment: Experiment, job: Job) -> Work:
     config = job.cell.at(scale, job.seed)
     train_images, test_images, shape, classes = _sizes(config)
     forward = _forward(model_key(config), shape, classes)
+    per_image = training_flops(config)
     steps = config.epochs * -(-train_images // config.batch_size)
     evaluations = (
         config.epochs
@@ -58,12 +59,22 @@ def estimate(experiment: Experiment, job: Job) -> Work:
         )
     )
     pgd = _INPUT_GRADIENT * config.evaluation.steps * config.evaluation.restarts + 2
-    training = config.epochs * train_images * _passes_per_image(config) + evaluations * pgd
+    training = config.epochs * train_images * per_image + evaluations * pgd * forward
     after = sum(
         _measure_passes(m, scale, test_images if getattr(m, "part", "") == "test" else train_images)
         for m in experiment.measures(job.cell.name)
     )
-    return Work(steps, training * forward, after * forward)
+    return Work(steps, training, after * forward)
+
+
+def training_flops(config: ConfigDict) -> float:
+    """FLOPs of a training step per image: those of the model's passes.
+
+    Args:
+        config: Of a run.
+    """
+    *_, shape, classes = _sizes(config)
+    return _forward(model_key(config), shape, classes) * _passes_per_image(config)
 
 
 def _passes_per_image(config: ConfigDict) -> float:
@@ -128,7 +139,9 @@ def _sizes(config: ConfigDict) -> tuple[int, int, tuple[int, ...], int]:
         splits = data.load(d.name, path=d.path, validation_examples=d.validation_examples)
     train = min(d.train_examples or len(splits.train), len(splits.train))
     test = min(d.test_examples or len(splits.test), len(splits.test))
-    return train, test, splits.train.images.shape[1:], splits.train.num_classes
+    height, width, channels = splits.train.images.shape[1:]
+    shape = (height // d.downsample, width // d.downsample, channels)
+    return train, test, shape, splits.train.num_classes
 
 
 @functools.cache

@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--scale", default="smoke", help=f"{', '.join(SCALES)} (default: smoke)")
     add("--workdir", help="where runs and results lie")
     add("--only", help="only cells whose names have these parts, such as cifar10,linf")
+    add("--seeds", help="only runs of these seeds, such as 0 or 0,1")
     add("--dry-run", action="store_true", help="list cells with estimated work; run nothing")
     add("--cell", type=int, help="run one share of the cells, from 0, and write no table")
     add("--cells", type=int, help="in how many shares; as many as there are cells by default")
@@ -80,7 +81,8 @@ def _run(arguments: argparse.Namespace) -> int:
     status = 0
     for one in chosen:
         place = Place(arguments.workdir or "", one)
-        jobs = share(select(one, arguments.only), arguments.cell, arguments.cells)
+        jobs = select(one, arguments.only, arguments.seeds)
+        jobs = share(jobs, arguments.cell, arguments.cells)
         if arguments.dry_run:
             print(describe(place, jobs, arguments.workdir is not None))
             continue
@@ -102,20 +104,31 @@ def _expanded(wanted: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def select(one: Experiment, only: str | None) -> tuple[Job, ...]:
-    """The cells that ``--only`` asks for.
+def select(one: Experiment, only: str | None, seeds: str | None = None) -> tuple[Job, ...]:
+    """The cells that ``--only`` and ``--seeds`` ask for.
 
     Args:
         one: The experiment.
         only: Parts of names, all of which a cell must have; ``None`` for all cells.
+        seeds: Numbers with commas; ``None`` for all seeds.
 
     Raises:
-        ValueError: When no cell has them, with the names there are.
+        ValueError: When no cell has them, with the names or the seeds there are.
     """
+    jobs = one.jobs()
+    if seeds is not None:
+        wanted = {seed.strip() for seed in seeds.split(",")}
+        jobs = tuple(job for job in jobs if str(job.seed) in wanted)
+        if not jobs:
+            known = ", ".join(map(str, sorted({job.seed for job in one.jobs()})))
+            raise ValueError(
+                f"No run of {one.full_name} has a seed of {seeds!r}; at scale {one.scale.name} "
+                f"there are {known}."
+            )
     if only is None:
-        return one.jobs()
+        return jobs
     words = {word.strip() for word in only.split(",") if word.strip()}
-    found = tuple(j for j in one.jobs() if words <= set(j.cell.name.split(",")))
+    found = tuple(j for j in jobs if words <= set(j.cell.name.split(",")))
     if not found or not words:
         known = "\n".join(f"  {cell.name}" for cell in one.cells)
         raise ValueError(

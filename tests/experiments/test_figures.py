@@ -11,7 +11,8 @@ from experiments._analyses import Flatness, Landscape, PerturbedLoss, Weights
 from experiments._figure import figure
 from experiments._measures import Attacked, Learning, Measure
 from experiments._runs import Place, run_job
-from experiments._tables import lines, markdown
+from experiments._speed import Speed
+from experiments._tables import comma_separated, lines, markdown, warning
 from experiments.run import main
 
 SMOKE = SCALES["smoke"]
@@ -39,6 +40,8 @@ def made_up(measure: Measure, random) -> object:
         return {"gammas": list(measure.gammas), "adversarial": values, "random": values}
     if isinstance(measure, Weights):
         return {"layer": "conv", "counts": [1, 5, 1], "edges": [-0.3, -0.1, 0.1, 0.3]}
+    if isinstance(measure, Speed):
+        return {"seconds": 2.0, "tflops": 0.1}
     assert isinstance(measure, Flatness)
     return random.uniform(0.3, 2)
 
@@ -68,6 +71,14 @@ def test_figures_are_drawn_from_files_alone(name, tmp_path):
         assert panel.get_xlabel() and panel.get_ylabel() and panel.get_title()
     assert "NOT the paper's settings" in drawing.get_suptitle()
     assert len(markdown(place, lines(place), [])) > 100
+
+
+def test_the_comparison_is_never_called_the_papers_settings(tmp_path):
+    place = Place(tmp_path, experiment("comparison.cifar10", SCALES["paper"]))
+    text = markdown(place, lines(place), [])
+    assert "NOT the papers' settings: 60 epochs in place of 200" in text
+    assert ",no," in comma_separated(place, lines(place))
+    assert warning(Place(tmp_path, experiment("neurips2020.table1", SCALES["paper"]))) == ""
 
 
 def test_measures_have_names_of_their_own():

@@ -118,6 +118,9 @@ def test_only_picks_by_parts_of_names():
         "cifar10,linf,at-awp",
     }
     assert len(select(one, "at")) == 30 and len(select(one, None)) == 60
+    assert {j.seed for j in select(one, "at", "0,3")} == {0, 3}
+    with pytest.raises(ValueError, match="seed of '7'; at scale paper there are 0, 1, 2, 3, 4"):
+        select(one, "at", "7")
 
 
 def test_dry_run_lists_cells_with_their_work(finished, capsys):
@@ -144,7 +147,7 @@ def test_dry_run_lists_cells_with_their_work(finished, capsys):
         ([NAME, "--cell=12"], "--cell is 12, but a number from 0 to 11 was expected."),
         ([NAME, "--cell=-1"], "--cell is -1, but a number from 0 to 11"),
         ([NAME, "--cells=3"], "--cells is given without --cell."),
-        ([NAME, "--scale=tiny"], "Unknown scale 'tiny'; known: paper, small, smoke."),
+        ([NAME, "--scale=tiny"], "Unknown scale 'tiny'; known: paper, small, cpu, trial, smoke."),
     ],
 )
 def test_bad_arguments_are_said_in_one_sentence(arguments, said, tmp_path, capsys):

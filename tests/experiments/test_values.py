@@ -10,7 +10,7 @@ from experiments import names, paper_table, paper_values
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 TABLES = [
     (paper, table)
-    for paper in ("arxiv_v1", "neurips2020", "ijcai2022", "iccv2021")
+    for paper in ("arxiv_v1", "neurips2020", "ijcai2022", "iccv2021", "comparison")
     for table in paper_values(paper)["tables"]
 ]
 
