@@ -147,8 +147,8 @@ def warning(place: Place) -> str:
         return place.experiment.caution
     what = {
         "trial": "two steps of eight images; nothing is learnt",
-        "cpu": "500 training images at half the height and width, 60 epochs, PreActResNet-10 of "
-        "width 12, at most 500 test images, 100 for attacks of thousands of passes",
+        "cpu": "1,000 training images at half the height and width, 40 epochs, PreActResNet-10 of "
+        "width 12, smaller shifts, at most 500 test images, 100 for attacks of thousands of passes",
         "smoke": "digits without AutoAugment and extra data, a small MLP, two epochs, few steps",
         "small": "5,000 training images, 20 epochs, a narrower network, fewer test images",
     }[scale]
