@@ -83,6 +83,7 @@ def train(
     Raises:
         ValueError: One sentence, before anything is written, for bad values, missing data, another
             config in ``workdir``, a second process in it, or damaged checkpoints.
+        StorageError: When the disk is full, say; checkpoints and metrics before are whole.
         NonFiniteError: When loss, gradient or new weights are NaN or infinite, with the step, the
             learning rate and the norms; with ``optimizer.non_finite`` "skip" such a step leaves the
             state as it was, and only 100 of them one after the other stop the run.
@@ -144,12 +145,18 @@ class _Run:
             if self.checkpoints.steps(LAST)[:1] != [step]:
                 self._save(state, step)
             self.checkpoints.wait()
-        finally:
-            if self.metrics is not None:
-                self.metrics.close()
-            self.progress.close()
-            self.checkpoints.close()
+        except BaseException:
+            with contextlib.suppress(records.StorageError):  # the first failure is the one to tell
+                self._close()
+            raise
+        self._close()
         return Outcome(state, step == total, self.best, self.preempted and step < total)
+
+    def _close(self) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+        self.progress.close()
+        self.checkpoints.close()
 
     def _first_state(self) -> TrainState:
         if not self.checkpoints.steps(LAST):
@@ -247,8 +254,8 @@ class _Run:
             record["skipped_steps"] = self.skipped  # of the whole run
             if len(done) < len(steps):
                 self.progress.line(
-                    f"Steps {steps[0] + 1} to {steps[-1] + 1}: {len(steps) - len(done)} skipped, loss "
-                    f"or gradient not finite; {self.skipped} in all."
+                    f"Steps {steps[0] + 1} to {steps[-1] + 1}: {len(steps) - len(done)} skipped, "
+                    f"loss or gradient not finite; {self.skipped} in all."
                 )
         self._write(record)
         shown = {"loss": "loss", "clean_accuracy": "clean", "robust_accuracy": "robust"}
