@@ -90,6 +90,7 @@ def default() -> ConfigDict:
     optimizer.momentum = 0.9
     optimizer.nesterov = False
     optimizer.weight_decay = 5e-4  # on all parameters, at w + v
+    optimizer.non_finite = "stop"  # or "skip": steps whose loss or gradient is not finite
     optimizer.inner_steps = 20  # this and all below: Entropy-SGD
     optimizer.inner_learning_rate = 0.1
     optimizer.inner_gamma = 0.03
@@ -246,6 +247,7 @@ def validate(config: ConfigDict) -> ConfigDict:
         ("weights.size", ("l2", "l1")),
         ("weights.scope", (None, "leaf", "global", "filter")),
         ("optimizer.name", ("sgd", "adam", "entropy-sgd")),
+        ("optimizer.non_finite", ("stop", "skip")),
         ("averaging.name", ("none", "swa", "ema")),
         ("schedule.name", ("constant", "piecewise", "cosine", "cyclic", "linear")),
         ("evaluation.selection", ("validation", "test")),

@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; ``sys.argv[1:]`` by default.
 
     Returns:
-        Exit status: 0 done; 1 the work failed (a loss that is not finite); 2 wrong use, bad input.
+        Exit status: 0 done; 1 the work failed (a loss that is not finite, a full
+            disk); 2 wrong use, bad input.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("--help", "-h", "help"):
@@ -79,10 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = importlib.import_module(f"awp_jax.cli._{command.replace('-', '_')}").main
     from awp_jax.cli._flags import Help, UsageError
     from awp_jax.compilation_cache import use_compilation_cache
-    from awp_jax.training import NonFiniteError
+    from awp_jax.training import NonFiniteError, StorageError
 
     use_compilation_cache()
-    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax reports much that users need not see
+    absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax logs what it raises as well, at length
     try:
         with warnings.catch_warnings():
             _plain_warnings()
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Help as text:
         print(text)
         return 0
-    except NonFiniteError as error:
+    except (NonFiniteError, StorageError) as error:
         print(f"awp-jax {command}: {error}", file=sys.stderr)
         return 1
     except (UsageError, ValueError, OSError, flags.Error) as error:

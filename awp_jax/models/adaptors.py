@@ -27,6 +27,7 @@ def from_linen(
     has_dropout: bool = False,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    axis_name: str | None = None,
 ) -> Classifier:
     """A ``Classifier`` from a ``flax.linen`` module.
 
@@ -44,6 +45,8 @@ def from_linen(
         has_dropout: whether the module draws from the "dropout" stream when it trains.
         mean: subtracted from the images, one value per channel; empty for none.
         std: divides the images afterwards, one value per channel; empty for none.
+        axis_name: mapped axis that its BatchNorm was told of, if any; see
+            ``awp_jax.training.make_train_step``.
 
     Returns:
         The classifier. A linen module has no place for a mask: with BatchNorm and a mode that uses
@@ -101,6 +104,7 @@ def from_linen(
         has_dropout=has_dropout,
         mean=mean,
         std=std,
+        axis_name=axis_name,
     )
 
 
@@ -116,6 +120,7 @@ def from_callable(
     has_dropout: bool = False,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    axis_name: str | None = None,
 ) -> Classifier:
     """A ``Classifier`` from plain functions.
 
@@ -134,6 +139,8 @@ def from_callable(
         has_dropout: whether mode "update" needs a key; only with ``stateful=True``.
         mean: subtracted from the images, one value per channel; empty for none.
         std: divides the images afterwards, one value per channel; empty for none.
+        axis_name: mapped axis that its BatchNorm was told of, if any; see
+            ``awp_jax.training.make_train_step``.
 
     Returns:
         The classifier.
@@ -166,4 +173,5 @@ def from_callable(
         has_dropout=has_dropout,
         mean=mean,
         std=std,
+        axis_name=axis_name,
     )

@@ -56,6 +56,7 @@ class Classifier:
             ``with_parametric_noise``).
         mean: subtracted from the images, one value per channel; empty for none.
         std: divides the images afterwards, one value per channel; empty for none.
+        axis_name: mapped axis over which BatchNorm takes its statistics; ``None`` for none.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Classifier:
     is_random: bool = False
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    axis_name: str | None = None
 
     def __post_init__(self):
         shape = check_sizes(self.image_shape, self.num_classes)

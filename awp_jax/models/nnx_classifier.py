@@ -185,4 +185,5 @@ def from_network(
         has_dropout=abstract.dropout_rate > 0,
         mean=mean,
         std=std,
+        axis_name=axis_name,
     )

@@ -21,6 +21,7 @@ from awp_jax.training._loop import Outcome as Outcome
 from awp_jax.training._loop import train as train
 from awp_jax.training._optimizers import EntropySGDState as EntropySGDState
 from awp_jax.training._optimizers import entropy_sgd as entropy_sgd
+from awp_jax.training._records import StorageError as StorageError
 from awp_jax.training._records import WorkdirError as WorkdirError
 from awp_jax.training._records import plain as plain
 from awp_jax.training._records import read_config as read_config

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from awp_jax import checks
+from awp_jax import checks, mapped
 from awp_jax.ascent import ascend
 from awp_jax.balls import NORMS, ImageBall
 from awp_jax.objectives import Objective
@@ -73,6 +73,7 @@ def make_attack(
     *,
     share_backward: bool = False,
     unroll: bool | None = None,
+    axis_name: str | None = None,
 ) -> tuple[Callable, bool]:
     """The attack of a training step.
 
@@ -82,6 +83,7 @@ def make_attack(
         attack: Its settings.
         share_backward: Whether the last backward pass gives the gradient in the weights as well.
         unroll: See ``awp_jax.ascent.loop``.
+        axis_name: The mapped axis over which the batch is split, or ``None``.
 
     Returns:
         ``craft(params, batch_stats, images, labels, keys, dropout_key) -> Crafted``, and whether
@@ -121,6 +123,7 @@ def make_attack(
         left = None
         if attack.early_stop is not None:
             left = jnp.full(images.shape[:1], attack.early_stop, jnp.int32)
+            left = mapped.vary(left, axis_name)
         rolled = attack.steps - 1 if share_backward else attack.steps
         point, (batch_stats, _) = ascend(
             gradient_fn,
@@ -135,8 +138,10 @@ def make_attack(
         weight_gradient = None
         if share_backward:
             both = jax.grad(loss, argnums=(0, 1), has_aux=True)
-            (gradient, summed), (_, batch_stats) = both(point, params, batch_stats)
-            weight_gradient = jax.tree.map(lambda g: g / images.shape[0], summed)
+            at = mapped.vary(params, axis_name)
+            (gradient, summed), (_, batch_stats) = both(point, at, batch_stats)
+            own = jax.tree.map(lambda g: g / images.shape[0], summed)
+            weight_gradient = mapped.mean(own, axis_name)
             point = ball.step(images, point, gradient, attack.step_size)
         if released:  # one more forward pass, by which the released code picks among restarts
             _, batch_stats = forward(params, point, batch_stats)

@@ -1,5 +1,7 @@
 """Checkpoints: the last and the best state of a run, checked when they are read back."""
 
+import errno
+import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -8,6 +10,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from awp_jax.training._records import StorageError
 from awp_jax.training._state import digest
 
 LAST, BEST, KEPT, AVERAGE = "last", "best", "kept", "average"
@@ -35,6 +38,7 @@ class Checkpoints:
         self._directory = pathlib.Path(directory).absolute()
         self._read_only = read_only
         self._managers: dict[str, ocp.CheckpointManager] = {}
+        self._saved = False  # in the background, where errors come late
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in self._managers:
@@ -65,7 +69,8 @@ class Checkpoints:
             info: Plain values for JSON.
 
         Raises:
-            CheckpointError: When Orbax refuses, or an earlier save has failed (a full disk, say).
+            StorageError: When it, or an earlier one, could not be written (a full disk, say).
+            CheckpointError: When Orbax refuses.
         """
         step = int(state.step)
         try:
@@ -81,10 +86,12 @@ class Checkpoints:
             )
             saved = manager.save(step, args=args, force=True)
         except Exception as error:
-            raise CheckpointError(
-                f"Saving the checkpoint of step {step} failed ({_first_line(error)}); "
+            late = ", or the one before it," if self._saved else ""
+            raise StorageError(
+                f"Saving the checkpoint of step {step}{late} failed ({_reason(error)}); "
                 "earlier checkpoints are untouched."
             ) from error
+        self._saved = True
         if not saved:
             raise CheckpointError(
                 f"Orbax refused to save the checkpoint of step {step} in {self._directory / kind}."
@@ -174,16 +181,16 @@ class Checkpoints:
         """Waits until everything is written.
 
         Raises:
-            CheckpointError: When writing in the background has failed.
+            StorageError: When writing in the background has failed.
         """
         for kind, manager in self._managers.items():
             try:
                 manager.wait_until_finished()
                 manager.check_for_errors()
             except Exception as error:
-                raise CheckpointError(
-                    f"Writing a {kind} checkpoint failed ({_first_line(error)}); earlier "
-                    "checkpoints are untouched."
+                raise StorageError(
+                    f"Writing a {kind} checkpoint failed ({_reason(error)}); earlier checkpoints "
+                    "are untouched."
                 ) from error
 
     def close(self) -> None:
@@ -199,6 +206,13 @@ class Checkpoints:
 def _sharding(leaf: Any) -> Any:
     sharding = getattr(leaf, "sharding", None)
     return sharding if sharding is not None else jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, which Orbax and TensorStore wrap in much else."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+    said = (os.strerror(code) for code in codes)
+    return next((text for text in said if text in str(error)), _first_line(error))
 
 
 def _first_line(error: Exception) -> str:

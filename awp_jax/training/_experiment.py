@@ -205,6 +205,7 @@ class Experiment:
             weights=weights,
             regularisation=Regularisation(**self.config.regularisation),
             average_rate=self._average_rate,
+            skip_non_finite=self.config.optimizer.non_finite == "skip",
         )
         gather = batch_function(
             self.config,

@@ -23,10 +23,13 @@ from awp_jax.training._experiment import Experiment, build, evaluation_attack, s
 from awp_jax.training._state import TrainState
 
 _EVALUATION_KEY = 3
+# With optimizer.non_finite "skip", so many skipped steps one after the other stop the run all the
+# same: nothing changes any more but the batch.
+MOST_SKIPPED = 100
 
 
 class NonFiniteError(RuntimeError):
-    """Loss or gradient became NaN or infinite; checkpoints of earlier steps are kept."""
+    """Loss, gradient or weights became NaN or infinite; earlier checkpoints are kept."""
 
 
 class Outcome(NamedTuple):
@@ -80,7 +83,10 @@ def train(
     Raises:
         ValueError: One sentence, before anything is written, for bad values, missing data, another
             config in ``workdir``, a second process in it, or damaged checkpoints.
-        NonFiniteError: When loss or gradient is NaN or infinite, with the step.
+        StorageError: When the disk is full, say; checkpoints and metrics before are whole.
+        NonFiniteError: When loss, gradient or new weights are NaN or infinite, with the step, the
+            learning rate and the norms; with ``optimizer.non_finite`` "skip" such a step leaves the
+            state as it was, and only 100 of them one after the other stop the run.
     """
     workdir = pathlib.Path(workdir)
     experiment = build(config, splits, devices=devices)
@@ -118,6 +124,7 @@ class _Run:
         self.best: dict[str, Any] | None = None
         self.clean_accuracy: float | None = None
         self.pending: list[Any] = []  # metrics still on the device, with their step
+        self.skipped = self.in_a_row = 0  # steps that were not finite
         self.seconds = time.perf_counter()
 
     def go(self, max_steps: int | None) -> Outcome:
@@ -138,12 +145,18 @@ class _Run:
             if self.checkpoints.steps(LAST)[:1] != [step]:
                 self._save(state, step)
             self.checkpoints.wait()
-        finally:
-            if self.metrics is not None:
-                self.metrics.close()
-            self.progress.close()
-            self.checkpoints.close()
+        except BaseException:
+            with contextlib.suppress(records.StorageError):  # the first failure is the one to tell
+                self._close()
+            raise
+        self._close()
         return Outcome(state, step == total, self.best, self.preempted and step < total)
+
+    def _close(self) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+        self.progress.close()
+        self.checkpoints.close()
 
     def _first_state(self) -> TrainState:
         if not self.checkpoints.steps(LAST):
@@ -153,7 +166,7 @@ class _Run:
         )
         step = int(state.step)
         self.checkpoints.discard_after(step)
-        self.best = info["best"]
+        self.best, self.skipped = info["best"], info.get("skipped_steps", 0)
         # Killed between the two: the last one was saved and says that it is the best as well.
         if self.best and self.best["step"] == step and self.checkpoints.steps(BEST) != [step]:
             self.checkpoints.save(BEST, state, info)
@@ -217,35 +230,74 @@ class _Run:
         steps = [step for step, _ in self.pending]
         values = jax.device_get([metrics for _, metrics in self.pending])
         self.pending = []
-        for step, metrics in zip(steps, values, strict=True):
-            if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
-                rate = float(self.experiment.learning_rate(step))
-                raise NonFiniteError(
-                    f"Step {step + 1}: the loss is {float(metrics['loss'])} and the gradient norm "
-                    f"{float(metrics['gradient_norm'])} at learning rate {rate:g}; training "
-                    "stops, and the checkpoints before are kept."
-                )
+        done = [
+            (self.experiment.batch_size_of(step), metrics)
+            for step, metrics in zip(steps, values, strict=True)
+            if self._is_finite(step, metrics)
+        ]
         now = time.perf_counter()
         sizes = [self.experiment.batch_size_of(step) for step in steps]
-        record = {
+        record: dict[str, Any] = {
             "kind": "train",
             "step": steps[-1] + 1,
             "epoch": (steps[-1] + 1) / self.experiment.steps_per_epoch,
-            "learning_rate": float(self.experiment.learning_rate(steps[-1])),
+            "learning_rate": self._learning_rate(steps[-1]),
+            # Means over the examples of the steps that were not skipped.
             **{
-                name: float(np.average([v[name] for v in values], weights=sizes))
-                for name in values[0]
+                name: float(np.average([v[name] for _, v in done], weights=[s for s, _ in done]))
+                for name in (done[0][1] if done else ())
             },
             "images_per_second": sum(sizes) / max(now - self.seconds, 1e-9),
         }
         self.seconds = now
+        if self._skips:
+            record["skipped_steps"] = self.skipped  # of the whole run
+            if len(done) < len(steps):
+                self.progress.line(
+                    f"Steps {steps[0] + 1} to {steps[-1] + 1}: {len(steps) - len(done)} skipped, "
+                    f"loss or gradient not finite; {self.skipped} in all."
+                )
         self._write(record)
         shown = {"loss": "loss", "clean_accuracy": "clean", "robust_accuracy": "robust"}
         values_shown = {short: record[name] for name, short in shown.items() if name in record}
         # A step of AT has no clean forward pass: what the last evaluation found is shown.
         if "clean" not in values_shown and self.clean_accuracy is not None:
             values_shown["clean"] = self.clean_accuracy
+        if self.skipped:
+            values_shown["skipped"] = self.skipped
         self.progress.advance(steps[-1] + 1, **values_shown, img_s=int(record["images_per_second"]))
+
+    @property
+    def _skips(self) -> bool:
+        return self.config.optimizer.non_finite == "skip"
+
+    def _learning_rate(self, step: int) -> float:
+        # Skipped steps leave the optimiser's count, which the schedule follows, as it was.
+        return float(self.experiment.learning_rate(max(step - self.skipped, 0)))
+
+    def _is_finite(self, step: int, metrics: dict[str, Any]) -> bool:
+        """Counts a step that is not finite; raises where that stops the run."""
+        finite = bool(metrics.pop("finite")) and all(
+            math.isfinite(metrics[name]) for name in ("loss", "gradient_norm")
+        )
+        if finite:
+            self.in_a_row = 0
+            return True
+        rate = self._learning_rate(step)
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self._skips and self.in_a_row < MOST_SKIPPED:
+            return False
+        loss, norm, weights, perturbation = (
+            float(metrics[name])
+            for name in ("loss", "gradient_norm", "weight_norm", "perturbation_norm")
+        )
+        after = " and overflows the weights" if math.isfinite(loss + norm) else ""
+        before = f", as {self.in_a_row - 1} skipped steps before" if self._skips else ""
+        raise NonFiniteError(
+            f"Step {step + 1}: the loss is {loss} and the gradient norm {norm}{after} at learning "
+            f"rate {rate:g}, weight norm {weights:g} and perturbation norm {perturbation:g}"
+            f"{before}; training stops, and the checkpoints before are kept."
+        )
 
     def _evaluate(self, state: TrainState, step: int, epoch: int) -> bool:
         """Measures clean and robust accuracy; says whether selection calls this the best."""
@@ -291,7 +343,8 @@ class _Run:
             self.metrics.write(record)
 
     def _info(self, step: int) -> dict[str, Any]:
-        return {"step": step, "best": self.best, "seed": self.config.seed}
+        found = {"step": step, "best": self.best, "seed": self.config.seed}
+        return found | {"skipped_steps": self.skipped}
 
     def _measure(self, state: TrainState, sets: dict[str, data.Dataset]) -> dict[str, Any]:
         """Clean and robust accuracy and loss of a state on each set."""

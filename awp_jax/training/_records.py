@@ -19,15 +19,43 @@ class WorkdirError(ValueError):
     """A run directory cannot be used; the message is one sentence that says why."""
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON so that the file is whole or the old one stays."""
+class StorageError(RuntimeError):
+    """What a run has to keep cannot be written (a full disk, say); the message is one sentence."""
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    """Turns what the system says of ``path`` into a ``StorageError``."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise StorageError(
+            f"{path} cannot be written ({reason}); what was written before is whole."
+        ) from error
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """The file is whole, or the old one stays."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with _writing(path):
+        try:
+            with open(temporary, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes JSON so that the file is whole or the old one stays.
+
+    Raises:
+        StorageError: When it cannot be written.
+    """
+    _replace(path, json.dumps(value, indent=2) + "\n")
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
@@ -139,18 +167,30 @@ class Metrics:
     def __init__(self, workdir: pathlib.Path, after_step: int):
         kept = [r for r in read_metrics(workdir) if r["step"] <= after_step]
         path = workdir / METRICS
-        temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "w") as file:
-            file.writelines(json.dumps(record) + "\n" for record in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _replace(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
         self._board = _tensorboard(workdir)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends one record, which must hold ``step`` and ``kind``."""
-        os.write(self._file, (json.dumps(record) + "\n").encode())
+        """Appends one record, which must hold ``step`` and ``kind``, whole or not at all.
+
+        Raises:
+            StorageError: When it cannot be written.
+        """
+        rest = (json.dumps(record) + "\n").encode()
+        before = os.fstat(self._file).st_size
+        with _writing(self._path):
+            try:
+                while (
+                    rest
+                ):  # the system may take a part of it only, as when the disk is nearly full
+                    rest = rest[os.write(self._file, rest) :]
+            except OSError:
+                os.ftruncate(self._file, before)
+                raise
+        if not _is_alive(self._board):  # it would wait for its thread for ever
+            self._board = None
         if self._board is not None:
             for name, value in _scalars(record, record["kind"]):
                 self._board.add_scalar(name, value, record["step"])
@@ -158,8 +198,16 @@ class Metrics:
     def close(self) -> None:
         """Closes the files."""
         os.close(self._file)
-        if self._board is not None:
-            self._board.close()
+        if self._board is not None and _is_alive(self._board):
+            with contextlib.suppress(OSError):  # a copy of what metrics.jsonl has
+                self._board.close()
+
+
+def _is_alive(board: Any) -> bool:
+    """Whether tensorboardX still writes: its thread ends where the disk is full."""
+    writer = getattr(getattr(board, "file_writer", None), "event_writer", None)
+    thread = getattr(writer, "_worker", None)
+    return thread is None or thread.is_alive()
 
 
 def _scalars(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

@@ -28,6 +28,7 @@ class Ascent(NamedTuple):
         shared: Of the last backward pass of the attack, the gradient in the weights, or ``None``.
         key: Of the step.
         unroll: See ``awp_jax.ascent.loop``.
+        axis_name: The mapped axis over which the batch is split, or ``None``.
     """
 
     params: Any
@@ -36,6 +37,7 @@ class Ascent(NamedTuple):
     shared: Any
     key: jax.Array
     unroll: bool | None
+    axis_name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,9 @@ def _awp(settings: WeightPerturbation, ascent: Ascent) -> Any:
         return perturb(ascent.params, ascent.shared, settings.gamma, **where)
     return adversarial_displacement(
         ascent.params,
-        lambda params: loss_range_gradient(ascent.losses_fn, params, low, high),
+        lambda params: loss_range_gradient(
+            ascent.losses_fn, params, low, high, axis_name=ascent.axis_name
+        ),
         settings.gamma,
         steps=settings.steps,
         unroll=ascent.unroll,
@@ -144,6 +148,7 @@ def _rwp(settings: WeightPerturbation, ascent: Ascent) -> Any:
         steps=settings.steps,
         size=settings.size,
         scope=settings.scope,
+        axis_name=ascent.axis_name,
         unroll=ascent.unroll,
     )
 

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from awp_jax import checks
 from awp_jax.ascent import is_traced
 from awp_jax.balls import WeightBall
-from awp_jax.weights._mapped import mean, vary
+from awp_jax.mapped import mean, vary
 
 STEPS = 10  # K2 of the paper, section 5.1
 C_MIN = 1.7  # in nats; 4.0 for CIFAR-100
@@ -43,7 +43,9 @@ def _evaluate(losses_fn: Callable, params: Any) -> tuple[Callable, jax.Array]:
     return lambda mask: pullback(mask.astype(losses.dtype) / losses.size)[0], criterion
 
 
-def loss_range_gradient(losses_fn: Callable, params: Any, low: Any, high: Any) -> Any:
+def loss_range_gradient(
+    losses_fn: Callable, params: Any, low: Any, high: Any, *, axis_name: str | None = None
+) -> Any:
     """The gradient over the examples in a range of loss (the loss stationary condition, LSC).
 
     RWP, IJCAI 2022, eq. 7 and figure 1(c): only examples with ``low <= criterion < high`` count;
@@ -56,6 +58,7 @@ def loss_range_gradient(losses_fn: Callable, params: Any, low: Any, high: Any) -
         params: Where the gradient is taken.
         low: Least loss that counts, in nats.
         high: Least loss that counts no more, in nats.
+        axis_name: Under ``pmap`` or ``shard_map``: the batch is that of all devices together.
 
     Returns:
         The gradient, like ``params``; zero when no example lies in the range.
@@ -67,8 +70,8 @@ def loss_range_gradient(losses_fn: Callable, params: Any, low: Any, high: Any) -
         >>> print(loss_range_gradient(losses_fn, jnp.array(1.0), 0.0, 2.0))  # 1 of two examples
         0.5
     """
-    gradient, criterion = _evaluate(losses_fn, params)
-    return gradient((criterion >= low) & (criterion < high))
+    gradient, criterion = _evaluate(losses_fn, vary(params, axis_name))
+    return mean(gradient((criterion >= low) & (criterion < high)), axis_name)
 
 
 def _accumulate(losses_fn, params, gamma, c_min, summed, *, keep, size, scope, axis_name, lazy):

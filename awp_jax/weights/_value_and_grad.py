@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax import checks
+from awp_jax.mapped import mean, vary
 from awp_jax.weights._displacement import adversarial_displacement, random_displacement
-from awp_jax.weights._mapped import mean, vary
 from awp_jax.weights._robust import C_MIN, STEPS, check_c_min, robust_displacement
 
 

@@ -1,19 +1,24 @@
-"""Kills a small training run at random moments until it has been killed so many times.
+"""Kills a small training run at random moments, and fills its disk.
 
 ``python crash_loop.py FOLDER KILLS SEED`` prints one JSON object: how often it was killed, after
 which steps, and the digests of the last states of an undisturbed run and of those that were resumed
-until they ended. Every attempt is a fork of one process that has imported everything and has not
-touched a device.
+until they ended; then what became of a run on a full disk. Every attempt is a fork of one process
+that has imported everything and has not touched a device. The full disk is a small file system
+where ``AWP_JAX_NAMESPACE`` says that this runs under ``unshare -rm``; elsewhere the size of files
+is limited.
 """
 
 import json
 import os
 import pathlib
 import random
+import resource
 import signal
+import subprocess
 import sys
 import time
 
+import absl.logging
 import jax
 import sklearn.datasets  # noqa: F401  # so that no attempt has to
 from small_run import tiny_config
@@ -34,14 +39,20 @@ def small_config():
     return config
 
 
-def attempt(workdir):
-    """Starts the run in a process of its own; returns its number."""
+def attempt(workdir, after_step=None, said=None):
+    """Starts the run in a process of its own; returns its number.
+
+    ``after_step`` is called after every step; ``said``, a file, gets what goes to standard error.
+    """
     process = os.fork()
     if process:
         return process
     try:
+        if said is not None:
+            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        absl.logging.set_verbosity(absl.logging.FATAL)  # as the command line does
         jax.config.update("jax_platforms", "cpu")
-        training.train(small_config(), workdir, devices=1, quiet=True)
+        training.train(small_config(), workdir, devices=1, quiet=True, should_stop=after_step)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(1)
@@ -75,17 +86,59 @@ def last_step(workdir):
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
+def on_a_full_disk(folder, fill, make_room):
+    """A run that is out of room after four steps, and goes on once there is some."""
+    workdir, said, calls = folder / "run", folder.with_name("said"), []
+
+    def after_step():
+        calls.append(0)
+        if len(calls) == 4:
+            fill(workdir)
+        return False
+
+    _, status = os.waitpid(attempt(workdir, after_step, said), 0)
+    result = {"status": os.waitstatus_to_exitcode(status), "said": said.read_text()}
+    result["kept"] = last_step(workdir)
+    lines = (workdir / "metrics.jsonl").read_text()
+    result["torn"] = not lines.endswith("\n") or not all(map(json.loads, lines.splitlines()))
+    make_room()
+    finished(attempt(workdir), 600)
+    return result | {"resumed": digest_of(workdir)}
+
+
+def limit_files(workdir):
+    """No file gets longer than half a line more of metrics."""
+    size = (workdir / "metrics.jsonl").stat().st_size + 50
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def fill_up(workdir):
+    """Writes until the file system has no room left."""
+    try:
+        with open(workdir.parent / "filler", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+    except OSError:
+        pass
+
+
+def full_disk(folder):
+    """What became of a run on a full disk, a small file system of its own where that may be."""
+    small = folder / "small"
+    small.mkdir()
+    if os.environ.get("AWP_JAX_NAMESPACE"):  # never mounts where others would see it
+        mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(small)]
+        subprocess.run(mount, check=True)
+        found = on_a_full_disk(small, fill_up, lambda: (small / "filler").unlink())
+        return found | {"kind": "full file system"}
+    return on_a_full_disk(small, limit_files, lambda: None) | {"kind": "limited files"}
+
+
 def digest_of(workdir):
-    """The digest of the last state, in a process that ends before the next fork."""
-    read, write = os.pipe()
-    process = os.fork()
-    if not process:
-        jax.config.update("jax_platforms", "cpu")
-        state, _ = training.open_run(workdir).restore("last")
-        os.write(write, str(int(training.digest(state))).encode())
-        os._exit(0)
-    os.waitpid(process, 0)
-    return int(os.read(read, 100))
+    """The digest that the last checkpoint has of its state."""
+    step = workdir / "checkpoints" / "last" / str(last_step(workdir))
+    (info,) = (step / "info").rglob("metadata")
+    return json.loads(info.read_text())["digest"]
 
 
 def main(folder, kills, seed):
@@ -112,6 +165,7 @@ def main(folder, kills, seed):
     seconds = round(time.monotonic() - began, 1)
     result = {"kills": len(steps), "steps": steps, "seconds": seconds, "resumed": digests}
     result["undisturbed"] = digest_of(folder / "whole")
+    result["full"] = full_disk(folder)
     print(json.dumps(result))
 
 

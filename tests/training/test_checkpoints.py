@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from awp_jax import training
-from awp_jax.training import BEST, LAST, CheckpointError, Checkpoints, TrainState, digest
+from awp_jax.training import (
+    BEST,
+    LAST,
+    CheckpointError,
+    Checkpoints,
+    StorageError,
+    TrainState,
+    digest,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -117,7 +125,7 @@ def test_last_keeps_two_and_best_keeps_one(tmp_path):
 
 def test_saving_the_same_step_twice_is_refused_with_a_sentence(saved):
     checkpoints = Checkpoints(saved)
-    with pytest.raises(CheckpointError, match="step 1"):
+    with pytest.raises(StorageError, match="step 1"):
         checkpoints.save(LAST, state_at(1), {})
     checkpoints.close()
 
@@ -125,7 +133,7 @@ def test_saving_the_same_step_twice_is_refused_with_a_sentence(saved):
 def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path):
     blocked = tmp_path / "checkpoints"
     blocked.write_text("a file where the folder should be")
-    with pytest.raises(CheckpointError, match="step 1 failed"):
+    with pytest.raises(StorageError, match="step 1 failed"):
         Checkpoints(blocked).save(LAST, state_at(1), {})
 
 

@@ -1,13 +1,15 @@
 """The loop: resuming, compiling once, no host traffic, stopping on bad numbers."""
 
+import errno
 import json
 import math
+import os
 
 import jax
 import numpy as np
 import pytest
 
-from awp_jax import training
+from awp_jax import cli, training
 from awp_jax.training import _loop, _records
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -245,3 +247,47 @@ def test_without_kept_checkpoints_every_says_how_to_keep_them(tmp_path, tiny_con
 
 def test_evaluation_keys_and_training_keys_differ():
     assert _loop._EVALUATION_KEY not in (1, 2)
+
+
+@pytest.mark.parametrize("room", [0, 20])
+def test_a_line_that_does_not_fit_on_the_disk_is_left_out_whole(tmp_path, monkeypatch, room):
+    metrics = _records.Metrics(tmp_path, after_step=0)
+    metrics.write({"kind": "train", "step": 1, "loss": 0.5})
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    ordinary, parts = os.write, [room] if room else []
+
+    def nearly_full(file, content):
+        if not parts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return ordinary(file, content[: parts.pop()])
+
+    monkeypatch.setattr(os, "write", nearly_full)
+    with pytest.raises(
+        training.StorageError, match=r"metrics.jsonl cannot be written \(No space left on device\)"
+    ):
+        metrics.write({"kind": "train", "step": 2, "loss": 0.25})
+    monkeypatch.setattr(os, "write", ordinary)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    metrics.write({"kind": "train", "step": 2, "loss": 0.25})  # once there is room again
+    metrics.close()
+    assert [r["step"] for r in training.read_metrics(tmp_path)] == [1, 2]
+
+
+def test_a_config_that_does_not_fit_leaves_nothing_and_the_command_ends_with_one(
+    tmp_path, tiny_config, monkeypatch, capsys
+):
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "config.py"
+    values = training.plain(tiny_config("linear", width=None))
+    path.write_text(
+        "from awp_jax import config\n\n\ndef get_config():\n"
+        f"    return config.from_dict({values!r})\n"
+    )
+    monkeypatch.setattr(os, "fsync", full)
+    status = cli.main(["train", f"--config={path}", f"--workdir={tmp_path / 'run'}"])
+    said = capsys.readouterr().err
+    assert status == 1 and said.count("\n") == 1
+    assert "config.json cannot be written (No space left on device)" in said
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
