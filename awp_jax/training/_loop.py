@@ -90,11 +90,18 @@ def train(
             f"batch_size is {batch_size}, which {count} devices cannot share equally: choose a "
             "multiple of their number, or fewer devices (--devices)."
         )
-    main = parallel.is_main()
-    with records.locked(workdir) if main else contextlib.nullcontext():
-        if main:
-            records.claim(workdir, experiment.config)
-        parallel.barrier("run directory claimed")
+    main, problem = parallel.is_main(), None
+    with contextlib.ExitStack() as held:
+        try:
+            if main:
+                held.enter_context(records.locked(workdir))
+                records.claim(workdir, experiment.config)
+        except ValueError as error:
+            problem = error
+        if not parallel.main_says(problem is None):
+            raise problem or parallel.DistributedError(
+                f"Process 0 of this run cannot use {workdir}, and says why."
+            )
         return _Run(experiment, workdir, quiet or not main, should_stop).go(max_steps)
 
 
