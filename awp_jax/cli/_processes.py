@@ -8,7 +8,7 @@ from awp_jax.cli._flags import Command
 
 def declare(command: Command) -> None:
     """Adds the flags."""
-    command.integer("devices", None, "use the first so many; all by default")
+    command.integer("devices", None, "use the first so many; all of the machine by default")
     command.string(
         "distributed",
         "auto",

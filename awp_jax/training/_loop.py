@@ -102,7 +102,7 @@ def train(
             raise problem or parallel.DistributedError(
                 f"Process 0 of this run cannot use {workdir}, and says why."
             )
-        return _Run(experiment, workdir, quiet or not main, should_stop).go(max_steps)
+        return _Run(experiment, workdir, quiet, should_stop).go(max_steps)
 
 
 class _Run:
