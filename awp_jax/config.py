@@ -34,6 +34,7 @@ def default() -> ConfigDict:
     data.test_examples = config_dict.placeholder(int)
     data.validation_examples = 1000  # split off the training set
     data.downsample = 1  # average blocks of n x n pixels, for small studies
+    data.device_megabytes = 2048  # larger sets stay on the host; changes no number
     data.crop_padding = 4  # pixels; 0 for no random crop
     data.crop_mode = "reflect"  # released train_cifar10.py; "zero" for CIFAR-100 and TRADES
     data.flip = True
@@ -213,6 +214,7 @@ def validate(config: ConfigDict) -> ConfigDict:
         ("data.validation_examples", 0),
         ("data.downsample", 1),
         ("data.crop_padding", 0),
+        ("data.device_megabytes", 0),
         ("data.cutout", 0),
         ("model.batch_norm_groups", 1),
         ("attack.steps", 0),

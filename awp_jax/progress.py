@@ -6,6 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from awp_jax.parallel import is_main
+
 
 class Progress:
     """A tqdm bar on a terminal, one line per report otherwise, on standard error.
@@ -14,7 +16,7 @@ class Progress:
         total: Steps of the whole job.
         initial: Steps done before.
         unit: What a step is called.
-        quiet: Whether to show nothing.
+        quiet: Whether to show nothing; of several processes only the first shows anything.
     """
 
     def __init__(
@@ -24,7 +26,7 @@ class Progress:
         unit: str = "step",
         quiet: bool = False,
     ):
-        self._quiet = quiet
+        self._quiet = quiet = quiet or not is_main()
         self._bar: Any = None
         if not quiet and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=initial, unit=unit, file=sys.stderr)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from awp_jax import checks
+from awp_jax import checks, parallel
 from awp_jax.attacks._apgd import APGD
 from awp_jax.attacks._ensemble import ensemble, is_random
 from awp_jax.attacks._model import as_pytree_function, number_of_classes
@@ -123,7 +123,7 @@ def start_state(
     _classes(plan, function, images, labels, batch_size)
     keys = example_keys(key, len(labels))
     judging = APGD(eot=int(is_random(plan)))
-    sizes = batch_sizes(min(batch_size, len(labels)))
+    sizes = batch_sizes(min(batch_size, len(labels)), parallel.shards(function))
     wrong, loss = evaluate(function, judging, keys, images, labels, sizes)
     _check_finite(loss, "clean")
     row = Row("clean", float(np.mean(~wrong)), int(wrong.sum()), None, time.perf_counter() - began)
@@ -226,7 +226,8 @@ def run_stage(
 
 def _confirm(found, function, judging, keys, images, labels, batch_size):
     """Projects what was found and judges it: ``(broken, images)``."""
-    rows, sizes = np.flatnonzero(found.success), batch_sizes(min(batch_size, len(labels)))
+    rows = np.flatnonzero(found.success)
+    sizes = batch_sizes(min(batch_size, len(labels)), parallel.shards(function))
     broken, adversarial = np.zeros(len(labels), bool), images.copy()
     if len(rows) == 0:
         return broken, adversarial

@@ -45,9 +45,13 @@ class Found(NamedTuple):
     steps: np.ndarray | None
 
 
-def batch_sizes(batch_size: int) -> tuple[int, ...]:
-    """The only sizes that are ever compiled: the full one, a third and a ninth, largest first."""
-    return tuple(sorted({batch_size, -(-batch_size // 3), -(-batch_size // 9)}, reverse=True))
+def batch_sizes(batch_size: int, multiple: int = 1) -> tuple[int, ...]:
+    """The only sizes that are ever compiled: the full one, a third and a ninth, largest first.
+
+    They are rounded up to a multiple of the number of devices.
+    """
+    sizes = {-(-batch_size // (share * multiple)) * multiple for share in (1, 3, 9)}
+    return tuple(sorted(sizes, reverse=True))
 
 
 def padded(rows: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
@@ -97,7 +101,7 @@ def attack_survivors(
     Returns:
         A ``Found``.
     """
-    sizes = batch_sizes(min(batch_size, len(labels)))
+    sizes = batch_sizes(min(batch_size, len(labels)), parallel.shards(function))
     found = Found(images.copy(), np.zeros(len(labels), bool), np.zeros(len(labels), int))
     stepped = isinstance(attack, SteppedAttack)
     runs = attack.runs(classes) if stepped else [(0, 0)]  # type: ignore[attr-defined]
@@ -130,14 +134,15 @@ def attack_survivors(
 
 def _record(found: Found, rows: np.ndarray, result: AttackResult, steps_before: int) -> bool:
     """Writes the successes among the first ``len(rows)`` results; whether steps are known."""
-    success = np.asarray(result.success)[: len(rows)]
+    result = parallel.to_host(result)
+    success = result.success[: len(rows)]
     broken = rows[success]
-    found.images[broken] = np.asarray(result.images)[: len(rows)][success]
+    found.images[broken] = result.images[: len(rows)][success]
     found.success[broken] = True
     if result.steps is None:
         return False
     assert found.steps is not None
-    found.steps[broken] = steps_before + np.asarray(result.steps)[: len(rows)][success]
+    found.steps[broken] = steps_before + result.steps[: len(rows)][success]
     return True
 
 
@@ -149,16 +154,16 @@ def _segments(attack, function, data, rows, rank, restart, sizes, tick):
     state = begin(attack, function, *data, rank, restart)
     body, index = Partial(advance, attack, function), 0
     while True:
-        alive = ~np.asarray(state.success)[: len(rows)]
+        alive = ~parallel.to_host(state.success)[: len(rows)]
         last = index >= attack.steps or not alive.any()
         size = min(n for n in sizes if n >= alive.sum())
         if last or size < len(state.success):
             leaving = np.ones(len(rows), bool) if last else ~alive
             # All are judged, in the size that is compiled already, and those that leave are kept.
-            verdict = finish(attack, function, state)
+            verdict = parallel.to_host(finish(attack, function, state))
             yield (
                 rows[leaving],
-                AttackResult(*(np.asarray(v)[: len(rows)][leaving] for v in verdict)),
+                AttackResult(*(v[: len(rows)][leaving] for v in verdict)),
             )
             if last:
                 return
@@ -181,9 +186,10 @@ def evaluate(function, attack, keys, images, labels, sizes):
     success, loss = np.zeros(len(labels), bool), np.zeros(len(labels), np.float64)
     for part in batches(np.arange(len(labels)), sizes):
         rows = padded(part, sizes)
-        verdict = judged(attack, function, *_batch(function, keys, images, labels, rows))
-        success[part] = np.asarray(verdict.success)[: len(part)]
-        loss[part] = np.asarray(verdict.loss)[: len(part)]
+        data = _batch(function, keys, images, labels, rows)
+        verdict = parallel.to_host(judged(attack, function, *data))
+        success[part] = verdict.success[: len(part)]
+        loss[part] = verdict.loss[: len(part)]
     return success, loss
 
 

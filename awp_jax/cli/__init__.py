@@ -2,10 +2,12 @@
 
 import importlib
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 
 import absl.logging
+import jax
 from absl import flags
 
 # One sentence and one module per command; the module is imported when the command is called, so
@@ -66,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; ``sys.argv[1:]`` by default.
 
     Returns:
-        Exit status: 0 done; 1 the work failed (a loss that is not finite, a full
-            disk); 2 wrong use, bad input.
+        Exit status: 0 done; 1 the work failed (a loss that is not finite, a full disk); 2 wrong
+        use, bad input; 75 preempted, and the same command goes on; 76 another process of the run
+        was lost.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("--help", "-h", "help"):
@@ -78,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"awp-jax: unknown command {command!r}.\n\n{_usage()}", file=sys.stderr)
         return 2
     run = importlib.import_module(f"awp_jax.cli._{command.replace('-', '_')}").main
+    from awp_jax import parallel
     from awp_jax.cli._flags import Help, UsageError
     from awp_jax.compilation_cache import use_compilation_cache
     from awp_jax.training import NonFiniteError, StorageError
@@ -91,12 +95,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Help as text:
         print(text)
         return 0
-    except (NonFiniteError, StorageError) as error:
-        print(f"awp-jax {command}: {error}", file=sys.stderr)
-        return 1
-    except (UsageError, ValueError, OSError, flags.Error) as error:
-        print(f"awp-jax {command}: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"awp-jax {command}: interrupted.", file=sys.stderr)
-        return 130
+        return parallel.leave(130)
+    except Exception as error:
+        if parallel.lost_another(error):
+            return parallel.leave(parallel.LOST)
+        if isinstance(error, NonFiniteError | StorageError):
+            status = 1
+        elif isinstance(error, UsageError | ValueError | OSError | flags.Error):
+            status = 2
+        else:  # a mistake of this program
+            if jax.distributed.is_initialized():
+                traceback.print_exc()
+                parallel.leave(1)
+            raise
+        print(f"awp-jax {command}: {error}", file=sys.stderr)
+        return parallel.leave(status)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import jax
 
+from awp_jax import parallel
+from awp_jax.cli import _processes as processes
 from awp_jax.cli._evaluate import passes_of
 from awp_jax.cli._flags import Command, UsageError, required
 from awp_jax.cli._surrogate import open_surrogate
@@ -27,15 +29,19 @@ def main(argv: Sequence[str]) -> int:
     command.string("epsilon", None, "radius, such as 8/255; the config's by default")
     command.integer("queries", 1000, "of the Square attack")
     command.integer("eot", None, "for a randomised model: random passes to average over; 20")
+    processes.declare(command)
     values = command.parse(argv)
-    run = open_run(required(values, "workdir"))
+    workdir = required(values, "workdir")
+    devices = processes.join(values)
+    run = open_run(workdir, devices=devices)
     config = run.experiment.config
     images = subset(run.experiment.splits.test, values["examples"].value or 200)
     which = required(values, "checkpoint")
     eot = passes_of(values["eot"].value, run.experiment.classifier.is_random)
     surrogate_fn = None
     if values["surrogate"].value:
-        other = open_surrogate(values["surrogate"].value, values["surrogate_checkpoint"].value, run)
+        which_other = values["surrogate_checkpoint"].value
+        other = open_surrogate(values["surrogate"].value, which_other, run, devices)
         if other.is_random:
             raise UsageError(f"--surrogate={values['surrogate'].value} is a randomised model.")
         surrogate_fn = other.logits_fn
@@ -51,6 +57,8 @@ def main(argv: Sequence[str]) -> int:
         eot=eot,
         batch_size=config.evaluation.batch_size,
     )
+    if not parallel.is_main():
+        return 0
     result = {"checkpoint": which, "seed": config.seed, **found.as_dict()}
     write_json(run.workdir / "diagnosis.json", result)
     files = save_figure(diagnosis_figure(result), run.workdir / "figures" / "diagnosis")

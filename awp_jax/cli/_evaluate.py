@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from awp_jax import checks
+from awp_jax import checks, parallel
+from awp_jax.cli import _processes as processes
 from awp_jax.cli._evaluation_progress import EvaluationProgress
 from awp_jax.cli._flags import Command, UsageError, boolean, names, required
 from awp_jax.cli._surrogate import Surrogate, open_surrogate
@@ -61,12 +62,15 @@ def main(argv: Sequence[str]) -> int:
     command.string("surrogate", None, "another run: attacks are crafted on it, this run judges")
     command.string("surrogate_checkpoint", None, "which: best, last; best where there is one")
     command.string("save_images", "false", "true: write the adversarial images, adversarial/*.npz")
+    processes.declare(command)
     values = command.parse(argv)
-    run = open_run(required(values, "workdir"))
+    workdir = required(values, "workdir")
+    devices = processes.join(values)
+    run = open_run(workdir, devices=devices)
     surrogate = None
     if values["surrogate"].value:
         which = values["surrogate_checkpoint"].value
-        surrogate = open_surrogate(values["surrogate"].value, which, run)
+        surrogate = open_surrogate(values["surrogate"].value, which, run, devices)
     elif values["surrogate_checkpoint"].value:
         raise UsageError("--surrogate_checkpoint is given without --surrogate.")
     result = evaluate_run(
@@ -81,6 +85,8 @@ def main(argv: Sequence[str]) -> int:
         surrogate=surrogate,
         save_images=boolean(values, "save_images"),
     )
+    if not parallel.is_main():
+        return 0
     write_json(run.workdir / EVALUATION, result)
     shutil.rmtree(run.workdir / PARTIAL, ignore_errors=True)
     print(evaluation_table({run.workdir.name: result}))
@@ -211,7 +217,7 @@ def evaluate_run(
                 progress=progress.tell,
             )
             measured[set_name], unions[set_name] = found.attacks, found.union
-            if save_images:
+            if save_images and parallel.is_main():
                 _save_images(run, f"{which}-{set_name}", found, part.labels)
     progress.close()
     return result

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+from awp_jax import parallel
+from awp_jax.cli import _processes as processes
 from awp_jax.cli._flags import Command, UsageError, boolean, names, required
 from awp_jax.cli._flatness_run import (
     ALSO,
@@ -52,12 +54,14 @@ def main(argv: Sequence[str]) -> int:
     command.integer("batch_size", 128, "examples per batch; those of one batch share nu")
     command.string("measure", "true", "false: only draw, from the flatness.json that are there")
     command.string("output", None, "folder for table and figures of all runs together")
+    processes.declare(command)
     values = command.parse(argv)
     workdirs = names(required(values, "workdir"), "workdir")
     paths = [pathlib.Path(workdir) for workdir in workdirs]
     for name in {path.name for path in paths}:
         if sum(path.name == name for path in paths) > 1:
             raise UsageError(f"Two run directories are called {name!r}.")
+    devices = processes.join(values)
     if boolean(values, "measure"):
         also = values["also"].value
         given: dict[str, Any] = {
@@ -76,9 +80,12 @@ def main(argv: Sequence[str]) -> int:
             names(values["checkpoints"].value, "checkpoints"),
             names(values["sets"].value, "sets"),
             values["examples"].value,
+            devices,
         )
     else:
         results = {path.name: _read(path) for path in paths}
+    if not parallel.is_main():
+        return 0
     report = flatness_report(results)
     print(report)
     files: list[pathlib.Path] = []
@@ -101,9 +108,10 @@ def _measure_all(
     checkpoints: Sequence[str],
     sets: Sequence[str],
     examples: int | None,
+    devices: int | None,
 ) -> dict[str, Any]:
     # Everything that can be wrong is looked at before anything is measured.
-    runs = [open_in_float32(workdir) for workdir in workdirs]
+    runs = [open_in_float32(workdir, devices) for workdir in workdirs]
     plans = [
         (run, run.checkpoint_names(checkpoints), chosen_sets(run, sets, examples)) for run in runs
     ]
@@ -112,10 +120,12 @@ def _measure_all(
     results = {}
     for run, which, images in plans:
         results[run.workdir.name] = measure_run(run, settings, which, images, progress)
-        write_json(run.workdir / FLATNESS, results[run.workdir.name])
+        if parallel.is_main():
+            write_json(run.workdir / FLATNESS, results[run.workdir.name])
     progress.close()
-    for run in runs:  # only now: the whole command can be given again until then
-        shutil.rmtree(run.workdir / PARTIAL, ignore_errors=True)
+    if parallel.is_main():
+        for run in runs:  # only now: the whole command can be given again until then
+            shutil.rmtree(run.workdir / PARTIAL, ignore_errors=True)
     return results
 
 

@@ -76,12 +76,12 @@ class Settings:
         return 2 * self.restarts + self.draws + sum(extra[name] for name in self.also)
 
 
-def open_in_float32(workdir: str) -> Run:
+def open_in_float32(workdir: str, devices: int | None = None) -> Run:
     """A run whose model computes in float32: bfloat16 would round perturbations away."""
     path = pathlib.Path(workdir)
     config = from_dict(read_config(path))
     config.model.dtype = "float32"
-    return Run(path, build(config))
+    return Run(path, build(config, devices=devices))
 
 
 def chosen_sets(run: Run, sets: Sequence[str], examples: int | None) -> dict[str, Dataset]:

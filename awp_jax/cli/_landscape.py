@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from fractions import Fraction
 
+from awp_jax import parallel
+from awp_jax.cli import _processes as processes
 from awp_jax.cli._flags import Command, UsageError, names, required
 from awp_jax.cli._landscape_run import Settings, compute
 from awp_jax.cli._report import comparison_of
@@ -58,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
     command.string(
         "output", None, "folder for the figure that compares runs (awp-jax report draws it too)"
     )
+    processes.declare(command)
     values = command.parse(argv)
     workdirs = [pathlib.Path(n) for n in names(required(values, "workdir"), "workdir")]
     labels = [workdir.name for workdir in workdirs]
@@ -86,7 +89,9 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--name is {name!r}, but a file name without folders was expected.")
     chosen = names(values["checkpoints"].value, "checkpoints")
     # Everything that can be wrong is found before anything is computed.
-    jobs = [(run, run.checkpoint_names(chosen)) for run in map(open_run, workdirs)]
+    devices = processes.join(values)
+    runs = [open_run(workdir, devices=devices) for workdir in workdirs]
+    jobs = [(run, run.checkpoint_names(chosen)) for run in runs]
     for run, which in jobs:
         settings.images(run)
         settings.attack(run)
@@ -96,9 +101,12 @@ def main(argv: Sequence[str]) -> int:
     clock = _Clock(sum(len(which) for _, which in jobs) * settings.weight)
     for run, which in jobs:
         result, arrays = compute(run, which, settings, run.workdir / f"{name}.partial", clock)
-        write_arrays(run.workdir / f"{name}.npz", arrays)
-        write_json(run.workdir / f"{name}.json", {"name": run.workdir.name, **result})
+        if parallel.is_main():
+            write_arrays(run.workdir / f"{name}.npz", arrays)
+            write_json(run.workdir / f"{name}.json", {"name": run.workdir.name, **result})
     clock.close()
+    if not parallel.is_main():
+        return 0
     for run, _ in jobs:
         shutil.rmtree(run.workdir / f"{name}.partial", ignore_errors=True)
     found = {run.workdir.name: read_landscape(run.workdir, name) for run, _ in jobs}

@@ -25,19 +25,22 @@ class Surrogate(NamedTuple):
     identity: dict[str, Any]
 
 
-def open_surrogate(workdir: str, which: str | None, target: Run) -> Surrogate:
+def open_surrogate(
+    workdir: str, which: str | None, target: Run, devices: int | None = None
+) -> Surrogate:
     """Opens a run to craft attacks on.
 
     Args:
         workdir: Its run directory.
         which: ``"best"`` or ``"last"``; ``None``: the best, where there is one.
         target: The run that is judged; the architecture and the normalisation may differ.
+        devices: Use the first so many; ``None`` for all.
 
     Raises:
         UsageError: When its images or classes are not the target's.
         ValueError: When it is no run, or has no such checkpoint.
     """
-    other = open_run(workdir)
+    other = open_run(workdir, devices=devices)
     ours, theirs = target.experiment.classifier, other.experiment.classifier
     for what, mine, its in (
         ("images", "x".join(map(str, ours.image_shape)), "x".join(map(str, theirs.image_shape))),

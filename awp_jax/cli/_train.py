@@ -4,7 +4,8 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
 
-from awp_jax import checks, parallel
+from awp_jax import parallel
+from awp_jax.cli import _processes as processes
 from awp_jax.cli._flags import Command, read_config, required
 from awp_jax.training import train
 
@@ -23,35 +24,23 @@ def main(argv: Sequence[str]) -> int:
     )
     command.string("workdir", None, "the run directory, made when it is not there")
     command.integer("max_steps", None, "stop and save after this many optimiser steps")
-    command.integer("devices", None, "use the first so many; all by default")
-    command.string(
-        "distributed",
-        "auto",
-        "several processes: auto (joins under srun, mpirun and on TPU pods), true, false",
-    )
-    command.string("coordinator", None, "host:port of process 0, for processes started by hand")
-    command.integer("process_id", None, "number of this process, from 0", minimum=0)
-    command.integer("num_processes", None, "how many processes there are")
+    processes.declare(command)
     values = command.parse(argv)
     workdir = required(values, "workdir")
     config = read_config(values)
-    parallel.initialize(
-        checks.choice(values["distributed"].value, ("auto", "true", "false"), "distributed"),
-        coordinator=values["coordinator"].value,
-        process_id=values["process_id"].value,
-        num_processes=values["num_processes"].value,
-    )
+    devices = processes.join(values)
     with _termination() as terminated:
         outcome = train(
             config,
             workdir,
             max_steps=values["max_steps"].value,
-            devices=values["devices"].value,
+            devices=devices,
             should_stop=terminated,
         )
     step = int(outcome.state.step)
     if outcome.preempted:
-        print(f"terminated; saved at step {step}, the same command goes on: {workdir}", flush=True)
+        if parallel.is_main():
+            print(f"terminated; saved at step {step}, the same command goes on: {workdir}")
         return PREEMPTED
     state = "finished" if outcome.finished else "stopped"
     best = ""

@@ -56,7 +56,9 @@ def steps_per_epoch(n: int, batch_size: int, keep_last: bool = True) -> int:
     return n // batch_size
 
 
-def padded_batches(n: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def padded_batches(
+    n: int, batch_size: int, multiple: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All of 0..n-1 in batches of one size, for evaluation: nothing is dropped.
 
     One size means one compilation. Example 0 fills the last batch up, and the mask leaves it out.
@@ -64,20 +66,23 @@ def padded_batches(n: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.nda
     Args:
         n: number of examples.
         batch_size: examples per batch.
+        multiple: number of devices; batches are filled up until they divide by it, so that they
+            can be split without changing which examples are in which batch.
 
     Returns:
-        An iterator of `(indices, mask)`, int32 and bool, both `[batch_size]`; mask is False where
-        an index only fills the batch.
+        An iterator of `(indices, mask)`, int32 and bool, both of the batch size, rounded up to
+        `multiple`; mask is False where an index only fills the batch.
 
     Raises:
         ValueError: when a number is not positive (at the call, not at the first batch).
     """
     steps = steps_per_epoch(n, batch_size)
+    filled = batch_size + -batch_size % positive_integer(multiple, "multiple")
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for step in range(steps):
-            indices = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int32)
-            mask = indices < n
+            indices = np.arange(filled, dtype=np.int32) + np.int32(step * batch_size)
+            mask = (indices < n) & (np.arange(filled) < batch_size)
             yield np.where(mask, indices, np.int32(0)), mask
 
     return batches()

@@ -71,7 +71,7 @@ def measure(
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     keys = example_keys(jax.random.key(0) if key is None else key, n)
     correct, loss = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
-    for indices, mask in padded_batches(n, min(batch_size, n)):
+    for indices, mask in padded_batches(n, min(batch_size, n), parallel.shards(logits_fn)):
         batch, batch_labels, batch_keys = parallel.follow(
             logits_fn, (as_float(images[indices]), labels[indices], keys[indices])
         )

@@ -83,20 +83,21 @@ def attack_examples(
     n = len(labels)
     size = min(batch_size, n)
     parts: list[tuple[np.ndarray, ...]] = []
-    for indices, mask in padded_batches(n, size):
+    for indices, mask in padded_batches(n, size, parallel.shards(function)):
         batch, batch_labels, batch_keys = parallel.follow(
             function,
             (jnp.asarray(as_float(images[indices])), jnp.asarray(labels[indices]), keys[indices]),
         )
-        point, result, steps = batch, None, np.zeros(size, int)
+        point, result, steps = batch, None, np.zeros(len(mask), int)
         if attack is not None:
             result = attack(function, batch_keys, batch, batch_labels)
             point = jnp.clip(ball.project(batch, result.images), 0, 1)
-            steps = np.full(size, -1) if result.steps is None else np.asarray(result.steps)
+            steps = np.full(len(mask), -1) if result.steps is None else result.steps
         error, loss = judge_passes(function, batch_keys, point, batch_labels, eot)
         if result is not None and not eot:  # the highest of random draws would be no estimate
             loss = jnp.maximum(loss, result.loss)
-        parts.append(tuple(np.asarray(array)[mask] for array in (error, loss, steps, point)))
+        arrays = parallel.to_host((error, loss, steps, point))
+        parts.append(tuple(array[mask] for array in arrays))
         if tick is not None:
             tick(min(len(parts) * size / n, 1.0))
     errors, losses, counts, adversarial = (np.concatenate(p) for p in zip(*parts, strict=True))

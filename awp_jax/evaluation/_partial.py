@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from awp_jax import parallel
+
 
 class PartialResults:
     """One file per finished part, named by a digest of everything that it depends on.
@@ -35,7 +37,8 @@ class PartialResults:
     def load(self, part: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
         """The arrays of a part, or ``None`` when it was not finished, or its file is damaged."""
         path = self._path(part)
-        if path is None or not path.is_file():
+        # Whatever process 0 finds, all others find: they go on with the same work.
+        if path is None or not parallel.main_says(path.is_file()):
             return None
         try:
             # Opened here: numpy leaves the file open when it is damaged.
@@ -47,7 +50,7 @@ class PartialResults:
     def save(self, part: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         """Keeps a part: its file is whole, or not there."""
         path = self._path(part)
-        if path is None:
+        if path is None or not parallel.is_main():
             return
         write_arrays(path, arrays)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax import checks
+from awp_jax import checks, parallel
 from awp_jax.attacks._pgd import as_pytree_function
 from awp_jax.data import as_float, padded_batches
 
@@ -34,8 +34,9 @@ def predict(
     checks.positive_integer(batch_size, "batch_size")
     logits_fn, n = as_pytree_function(logits_fn), len(images)
     labels, confidence = np.empty(n, np.int32), np.empty(n, np.float32)
-    for indices, mask in padded_batches(n, min(batch_size, n)):
-        found = _predict(logits_fn, as_float(jnp.asarray(images[indices])))
+    for indices, mask in padded_batches(n, min(batch_size, n), parallel.shards(logits_fn)):
+        (batch,) = parallel.follow(logits_fn, (jnp.asarray(images[indices]),))
+        found = parallel.to_host(_predict(logits_fn, as_float(batch)))
         kept = indices[mask]
-        labels[kept], confidence[kept] = (np.asarray(part)[mask] for part in found)
+        labels[kept], confidence[kept] = (part[mask] for part in found)
     return labels, confidence

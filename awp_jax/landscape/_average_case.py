@@ -105,7 +105,7 @@ def average_flatness(
     """
     checks.positive_integer(draws, "draws")
     xi = checks.radius(xi, "xi")
-    examples, mask = Examples(images, labels, batch_size), layers_of(params, layers)
+    examples, mask = Examples(images, labels, batch_size, params), layers_of(params, layers)
     check_one_key(key)
     if reference is None:
         reference = robust_loss(

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from awp_jax import checks
+from awp_jax import checks, parallel
 from awp_jax.attacks import cross_entropy
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.balls import WeightBall
@@ -157,9 +157,15 @@ def adversarial_directions(
     for index in range(count):
         chosen_key, attack_key = jax.random.split(jax.random.fold_in(key, index))
         chosen = jax.random.choice(chosen_key, len(labels), (size,), replace=False)
-        batch, batch_labels = float_images(images[chosen], params), labels[chosen]
+        keys, batch, batch_labels = parallel.follow(
+            params,
+            (
+                example_keys(attack_key, size),
+                float_images(images[chosen], params),
+                labels[chosen],
+            ),
+        )
         if attack is not None:
-            keys = example_keys(attack_key, size)
             batch = attack(logits_at(function, params), keys, batch, batch_labels).images
         gradient = _gradient(params, function, batch, batch_labels)
         found.append(_scaled(gradient, params, scope, moving))

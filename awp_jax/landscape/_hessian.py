@@ -9,7 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from awp_jax import checks
+from awp_jax import checks, parallel
 from awp_jax.attacks._losses import cross_entropy
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.landscape._layers import layers_of
@@ -84,7 +84,7 @@ def hessian_spectrum(
     """
     checks.positive_integer(count, "count")
     checks.positive_integer(most_products, "most_products")
-    examples, mask = Examples(images, labels, batch_size), layers_of(params, layers)
+    examples, mask = Examples(images, labels, batch_size, params), layers_of(params, layers)
     check_one_key(key)
     function = as_pytree_function(apply_fn)
     leaves, structure = jax.tree.flatten(params)
@@ -119,7 +119,7 @@ def hessian_spectrum(
             for batch in batches:
                 found = jax.tree.leaves(_hessian_vector(function, params, tangent, *batch))
                 kept = [leaf for leaf, keep in zip(found, mask.keep, strict=True) if keep]
-                total += np.concatenate([np.asarray(leaf).ravel() for leaf in kept])
+                total += np.concatenate([leaf.ravel() for leaf in parallel.to_host(kept)])
         return total / examples.count
 
     operator = LinearOperator((size, size), matvec=product, dtype=flat.dtype)

@@ -109,7 +109,7 @@ def pac_bayes(
     checks.positive_integer(draws, "draws")
     if not 0 < delta < 1:
         raise ValueError(f"delta is {delta!r}, but a probability between 0 and 1 was expected.")
-    examples, mask = Examples(images, labels, batch_size), layers_of(params, layers)
+    examples, mask = Examples(images, labels, batch_size, params), layers_of(params, layers)
     check_one_key(key)
     n = examples.count if training_examples is None else training_examples
     checks.positive_integer(n, "training_examples")

@@ -91,7 +91,7 @@ def perturbed_loss(
     sizes = [float(checks.radius(gamma, "gamma")) for gamma in gammas]
     if not sizes:
         raise ValueError("gammas is empty: at least one was expected.")
-    examples, mask = Examples(images, labels, batch_size), layers_of(params, layers)
+    examples, mask = Examples(images, labels, batch_size, params), layers_of(params, layers)
     check_one_key(key)
     function, keep = as_pytree_function(apply_fn), keep or compute_only
     # The keys of robust_loss's first restart, so that gamma 0 is its `single`.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from awp_jax import checks
+from awp_jax import checks, parallel
 from awp_jax.attacks import PGD
 from awp_jax.attacks._model import as_pytree_function, verdict
 from awp_jax.data import as_float, padded_batches
@@ -92,7 +92,7 @@ def robust_loss(
         ((2, 4), True)
     """
     checks.positive_integer(restarts, "restarts")
-    examples = Examples(images, labels, batch_size)
+    examples = Examples(images, labels, batch_size, params)
     function, keep = as_pytree_function(apply_fn), keep or compute_only
     keys = examples.keys(jax.random.fold_in(check_one_key(key), 0))
 
@@ -146,19 +146,22 @@ class Examples:
         images: ``[examples, ...]``, uint8 or float in [0, 1].
         labels: int ``[examples]``.
         batch_size: Examples per pass.
+        params: Weights of the model; batches are split among the devices that these lie on.
 
     Raises:
         ValueError: For bad images or labels, or a batch size below 1.
     """
 
-    def __init__(self, images: Any, labels: Any, batch_size: int):
+    def __init__(self, images: Any, labels: Any, batch_size: int, params: Any):
         checks.positive_integer(batch_size, "batch_size")
         if not hasattr(images, "dtype") or not hasattr(labels, "dtype"):
             raise ValueError("images and labels must be arrays, not lists or numbers.")
         checks.images_and_labels(as_float(images), labels)
         self.images, self.labels = np.asarray(images), np.asarray(labels)
         self.count = len(labels)
-        self.batches = list(padded_batches(self.count, min(batch_size, self.count)))
+        self._params = params
+        size = min(batch_size, self.count)
+        self.batches = list(padded_batches(self.count, size, parallel.shards(params)))
 
     def keys(self, key: jax.Array) -> jax.Array:
         """One key per example."""
@@ -167,8 +170,14 @@ class Examples:
     def batch(self, index: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Images as floats, labels, and the mask that is False for padding."""
         indices, mask = self.batches[index]
-        batch = jnp.asarray(as_float(self.images[indices]))
-        return batch, jnp.asarray(self.labels[indices]), jnp.asarray(mask)
+        batch = (as_float(self.images[indices]), self.labels[indices], mask)
+        images, labels, valid = parallel.follow(self._params, map(jnp.asarray, batch))
+        return images, labels, valid
+
+    def batch_keys(self, keys: jax.Array, index: int) -> jax.Array:
+        """Those of ``keys [examples]`` that belong to a batch, on the same devices."""
+        (found,) = parallel.follow(self._params, (keys[self.batches[index][0]],))
+        return found
 
     def attacked(
         self, apply_fn: Partial, params: Any, keys: jax.Array, attack: Callable | None, index: int
@@ -177,7 +186,8 @@ class Examples:
         images, labels, _ = self.batch(index)
         if attack is None:
             return images
-        return attack(logits_at(apply_fn, params), keys[self.batches[index][0]], images, labels)[0]
+        batch_keys = self.batch_keys(keys, index)
+        return attack(logits_at(apply_fn, params), batch_keys, images, labels)[0]
 
     def losses(
         self, apply_fn: Partial, params: Any, keys: jax.Array, attack: Callable | None
@@ -185,12 +195,12 @@ class Examples:
         """Loss and verdict of every example after one run of the attack on ``params``."""
         logits_fn, parts = logits_at(apply_fn, params), []
         with full_precision():
-            for index, (indices, mask) in enumerate(self.batches):
+            for index, (_, mask) in enumerate(self.batches):
                 images, labels, _ = self.batch(index)
                 if attack is None:
                     found = verdict(logits_fn, images, labels)
                 else:
-                    found = attack(logits_fn, keys[indices], images, labels)
+                    found = attack(logits_fn, self.batch_keys(keys, index), images, labels)
                 parts.append((found, mask))
         return self.joined(parts)
 
@@ -200,8 +210,12 @@ class Examples:
         Raises:
             ValueError: When a loss is NaN.
         """
-        losses = np.concatenate([np.asarray(found.loss)[mask] for found, mask in parts])
-        success = np.concatenate([np.asarray(found.success)[mask] for found, mask in parts])
+        masks = [mask for _, mask in parts]
+        found = parallel.to_host([(verdict.loss, verdict.success) for verdict, _ in parts])
+        losses, success = (
+            np.concatenate([part[mask] for part, mask in zip(which, masks, strict=True)])
+            for which in zip(*found, strict=True)
+        )
         if np.isnan(losses).any():
             raise ValueError(
                 f"The model returns NaN for {int(np.isnan(losses).sum())} of {self.count} images: "

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax import checks
+from awp_jax import checks, parallel
 from awp_jax.attacks._model import as_pytree_function, number_of_classes, verdict
 from awp_jax.data import as_float, padded_batches
 from awp_jax.landscape._model import float_images, full_precision, logits_at
@@ -124,11 +124,11 @@ def surface(
     _check_directions(params, directions, len(coordinates))
     checks.images_and_labels(as_float(images), labels)
     function = as_pytree_function(apply_fn)
-    images, labels, n = jnp.asarray(images), jnp.asarray(labels), len(labels)
+    images, labels, n = np.asarray(images), np.asarray(labels), len(labels)
     classes = number_of_classes(logits_at(function, params), float_images(images[:1], params))
     checks.images_and_labels(as_float(images), labels, classes)
     keys = example_keys(jax.random.key(0) if key is None else key, n)
-    batches = list(padded_batches(n, min(batch_size, n)))
+    batches = list(padded_batches(n, min(batch_size, n), parallel.shards(params)))
     found = _begun(coordinates, start)
     todo = np.argwhere(np.isnan(found.loss))
     if points_per_call is None and jax.default_backend() != "cpu":
@@ -140,15 +140,19 @@ def surface(
         look = _look if points_per_call is None else _look_compiled
         size = min(points_per_call or 1, max(len(todo), 1))
         attack = None if attack is None else as_pytree_function(attack)
+        # On their devices once for all points.
+        placed = [
+            tuple(map(jnp.asarray, parallel.follow(params, (keys[i], images[i], labels[i]))))
+            for i, _ in batches
+        ]
         for first in range(0, len(todo), size):
             places = todo[first : first + size]
             # The last call is filled up with the first of its points: one size, one compilation.
             filled = np.concatenate([places, np.repeat(places[:1], size - len(places), axis=0)])
             where = np.stack([coordinates[d][filled[:, d]] for d in range(len(coordinates))], 1)
-            results = [
-                look(function, params, directions, where, attack, keys[i], images[i], labels[i])
-                for i, _ in batches
-            ]
+            results = parallel.to_host(
+                [look(function, params, directions, where, attack, *batch) for batch in placed]
+            )
             masks = [mask for _, mask in batches]
             losses, shares = (_gathered(results, masks, kind) for kind in range(2))
             for place, loss, share in zip(places, losses, shares, strict=False):
@@ -158,14 +162,14 @@ def surface(
     return found
 
 
-def _attacked(function, params, attack, keys, images, labels, batches) -> jax.Array:
+def _attacked(function, params, attack, keys, images, labels, batches) -> np.ndarray:
     """All images, as ``attack`` changes them at ``params``."""
     parts = []
     for i, mask in batches:
-        batch = float_images(images[i], params)
-        found = attack(logits_at(function, params), keys[i], batch, labels[i])
-        parts.append(np.asarray(found.images)[mask])
-    return jnp.asarray(np.concatenate(parts))
+        rows = (keys[i], float_images(jnp.asarray(images[i]), params), jnp.asarray(labels[i]))
+        found = attack(logits_at(function, params), *parallel.follow(params, rows))
+        parts.append(parallel.to_host(found.images)[mask])
+    return np.concatenate(parts)
 
 
 def _move(params, directions, where):
@@ -209,9 +213,7 @@ def _look_compiled(function, params, directions, where, attack, keys, images, la
 
 def _gathered(results: list[Any], masks: list[np.ndarray], kind: int) -> np.ndarray:
     """The mean over all examples of what ``_look`` found, per point."""
-    kept = [
-        np.asarray(r[kind], np.float64)[:, mask] for r, mask in zip(results, masks, strict=True)
-    ]
+    kept = [r[kind][:, mask].astype(np.float64) for r, mask in zip(results, masks, strict=True)]
     return np.concatenate(kept, axis=1).mean(axis=1)
 
 

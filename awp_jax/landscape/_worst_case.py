@@ -133,7 +133,7 @@ def worst_case_flatness(
         raise ValueError(f"attack is {attack!r}, but PGD without eot, or None, was expected.")
     if attack is not None and attack.momentum:
         raise ValueError(f"attack has momentum {attack.momentum}, but joint ascent has none.")
-    examples, mask = Examples(images, labels, batch_size), layers_of(params, layers)
+    examples, mask = Examples(images, labels, batch_size, params), layers_of(params, layers)
     check_one_key(key)
     if reference is None:
         reference = robust_loss(
@@ -188,7 +188,7 @@ def _ascent(
         points = [images for images, _, _ in batches]
         if attack is not None:
             ball = ImageBall(attack.norm, attack.epsilon)
-            chosen = [keys[examples.batches[index][0]] for index in group]
+            chosen = [examples.batch_keys(keys, index) for index in group]
             points = [ball.start(k, p, attack.start) for k, p in zip(chosen, points, strict=True)]
         for _ in range(steps):
             total = None

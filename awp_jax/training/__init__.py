@@ -16,6 +16,7 @@ from awp_jax.training._experiment import evaluation_attack as evaluation_attack
 from awp_jax.training._experiment import objective_of as objective_of
 from awp_jax.training._experiment import subset as subset
 from awp_jax.training._experiment import weight_perturbation as weight_perturbation
+from awp_jax.training._feed import Feed as Feed
 from awp_jax.training._loop import NonFiniteError as NonFiniteError
 from awp_jax.training._loop import Outcome as Outcome
 from awp_jax.training._loop import train as train

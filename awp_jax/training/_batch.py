@@ -37,7 +37,8 @@ def batch_function(
     labelled_batch: int,
     num_classes: int,
     mesh: jax.sharding.Mesh,
-) -> Callable:
+    on_host: bool = False,
+) -> tuple[Callable, Callable]:
     """How a config makes the batch of a step.
 
     With unlabelled images (RST, Carmon et al. 2019), the labelled ones of a batch follow the order
@@ -52,9 +53,12 @@ def batch_function(
         labelled_batch: Labelled examples of a whole batch.
         num_classes: Number of classes.
         mesh: The devices among which the examples of a batch are shared.
+        on_host: Whether ``gather`` is handed the rows ``choose(...)`` of images and labels, and
+            not all of them.
 
     Returns:
-        ``gather(step, images, labels, order, key, *, batch_size) -> Batch``, not compiled:
+        ``choose(step, order, key, *, batch_size)``, the examples of a batch, int32 ``[batch]``,
+        and ``gather(step, images, labels, order, key, *, batch_size) -> Batch``; not compiled.
         ``batch_size`` counts the labelled examples.
     """
     d = config.data
@@ -65,35 +69,39 @@ def batch_function(
         "rotation_degrees": d.rotation_degrees,
     }
 
-    def gather(step, images, labels, order, key, *, batch_size):
+    def choose(step, order, key, *, batch_size):
         position = (step % steps_per_epoch) * labelled_batch
         chosen = jax.lax.dynamic_slice(order, (position,), (batch_size,))
-        weights = None
+        if not unlabelled:
+            return chosen
+        return _fill_up(
+            jax.random.fold_in(jax.random.fold_in(key, step), _UNLABELLED),
+            chosen,
+            config.batch_size - batch_size,
+            (labelled, labelled + unlabelled),
+        )
+
+    def gather(step, images, labels, order, key, *, batch_size):
+        chosen = choose(step, order, key, batch_size=batch_size)
+        weights = jnp.where(chosen < labelled, 1.0, d.unlabelled_weight) if unlabelled else None
         step_key = jax.random.fold_in(key, step)
-        if unlabelled:
-            chosen = _fill_up(
-                jax.random.fold_in(step_key, _UNLABELLED),
-                chosen,
-                config.batch_size - batch_size,
-                (labelled, labelled + unlabelled),
-            )
-            weights = jnp.where(chosen < labelled, 1.0, d.unlabelled_weight)
         keys = augmentation_keys(key, step, chosen.shape[0])
         # What follows each example: its device, for the whole step.
         chosen, keys = jax.lax.with_sharding_constraint(
             (chosen, keys), parallel.batch_sharding(mesh, chosen.shape[0])
         )
-        batch = data.augment(keys, images[chosen], **moves)
+        if not on_host:
+            images, labels = images[chosen], labels[chosen]
+        batch = data.augment(keys, images, **moves)
         if d.autoaugment:
             batch = data.autoaugment(keys, batch)
         batch = data.as_float(data.cutout(keys, batch, d.cutout))
-        found = labels[chosen]
         if d.mixup:
             mixup_key = jax.random.fold_in(step_key, _MIXUP)
-            batch, found = data.mixup(mixup_key, batch, found, d.mixup, num_classes)
-        return Batch(batch, found, weights)
+            batch, labels = data.mixup(mixup_key, batch, labels, d.mixup, num_classes)
+        return Batch(batch, labels, weights)
 
-    return gather
+    return choose, gather
 
 
 def _fill_up(key: jax.Array, chosen: jax.Array, count: int, limits: tuple[int, int]) -> jax.Array:

@@ -157,6 +157,11 @@ class Experiment:
         train = self.splits.train
         return train if self.unlabelled is None else data.joined(train, self.unlabelled)
 
+    @property
+    def on_host(self) -> bool:
+        """Whether ``pool`` is too large for the devices: then batches come from the host."""
+        return self.pool.images.nbytes > self.config.data.device_megabytes * 2**20
+
     def on_devices(self) -> tuple[jax.Array, jax.Array]:
         """Images (uint8) and labels of ``pool``, whole on every device."""
         pool = self.pool
@@ -183,6 +188,29 @@ class Experiment:
         position = (step % self.steps_per_epoch) * self._labelled_batch
         return min(self._labelled_batch, len(self.splits.train) - position)
 
+    def chosen(self, step: int, order: jax.Array) -> jax.Array:
+        """Which examples of ``pool`` a step takes, int32 ``[batch]``."""
+        return self._chosen(step, order, self.key, batch_size=self.batch_size_of(step))
+
+    @functools.cached_property
+    def _chosen(self) -> Any:
+        choose, _ = self._batch_functions
+        everywhere = parallel.replicated(self.mesh)
+        return jax.jit(choose, static_argnames="batch_size", out_shardings=everywhere)
+
+    @functools.cached_property
+    def _batch_functions(self) -> Any:
+        return batch_function(
+            self.config,
+            labelled=len(self.splits.train),
+            unlabelled=0 if self.unlabelled is None else len(self.unlabelled),
+            steps_per_epoch=self.steps_per_epoch,
+            labelled_batch=self._labelled_batch,
+            num_classes=self.splits.train.num_classes,
+            mesh=self.mesh,
+            on_host=self.on_host,
+        )
+
     def perturbs_weights(self, step: int) -> bool:
         """Whether weights are perturbed in a step (from 0): not before ``weights.start_epoch``."""
         started = step >= self.config.weights.start_epoch * self.steps_per_epoch
@@ -193,7 +221,8 @@ class Experiment:
         """The compiled step, one program over all devices of the mesh.
 
         ``step(state, images, labels, order, key, batch_size=..., perturb_weights=...)`` gathers
-        from ``pool``, augments and trains, and returns ``(state, metrics)``; ``state`` is donated.
+        from ``pool`` (or is handed the batch, where ``on_host``: see ``Feed``), augments and
+        trains, and returns ``(state, metrics)``; ``state`` is donated.
         It is compiled once per batch size (and once more when weight perturbation starts later).
         """
         weights = weight_perturbation(self.config)
@@ -207,15 +236,7 @@ class Experiment:
             average_rate=self._average_rate,
             skip_non_finite=self.config.optimizer.non_finite == "skip",
         )
-        gather = batch_function(
-            self.config,
-            labelled=len(self.splits.train),
-            unlabelled=0 if self.unlabelled is None else len(self.unlabelled),
-            steps_per_epoch=self.steps_per_epoch,
-            labelled_batch=self._labelled_batch,
-            num_classes=self.splits.train.num_classes,
-            mesh=self.mesh,
-        )
+        _, gather = self._batch_functions
         static = ("batch_size", "perturb_weights")
         # On CPU RWP stops early only outside jit; the parts of the step are compiled there.
         in_parts = weights.method == "rwp" and jax.default_backend() == "cpu"

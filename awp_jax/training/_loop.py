@@ -1,7 +1,6 @@
 """The training loop: a run directory from a config, resumable at any step."""
 
 import contextlib
-import functools
 import math
 import pathlib
 import sys
@@ -20,6 +19,7 @@ from awp_jax.progress import Progress
 from awp_jax.training import _records as records
 from awp_jax.training._checkpoints import AVERAGE, BEST, KEPT, LAST, Checkpoints
 from awp_jax.training._experiment import Experiment, build, evaluation_attack, subset
+from awp_jax.training._feed import Feed
 from awp_jax.training._state import TrainState
 
 _EVALUATION_KEY = 3
@@ -96,12 +96,19 @@ def train(
             f"batch_size is {batch_size}, which {count} devices cannot share equally: choose a "
             "multiple of their number, or fewer devices (--devices)."
         )
-    main = parallel.is_main()
-    with records.locked(workdir) if main else contextlib.nullcontext():
-        if main:
-            records.claim(workdir, experiment.config)
-        parallel.barrier("run directory claimed")
-        return _Run(experiment, workdir, quiet or not main, should_stop).go(max_steps)
+    main, problem = parallel.is_main(), None
+    with contextlib.ExitStack() as held:
+        try:
+            if main:
+                held.enter_context(records.locked(workdir))
+                records.claim(workdir, experiment.config)
+        except ValueError as error:
+            problem = error
+        if not parallel.main_says(problem is None):
+            raise problem or parallel.DistributedError(
+                f"Process 0 of this run cannot use {workdir}, and says why."
+            )
+        return _Run(experiment, workdir, quiet, should_stop).go(max_steps)
 
 
 class _Run:
@@ -133,6 +140,7 @@ class _Run:
         self.end = total if max_steps is None else min(total, max_steps)
         state = self._first_state()
         step = int(state.step)
+        self.feed = Feed(experiment)
         self.progress = Progress(total, step, quiet=self.quiet)
         self.metrics = (
             records.Metrics(self.workdir, after_step=step) if parallel.is_main() else None
@@ -156,6 +164,7 @@ class _Run:
         if self.metrics is not None:
             self.metrics.close()
         self.progress.close()
+        self.feed.close()
         self.checkpoints.close()
 
     def _first_state(self) -> TrainState:
@@ -177,14 +186,13 @@ class _Run:
         experiment, config = self.experiment, self.config
         epoch = step // experiment.steps_per_epoch
         order = experiment.order(epoch)
-        images, labels = self._device_data
         last_of_epoch = (epoch + 1) * experiment.steps_per_epoch
+        self.feed.begin(range(step, last_of_epoch), order)
         every = config.checkpoint.every_steps
         while step < min(last_of_epoch, self.end):
             state, metrics = experiment.step(
                 state,
-                images,
-                labels,
+                *self.feed(step),
                 order,
                 experiment.key,
                 batch_size=experiment.batch_size_of(step),
@@ -213,10 +221,6 @@ class _Run:
             if improved or last or done % config.checkpoint.every_epochs == 0:
                 self._save(state, step, improved)
         return state, step
-
-    @functools.cached_property
-    def _device_data(self) -> tuple[jax.Array, jax.Array]:
-        return self.experiment.on_devices()
 
     def _stop_requested(self, step: int) -> bool:
         if jax.process_count() > 1:  # all of them must stop after the same step

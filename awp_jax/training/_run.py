@@ -123,12 +123,18 @@ def _epoch(which: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def open_run(workdir: str | pathlib.Path, splits: data.Splits | None = None) -> Run:
+def open_run(
+    workdir: str | pathlib.Path,
+    splits: data.Splits | None = None,
+    *,
+    devices: int | None = None,
+) -> Run:
     """Opens a run directory.
 
     Args:
         workdir: As given to ``train``.
         splits: Data to use in place of what the config names.
+        devices: Use the first so many; ``None`` for all.
 
     Returns:
         The run; no checkpoint is read yet.
@@ -138,4 +144,4 @@ def open_run(workdir: str | pathlib.Path, splits: data.Splits | None = None) -> 
         ValueError: When its config does not fit this version, or its data is missing.
     """
     workdir = pathlib.Path(workdir)
-    return Run(workdir, build(from_dict(read_config(workdir)), splits))
+    return Run(workdir, build(from_dict(read_config(workdir)), splits, devices=devices))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny_net import TinyNet
 
-from awp_jax import attacks, data, evaluation, models, objectives, parallel, training
+from awp_jax import attacks, data, evaluation, landscape, models, objectives, parallel, training
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -134,34 +134,103 @@ def test_a_state_saved_on_eight_devices_goes_on_on_one_and_back(tmp_path, tiny_c
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_evaluation_over_eight_devices_is_that_on_one(tiny_config):
-    results = []
-    for devices in (1, 8):
-        experiment = experiment_of(tiny_config(), devices, groups=1)
-        state, test = experiment.init(), experiment.splits.test
-        logits_fn = experiment.classifier.logits_fn(state.params, state.batch_stats)
-        seen = []
+def test_images_that_stay_on_the_host_give_the_same_numbers_bit_by_bit(
+    tmp_path, tiny_config, monkeypatch
+):
+    looked_up = []
+    place = parallel.place
 
-        def watched(logits_fn, images, seen=seen):
-            jax.debug.inspect_array_sharding(images, callback=seen.append)
-            return logits_fn(images)
+    def watched(sharding, shape, rows):
+        return place(sharding, shape, lambda index: looked_up.append(rows(index)) or looked_up[-1])
 
-        function = jax.tree_util.Partial(watched, logits_fn)
-        key = jax.random.key(0)
-        common = {"key": key, "batch_size": 24}
-        found = evaluation.measure(
-            function, test.images, test.labels, attacks.PGD("0.1", steps=2), **common
-        )
-        assert {sharding.num_devices for sharding in seen} == {devices}
-        assert any(not sharding.is_fully_replicated for sharding in seen) == (devices > 1)
-        images = data.as_float(test.images)
-        plan = [("apgd-ce", attacks.APGD("0.1", steps=3))]
-        cascade = attacks.autoattack(
-            logits_fn, key, images, test.labels, epsilon="0.1", version="custom", attacks=plan
-        )
-        results.append((found.accuracy, found.loss, cascade.robust.mean(), cascade.images))
-    for one, eight in zip(*results, strict=True):
-        np.testing.assert_allclose(one, eight, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(parallel, "place", watched)
+    ends = []
+    for megabytes, stop in ((2048, None), (0, 5), (0, None)):
+        config = tiny_config()
+        config.data.device_megabytes = megabytes
+        workdir = tmp_path / str(megabytes)
+        ends.append(training.train(config, workdir, devices=4, max_steps=stop, quiet=True))
+        assert bool(looked_up) == (megabytes == 0)
+    # Each device is handed its part: of 32 examples 8, and of the 16 of the last batch 4.
+    assert {len(part) for part in looked_up} == {8, 4}
+    whole, _, host = (jax.tree.leaves(end.state) for end in ends)
+    for a, b in zip(whole, host, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_unlabelled_images_on_the_host_are_drawn_as_on_the_devices(tmp_path, tiny_config):
+    pool = data.load("digits", train_examples=80, test_examples=48).train
+    np.savez(tmp_path / "unlabelled.npz", images=pool.images[:48], labels=pool.labels[:48])
+    batches = []
+    for megabytes in (2048, 0):
+        config = tiny_config()
+        config.data.update(unlabelled=str(tmp_path / "unlabelled.npz"), device_megabytes=megabytes)
+        experiment = training.build(config, devices=4)
+        _, gather = experiment._batch_functions
+        gather = jax.jit(gather, static_argnames="batch_size")
+        feed, order = training.Feed(experiment), experiment.order(0)
+        feed.begin(range(5), order)
+        for step in (0, 4):
+            size = experiment.batch_size_of(step)
+            batches.append(
+                gather(jnp.int32(step), *feed(step), order, experiment.key, batch_size=size)
+            )
+        feed.close()
+    for one, other in zip(batches[:2], batches[2:], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def measured(config, devices):
+    """Evaluation, a cascade, a curve and flatness of an untrained state, as plain arrays."""
+    experiment = experiment_of(config, devices, groups=1)
+    state, test = experiment.init(), experiment.splits.test
+    images, labels, key = test.images[:45], test.labels[:45], jax.random.key(0)
+    logits_fn = experiment.classifier.logits_fn(state.params, state.batch_stats)
+    apply_fn = experiment.classifier.apply_fn(state.batch_stats)
+    attack, seen = attacks.PGD("0.1", steps=2), []
+
+    def watched(apply_fn, *arguments):
+        jax.debug.inspect_array_sharding(arguments[-1], callback=seen.append)
+        return apply_fn(*arguments)
+
+    function = jax.tree_util.Partial(watched, logits_fn)
+    measure = evaluation.measure(function, images, labels, attack, key=key, batch_size=24)
+    plan = {"pgd-2": attack, "cascade": [("apgd-ce", attacks.APGD("0.1", steps=3))]}
+    found = evaluation.evaluate(
+        function, key, images, labels, plan, epsilon="0.1", batch_size=24
+    ).outcomes
+    function = jax.tree_util.Partial(watched, apply_fn)
+    ways = landscape.directions(key, state.params)
+    common = {"attack": attack, "batch_size": 21}
+    curve = landscape.surface(
+        function, state.params, ways, images, labels, axes=[landscape.axis(3)], key=key, **common
+    )
+    given = (function, state.params, images, labels, key)
+    reference = landscape.robust_loss(*given, restarts=1, **common)
+    average = landscape.average_flatness(*given, draws=1, reference=reference, **common)
+    worst = landscape.worst_case_flatness(
+        *given, steps=2, restarts=1, xi=0.1, weight_step=0.05, reference=reference, **common
+    )
+    assert {sharding.num_devices for sharding in seen} == {devices}
+    split = [not sharding.is_fully_replicated for sharding in seen]
+    assert all(split) if devices > 1 else not any(split)  # no batch is computed by all
+    return {
+        "measure": [measure.accuracy, measure.loss],
+        "pgd images": found["pgd-2"].images,
+        "pgd losses": found["pgd-2"].loss,
+        "cascade": found["cascade"].success,
+        "curve": curve.loss,
+        "reference": reference.losses,
+        "average": average.losses,
+        "worst": worst.losses,
+    }
+
+
+def test_evaluation_landscapes_and_flatness_are_those_of_one_device(tiny_config):
+    one, *others = (measured(tiny_config(), devices) for devices in (1, 4, 8))
+    for other in others:
+        for name, expected in one.items():
+            np.testing.assert_allclose(other[name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_a_batch_that_does_not_divide_is_one_sentence_and_writes_nothing(tmp_path, tiny_config):

@@ -142,18 +142,16 @@ def test_batches_are_labelled_and_unlabelled_shuffled_together(natural):
         natural,
         **{"batch_size": 20, "data.labelled_fraction": 0.4, "data.unlabelled_weight": 0.5},
     )
-    gather = jax.jit(
-        batch_function(
-            config,
-            labelled=20,
-            unlabelled=30,
-            steps_per_epoch=3,
-            labelled_batch=8,
-            num_classes=50,
-            mesh=parallel.data_mesh(),
-        ),
-        static_argnames="batch_size",
+    _, gather = batch_function(
+        config,
+        labelled=20,
+        unlabelled=30,
+        steps_per_epoch=3,
+        labelled_batch=8,
+        num_classes=50,
+        mesh=parallel.data_mesh(),
     )
+    gather = jax.jit(gather, static_argnames="batch_size")
     images, labels = np.zeros((50, 8, 8, 1), np.uint8), np.arange(50, dtype=np.int32)
     key, order = jax.random.key(0), data.epoch_order(jax.random.key(1), 0, 20)
     seen, unlabelled, places = [], [], []

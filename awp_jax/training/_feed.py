@@ -1,0 +1,70 @@
+"""Where the images of a step come from: the devices, or for large sets the host."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+from awp_jax import parallel
+
+
+class Feed:
+    """Hands the compiled step its images and labels.
+
+    A pool of images up to ``data.device_megabytes`` lies whole on every device, and the step
+    gathers its batch there. A larger one stays in the memory of the host: every process looks up
+    what its own devices compute on, and nothing else, while the step before is still computed. The
+    numbers are the same, bit by bit.
+
+    Args:
+        experiment: An ``Experiment``.
+    """
+
+    def __init__(self, experiment: Any):
+        self._experiment = experiment
+        self._rows: dict[int, Any] = {}
+        self._next: tuple[int, Future] | None = None
+        self._worker: ThreadPoolExecutor | None = None
+        if experiment.on_host:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="next-batch")
+        else:
+            self._pool = experiment.on_devices()
+
+    def begin(self, steps: range, order: jax.Array) -> None:
+        """An epoch begins, or goes on: looks up which examples its steps take.
+
+        Args:
+            steps: Those of the epoch that are left.
+            order: The order of its examples.
+        """
+        self._next = None
+        if self._worker is not None:
+            chosen = [self._experiment.chosen(step, order) for step in steps]
+            self._rows = dict(zip(steps, parallel.to_host(chosen), strict=True))
+
+    def __call__(self, step: int) -> tuple[jax.Array, jax.Array]:
+        """Images and labels that ``experiment.step`` takes for a step of this epoch."""
+        if self._worker is None:
+            return self._pool
+        if self._next is not None and self._next[0] == step:
+            batch = self._next[1].result()
+        else:
+            batch = self._batch(step)
+        self._next = None
+        if step + 1 in self._rows:
+            self._next = (step + 1, self._worker.submit(self._batch, step + 1))
+        return batch
+
+    def close(self) -> None:
+        """Ends the thread."""
+        if self._worker is not None:
+            self._worker.shutdown(cancel_futures=True)
+
+    def _batch(self, step: int) -> tuple[jax.Array, jax.Array]:
+        rows, pool = self._rows[step], self._experiment.pool
+        sharding = parallel.batch_sharding(self._experiment.mesh, len(rows))
+        images, labels = (
+            parallel.place(sharding, (len(rows), *array.shape[1:]), lambda i, a=array: a[rows[i]])
+            for array in (pool.images, pool.labels)
+        )
+        return images, labels
