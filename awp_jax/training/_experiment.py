@@ -144,7 +144,8 @@ class Experiment:
         state = jax.jit(self._init, out_shardings=everywhere)(jax.random.fold_in(self.key, 1))
         if not self.config.init_from:
             return state
-        return jax.device_put(start_from(state, self.config.init_from), everywhere)
+        start = start_from(state, self.config.init_from, self.config.init_checkpoint)
+        return jax.device_put(start, everywhere)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and places of the state, without computing it."""
