@@ -26,6 +26,7 @@ def default() -> ConfigDict:
     config.epochs = 200
     config.batch_size = 128  # of all devices together; the smaller last batch is kept
     config.init_from = config_dict.placeholder(str)  # a run directory; None: fresh parameters
+    config.init_checkpoint = "best"  # of init_from: best, last, average
 
     data = config.data = ConfigDict()
     data.name = "cifar10"  # see awp_jax.data.load
@@ -240,6 +241,7 @@ def validate(config: ConfigDict) -> ConfigDict:
         if value is not None or key not in ("weights.steps", "attack.early_stop"):
             checks.positive_integer(value, key, minimum)
     for key, options in (
+        ("init_checkpoint", ("best", "last", "average")),
         ("data.crop_mode", ("reflect", "zero")),
         ("objective.name", ("natural", "at", "trades", "mart")),
         ("attack.norm", ("linf", "l2", "l1")),
@@ -255,10 +257,11 @@ def validate(config: ConfigDict) -> ConfigDict:
         ("evaluation.selection", ("validation", "test")),
         ("model.dtype", ("float32", "bfloat16", "float16")),
     ):
-        group, _, leaf = key.partition(".")
-        if config[group][leaf] is None and None in options:
+        group, _, leaf = key.rpartition(".")
+        value = (config[group] if group else config)[leaf]
+        if value is None and None in options:
             continue
-        checks.choice(config[group][leaf], [o for o in options if o is not None], key)
+        checks.choice(value, [o for o in options if o is not None], key)
     for key, most in (
         *((f"optimizer.{name}", math.inf) for name in ("learning_rate", "momentum")),
         *((f"optimizer.{name}", math.inf) for name in ("weight_decay", "inner_learning_rate")),

@@ -8,8 +8,15 @@ The argument is DATA,NORM,METHOD for Tables 1 and 3 (PreActResNet-18): DATA of c
 svhn; NORM of linf, l2; METHOD of at, at-awp (trades, mart and their -awp also work, as in Figure
 1b, rst and rst-awp; at-l1, at-l2, at-cutout, at-mixup of Tables 4 and 5). Or it is table2,METHOD
 (WideResNet-34-10, CIFAR-10, Linf): at, trades, mart; WideResNet-28-10: rst, pre-training; each with
--awp. RST needs a file of unlabelled images (--config.data.unlabelled=FILE), pre-training the run
-directory of a pre-trained model (--config.init_from=RUN).
+-awp. RST needs a file of unlabelled images (--config.data.unlabelled=FILE). Pre-training starts at
+another run (--config.init_from=RUN, by default runs/pre-trained; --config.init_checkpoint=best or
+last), such as that of table2,pre-trained: AT on another data set with images of the same size, an
+.npz of yours (downsampled ImageNet in Hendrycks et al., ICML 2019; only the first 5 epochs and the
+learning rate 0.1 are this project's choice):
+
+    awp-jax train --config=configs/neurips2020.py:table2,pre-trained --workdir=runs/pre-trained \
+                  --config.data.path=imagenet32.npz
+    awp-jax train --config=configs/neurips2020.py:table2,pre-training-awp --workdir=runs/fine-tuned
 
 Expected robust test accuracy (%, PGD-20, best / last of 200 epochs, mean of 5 runs), Table 1:
 
@@ -42,6 +49,7 @@ from awp_jax import config as schema
 _METHODS = tuple(
     f"{m}{p}" for m in ("at", "trades", "mart", "rst", "pre-training") for p in ("", "-awp")
 )
+_PRE = ("pre-trained", "pre-training")
 # Rice et al. 2020, as section 5.3 has them. L2 is in place of weight decay.
 _REGULARISED: dict[str, dict[str, float]] = {
     "at-l1": {"regularisation.l1": 5e-6},
@@ -67,10 +75,13 @@ def get_config(cell: str = "cifar10,linf,at-awp") -> ConfigDict:
     dataset, norm = ("cifar10", "linf") if table2 else parts[:2]
     checks.choice(dataset, ("cifar10", "cifar100", "svhn"), "data set of this table")
     checks.choice(norm, ("linf", "l2"), "norm of this table")
-    method = checks.choice(parts[-1], (*_METHODS, *_REGULARISED), "method of this table")
+    own = ("pre-trained",) if table2 else ()
+    method = checks.choice(parts[-1], (*_METHODS, *own, *_REGULARISED), "method of this table")
     base = method.split("-awp")[0]
     # RST trains with the loss of TRADES (section 2.1), pre-training fine-tunes with AT.
-    objective = {"rst": "trades", "pre-training": "at"}.get(base, base.split("-")[0])
+    objective = {"rst": "trades", "pre-training": "at", "pre-trained": "at"}.get(
+        base, base.split("-")[0]
+    )
 
     config = schema.default()  # CIFAR-10, Linf, AT-AWP as the paper and the released code have it
     config.data.name = dataset
@@ -103,7 +114,7 @@ def get_config(cell: str = "cifar10,linf,at-awp") -> ConfigDict:
     # TRADES and MART are 5e-3 everywhere.
     config.weights.gamma = "0.005" if table2 or objective != "at" else "0.01"
     if table2:
-        config.model.name = "wrn-28-10" if base in ("rst", "pre-training") else "wrn-34-10"
+        config.model.name = "wrn-28-10" if base in ("rst", *_PRE) else "wrn-34-10"
     for key, value in _REGULARISED.get(method, {}).items():
         group, _, leaf = key.partition(".")
         config[group][leaf] = value
@@ -112,6 +123,11 @@ def get_config(cell: str = "cifar10,linf,at-awp") -> ConfigDict:
         config.batch_size = 256
         config.optimizer.nesterov = True
         config.schedule.name = "cosine"
+    if base in _PRE:  # other data has no statistics of its own, and both must be the same network
+        config.model.normalize = False
+    if base == "pre-trained":
+        config.data.name = "npz"
+        config.epochs = 5
     if base == "pre-training":  # section 5.1
         config.init_from = "runs/pre-trained"
         config.epochs = 50

@@ -1,13 +1,15 @@
 """Measures of the loss around the weights, and of the weights themselves."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from awp_jax.training import evaluation_attack
-from experiments._measures import Measure, library
+from experiments._measures import Measure, Unavailable, library
 from experiments._scales import Scale
 
 _LANDSCAPE_KEY = 5
@@ -25,6 +27,7 @@ class Landscape(Measure):
         normalisation: ``"filter"`` (AWP) or ``"layer"`` (Stutz et al.).
         extent: Largest coordinate, relative to the weights.
         part: ``"train"`` or ``"test"``.
+        factor: Of a network of the same function with larger weights, see ``rescaled``.
     """
 
     checkpoint: str = "last"
@@ -34,6 +37,7 @@ class Landscape(Measure):
     normalisation: str = "filter"
     extent: float = 1.0
     part: str = "train"
+    factor: float | None = None
 
     def settings(self, scale: Scale) -> dict[str, Any]:
         return {
@@ -48,24 +52,26 @@ class Landscape(Measure):
     def compute(self, opened: Any, scale: Scale) -> dict[str, Any]:
         module = library("landscape", "directions", "adversarial_directions", "surface", "axis")
         wanted = self.settings(scale)
-        part, state = opened.part(self.part, wanted["examples"]), opened.state(self.checkpoint)
+        part = opened.part(self.part, wanted["examples"])
+        apply_fn, params = opened.network(self.checkpoint, self.factor)
         key = jax.random.fold_in(opened.experiment.key, _LANDSCAPE_KEY)
-        apply_fn = opened.apply_fn(self.checkpoint)
         attack = evaluation_attack(opened.config, steps=scale_steps(scale, 10))
         count = wanted["directions"]
-        scaled = {"normalisation": self.normalisation}
+        scaled: dict[str, Any] = {"normalisation": self.normalisation}
+        if self.normalisation == "layer":  # eq. 2 moves biases as well
+            scaled["mask"] = module.kernels_and_biases
         if self.kind == "adversarial":
             ways = module.adversarial_directions(
-                apply_fn, state.params, key, part.images, part.labels, attack, count, **scaled
+                apply_fn, params, key, part.images, part.labels, attack, count, **scaled
             )
         else:
-            ways = module.directions(key, state.params, count, **scaled)
+            ways = module.directions(key, params, count, **scaled)
         axis = module.axis(wanted["points"], self.extent)
 
         def surface(chosen, axes):
             found = module.surface(
                 apply_fn,
-                state.params,
+                params,
                 chosen,
                 part.images,
                 part.labels,
@@ -85,6 +91,24 @@ class Landscape(Measure):
 
 
 @dataclasses.dataclass(frozen=True)
+class Rise(Measure):
+    """How much a 1-D landscape rises above its centre, mean over the axis, in nats.
+
+    Attributes:
+        landscape: Of one dimension.
+    """
+
+    landscape: Landscape
+
+    def parts(self) -> tuple[Measure, ...]:
+        return (self.landscape,)
+
+    def read(self, get: Callable[[Measure], Any]) -> float:
+        loss = np.mean(get(self.landscape)["loss"], axis=0)
+        return float(loss.mean() - loss[len(loss) // 2])
+
+
+@dataclasses.dataclass(frozen=True)
 class Flatness(Measure):
     """Average- or worst-case flatness in robust loss (Stutz et al. 2021, eqs. 3 and 5), in nats.
 
@@ -92,11 +116,13 @@ class Flatness(Measure):
         case: ``"average"`` (xi 0.5) or ``"worst"`` (xi 0.00075).
         checkpoint: As in ``Attacked``.
         part: ``"train"`` or ``"test"``.
+        factor: As in ``Landscape``.
     """
 
     case: str = "average"
     checkpoint: str = "last"
     part: str = "test"
+    factor: float | None = None
 
     def settings(self, scale: Scale) -> dict[str, Any]:
         most = min(1000, scale.examples or 1000)
@@ -109,7 +135,8 @@ class Flatness(Measure):
     def compute(self, opened: Any, scale: Scale) -> float:
         module = library("landscape", "average_flatness", "worst_case_flatness")
         wanted = self.settings(scale)
-        part, state = opened.part(self.part, wanted["examples"]), opened.state(self.checkpoint)
+        part = opened.part(self.part, wanted["examples"])
+        apply_fn, params = opened.network(self.checkpoint, self.factor)
         measure, count = (
             (module.average_flatness, "draws")
             if self.case == "average"
@@ -118,8 +145,8 @@ class Flatness(Measure):
         steps = scale_steps(scale, 20)
         options = {} if self.case == "average" else {"steps": steps}
         found = measure(
-            opened.apply_fn(self.checkpoint),
-            state.params,
+            apply_fn,
+            params,
             part.images,
             part.labels,
             jax.random.fold_in(opened.experiment.key, _LANDSCAPE_KEY),
@@ -130,6 +157,41 @@ class Flatness(Measure):
             **options,
         )
         return float(found.flatness)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curvature(Measure):
+    """The largest eigenvalue of the Hessian of the robust loss in all weights (test images).
+
+    Attributes:
+        checkpoint: As in ``Attacked``.
+        factor: As in ``Landscape``.
+    """
+
+    checkpoint: str = "last"
+    factor: float | None = None
+
+    def settings(self, scale: Scale) -> dict[str, Any]:
+        return {"examples": min(1000, scale.examples or 1000)}
+
+    def check(self) -> None:
+        library("landscape", "hessian_spectrum", "rescaled")
+
+    def compute(self, opened: Any, scale: Scale) -> float:
+        part = opened.part("test", self.settings(scale)["examples"])
+        steps = scale_steps(scale, 20)
+        found = library("landscape", "hessian_spectrum").hessian_spectrum(
+            *opened.network(self.checkpoint, self.factor),
+            part.images,
+            part.labels,
+            jax.random.fold_in(opened.experiment.key, _LANDSCAPE_KEY),
+            attack=evaluation_attack(opened.config, steps=steps, restarts=1),
+            batch_size=min(128, opened.config.evaluation.batch_size),
+        )
+        eigenvalue = float(found.eigenvalues[0])
+        if math.isnan(eigenvalue):
+            raise Unavailable(f"The Hessian at {self.checkpoint} has not converged.")
+        return eigenvalue
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """What the papers' modules are made of: the same tables and panels with other cells."""
 
 import json
+import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from awp_jax.reporting import correlation
+from awp_jax.training import read_config
 from experiments._analyses import Landscape
 from experiments._cells import Cell, Entry, Experiment, Numbers
 from experiments._measures import Attacked, Difference, Highest, Measure
@@ -41,6 +44,7 @@ def make(
     caution: str = "",
     title: str = "",
     summary: Callable[[Numbers], Numbers] | None = None,
+    summary_note: str = "mean over rows",
 ) -> Experiment:
     """An experiment; its title and the paper's note come from ``values/``.
 
@@ -55,6 +59,7 @@ def make(
         caution: See ``Experiment``.
         title: For a figure.
         summary: See ``Experiment``.
+        summary_note: See ``Experiment``.
     """
     values = paper_values(paper)
     known = values["tables"].get(name) or values["figures"][name]
@@ -71,6 +76,7 @@ def make(
         (*([f"Paper: {note}"] if note else []), *notes),
         caution,
         summary,
+        summary_note,
     )
 
 
@@ -151,6 +157,56 @@ def with_changes(cell: Cell, label: str, **changes: Any) -> Cell:
     """A cell with other values; ``__`` in a keyword is the dot of the config key."""
     pairs = tuple((key.replace("__", "."), value) for key, value in changes.items())
     return Cell(f"{cell.name},{label}", cell.config, (*cell.changes, *pairs), cell.seeds)
+
+
+def correlations(numbers: Numbers, of: str) -> Numbers:
+    """Pearson's and Spearman's coefficients of a column with those called ``flatness ...``."""
+    columns: dict[str, dict[str, float]] = {}
+    for (row, column), number in numbers.items():
+        columns.setdefault(column, {})[row] = number
+    found: Numbers = {}
+    for name, values in columns.items():
+        rows = [row for row in columns.get(of, {}) if row in values]
+        both = [[columns[of][row] for row in rows], [values[row] for row in rows]]
+        if not name.startswith("flatness ") or (known := correlation(*both)) is None:
+            continue
+        case = name.removeprefix("flatness ")
+        found[f"Pearson {case}", "text"] = known.pearson
+        found[f"Spearman {case}", "text"] = known.spearman
+    return found
+
+
+def best_point(numbers: Numbers, column: str, name: str, sign: int = 1) -> Numbers:
+    """At which value of a sweep (rows ``KEY = VALUE``) a column is highest, or lowest.
+
+    Args:
+        numbers: Of the table.
+        column: That is compared.
+        name: Of the row to make.
+        sign: 1 for the highest, -1 for the lowest.
+    """
+    points = [(sign * v, row.rpartition("= ")[2]) for (row, c), v in numbers.items() if c == column]
+    return {(name, "text"): float(max(points)[1])} if points else {}
+
+
+def imported_cells(directories: Sequence[str]) -> tuple[Cell, ...]:
+    """Cells of published models, each named as its directory.
+
+    Args:
+        directories: Run directories that ``awp-jax import`` has made.
+
+    Raises:
+        ValueError: When one is no run directory, or two have the same name.
+    """
+    names = [pathlib.Path(directory).resolve().name for directory in directories]
+    for directory, name in zip(directories, names, strict=True):
+        read_config(pathlib.Path(directory))
+        if names.count(name) > 1:
+            raise ValueError(f"--imported names two runs {name!r}: rename one of the directories.")
+    return tuple(
+        Cell(f"imported,{name}", "", imported=directory)
+        for directory, name in zip(directories, names, strict=True)
+    )
 
 
 def command(cell: Cell, seed: int) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import pathlib
 import re
 import warnings
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from awp_jax import config as schema
-from awp_jax.training import plain
+from awp_jax.training import plain, read_config
 from experiments._measures import Measure
 from experiments._scales import Scale
 
@@ -34,6 +35,8 @@ class Cell:
         changes: Config keys and values laid over it, as ``--config.KEY=VALUE`` does.
         seeds: Runs of the paper.
         first_seed: Of them; another one for an independent copy of another cell's model.
+        imported: A run directory that is there already, of a published model (``awp-jax import``);
+            it is measured, not trained, and ``config`` and ``changes`` do not count.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Cell:
     changes: tuple[tuple[str, Any], ...] = ()
     seeds: int = 1
     first_seed: int = 0
+    imported: str = ""
 
     def paper_config(self, seed: int = 0) -> ConfigDict:
         """The config at the paper's settings.
@@ -48,6 +52,8 @@ class Cell:
         Raises:
             NotAvailable: When the schema of this version lacks a key or a choice.
         """
+        if self.imported:
+            return schema.from_dict(read_config(pathlib.Path(self.imported)))
         file, _, argument = self.config.partition(":")
         try:
             config = importlib.import_module(f"configs.{file}").get_config(argument)
@@ -71,7 +77,8 @@ class Cell:
         Raises:
             NotAvailable: As ``paper_config``.
         """
-        return _validated(scale.apply(self.paper_config(seed)))
+        config = self.paper_config(seed)
+        return config if self.imported else _validated(scale.apply(config))
 
 
 class Entry(NamedTuple):
@@ -107,6 +114,7 @@ class Experiment:
         notes: What a reader of the results must know.
         caution: One sentence when even the paper's scale differs from the paper.
         summary: From the table's numbers to those of further rows (groups of methods, say).
+        summary_note: What these are.
     """
 
     paper: str
@@ -119,6 +127,7 @@ class Experiment:
     notes: tuple[str, ...] = ()
     caution: str = ""
     summary: Callable[[Numbers], Numbers] | None = None
+    summary_note: str = "mean over rows"
 
     @property
     def full_name(self) -> str:

@@ -205,6 +205,26 @@ class Difference(Measure):
 
 
 @dataclasses.dataclass(frozen=True)
+class BestEpoch(Measure):
+    """The epoch of the checkpoint ``best``, from 1.
+
+    Attributes:
+        percent: Whether it is given in percent of the epochs.
+    """
+
+    percent: bool = False
+
+    def parts(self) -> tuple[Measure, ...]:
+        return (Learning(),)
+
+    def read(self, get: Callable[[Measure], Any]) -> Any:
+        records = get(Learning())
+        selection = "validation" if "validation" in records[0] else "test"
+        best = max(records, key=lambda r: (r[selection]["robust_accuracy"], -r["epoch"]))["epoch"]
+        return 100 * best / records[-1]["epoch"] if self.percent else best
+
+
+@dataclasses.dataclass(frozen=True)
 class Learning(Measure):
     """The evaluations during training, as ``metrics.jsonl`` has them."""
 

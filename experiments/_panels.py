@@ -187,28 +187,53 @@ class Lines(Panel):
         xlabel: With the unit.
         ylabel: With the unit.
         log: Whether x is logarithmic.
+        right: More series, of another unit.
+        right_label: Of their axis, with the unit.
+        upright: (label, cell, measure) of an x at which a vertical line is drawn.
     """
 
     series: tuple[tuple[str, tuple[tuple[float, str, Measure], ...]], ...]
     xlabel: str
     ylabel: str = "robust accuracy (%)"
     log: bool = False
+    right: tuple[tuple[str, tuple[tuple[float, str, Measure], ...]], ...] = ()
+    right_label: str = ""
+    upright: tuple[str, str, Measure] | None = None
 
     def needs(self) -> list[Need]:
-        return [(cell, measure) for _, points in self.series for _, cell, measure in points]
+        series = (*self.series, *self.right)
+        found = [(cell, measure) for _, points in series for _, cell, measure in points]
+        return found + ([self.upright[1:]] if self.upright else [])
 
     def draw(self, axes: "Axes", get: Get) -> bool:
+        from matplotlib.ticker import NullFormatter, NullLocator
+
         drawn = False
-        for index, (label, points) in enumerate(self.series):
+        beside = axes.twinx() if self.right else axes
+        for index, (label, points) in enumerate((*self.series, *self.right)):
             known = [(x, get(cell, measure)) for x, cell, measure in points]
             known = [(x, y) for x, y in known if y is not None]
-            if known:
-                axes.plot(
-                    *zip(*known, strict=True), marker=marker(index), label=label, **style(index)
-                )
-                drawn = True
+            if not known:
+                continue
+            look: Any = {"marker": marker(index), **style(index)}
+            if index < len(self.series):
+                axes.plot(*zip(*known, strict=True), label=label, **look)
+            else:
+                beside.plot(*zip(*known, strict=True), **look)
+                axes.plot([], [], label=f"{label} (right)", **look)
+            drawn = True
+        if self.right:
+            beside.set_label("<right>")
+            beside.set_ylabel(self.right_label, size=8)
+            beside.tick_params(labelsize=7)
+            beside.spines["top"].set_visible(False)
+        where = get(*self.upright[1:]) if self.upright else None
+        if self.upright and where is not None:
+            axes.axvline(where, color="black", linestyle=":", linewidth=1, label=self.upright[0])
         if self.log:
             axes.set_xscale("log")
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel=self.xlabel, ylabel=self.ylabel)
         return drawn
 
@@ -221,15 +246,17 @@ class Scatter(Panel):
         points: (label, cell, x, y).
         xlabel: With the unit.
         ylabel: With the unit.
-        names: Whether a legend names the points.
         joined: Whether points of the same label are one line.
+        imported: Names of the cells that are published models; triangles.
+        wants_imported: Whether the legend says so where there are none.
     """
 
     points: tuple[tuple[str, str, Measure, Measure], ...]
     xlabel: str
     ylabel: str
-    names: bool = True
     joined: bool = False
+    imported: tuple[str, ...] = ()
+    wants_imported: bool = False
 
     def needs(self) -> list[Need]:
         return [(cell, m) for _, cell, x, y in self.points for m in (x, y)]
@@ -242,8 +269,12 @@ class Scatter(Panel):
                 groups.setdefault(label, []).append(place)
         for index, (label, places) in enumerate(groups.items()):
             look: Any = {"color": COLOURS[index % len(COLOURS)], "marker": marker(index)}
+            if label in self.imported:
+                look |= {"marker": "^", "markeredgecolor": "black", "markersize": 8}
             line = ":" if self.joined else "none"
             axes.plot(*zip(*places, strict=True), linestyle=line, label=label, **look)
+        if self.wants_imported and not self.imported:
+            axes.plot([], [], linestyle="none", label="no imported models (--imported)")
         every = [p for places in groups.values() for p in places]
         found = correlation(*zip(*every, strict=True)) if every else None
         title = self.title

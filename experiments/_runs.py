@@ -1,11 +1,14 @@
 """Run directories: training them, measuring them, and reading back what was measured."""
 
+import contextlib
 import functools
+import hashlib
 import json
 import pathlib
 import shutil
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,6 +16,7 @@ from ml_collections import ConfigDict
 
 from awp_jax import config as schema
 from awp_jax import data
+from awp_jax.landscape import rescaled
 from awp_jax.training import (
     Run,
     TrainState,
@@ -29,7 +33,12 @@ from experiments._cells import Experiment, Job, NotAvailable, digest
 from experiments._measures import Measure, Unavailable
 from experiments._scales import Scale
 
-_RUNS, _MEASURES, _PARTIAL = "runs", "measures", "measures.partial"
+try:
+    import fcntl
+except ImportError:  # Windows: one process at a time
+    fcntl = None  # type: ignore[assignment]
+
+_RUNS, _IMPORTED, _MEASURES, _PARTIAL = "runs", "imported", "measures", "measures.partial"
 
 
 class Place:
@@ -46,6 +55,8 @@ class Place:
         self.workdir = pathlib.Path(workdir)
         self.experiment = experiment
         self.folder = self.workdir / experiment.full_name / experiment.scale.name
+        self._configs: dict[Job, ConfigDict] = {}
+        self._directories: dict[Job, pathlib.Path] = {}
 
     def config(self, job: Job) -> ConfigDict:
         """The config of a job, at the experiment's scale.
@@ -53,7 +64,9 @@ class Place:
         Raises:
             NotAvailable: When this version lacks what it needs.
         """
-        return job.cell.at(self.experiment.scale, job.seed)
+        if job not in self._configs:
+            self._configs[job] = job.cell.at(self.experiment.scale, job.seed)
+        return self._configs[job]
 
     def run(self, config: ConfigDict) -> pathlib.Path:
         """The run directory of a config: named so that a person finds it, and by all its values."""
@@ -61,6 +74,25 @@ class Place:
         name = f"{config.data.name}-{config.model.name}-{config.attack.norm}"
         name += f"-{config.objective.name}{weights}-seed{config.seed}"
         return self.workdir / _RUNS / f"{name}-{digest(config)}"
+
+    def directory(self, job: Job) -> pathlib.Path:
+        """Where the measures of a job lie: its run, or for an imported one a place of its own.
+
+        Raises:
+            NotAvailable: As ``config``.
+        """
+        if job not in self._directories:
+            self._directories[job] = self._directory(job)
+        return self._directories[job]
+
+    def _directory(self, job: Job) -> pathlib.Path:
+        config = self.config(job)
+        if not job.cell.imported:
+            return self.run(config)
+        source = str(pathlib.Path(job.cell.imported).resolve())
+        tag = hashlib.sha256(source.encode()).hexdigest()[:8]
+        name = job.cell.name.rpartition(",")[2]
+        return self.workdir / _IMPORTED / f"{name}-{digest(config)}-{tag}"
 
     def claim(self, job: Job, config: ConfigDict) -> None:
         """Writes what a cell is, or checks that what is there is the same.
@@ -107,7 +139,7 @@ class Place:
         Raises:
             NotAvailable: As ``config``.
         """
-        path = _result_path(self.run(self.config(job)), measure)
+        path = _result_path(self.directory(job), measure)
         if not path.is_file():
             return None
         try:
@@ -167,10 +199,10 @@ class Opened:
 
     def __init__(self, place: Place, job: Job):
         self._place, self._job = place, job
-        self.directory = place.run(place.config(job))
+        self.directory = place.directory(job)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "weights.gamma is")
-            self._run: Run = open_run(self.directory)
+            self._run: Run = open_run(job.cell.imported or self.directory)
         self.experiment = self._run.experiment
         self.config = self.experiment.config
         train_set = self.experiment.splits.train
@@ -210,6 +242,21 @@ class Opened:
         """``(params, images) -> logits`` with the statistics of a checkpoint."""
         return self.classifier.apply_fn(self.state(checkpoint).batch_stats)
 
+    def network(self, checkpoint: str, factor: float | None = None) -> tuple[Any, Any]:
+        """``(apply_fn, params)``, of weights ``factor`` times as large for the same function.
+
+        Raises:
+            Unavailable: Where the architecture cannot be rescaled.
+        """
+        state = self.state(checkpoint)
+        if factor is None:
+            return self.classifier.apply_fn(state.batch_stats), state.params
+        try:
+            params, stats = rescaled(self.classifier, state.params, state.batch_stats, factor)
+        except ValueError as error:
+            raise Unavailable(str(error)) from None
+        return self.classifier.apply_fn(stats), params
+
     def part(self, name: str, examples: int | None) -> data.Dataset:
         """The first ``examples`` of a set."""
         whole = getattr(self.experiment.splits, name)
@@ -228,8 +275,7 @@ class Opened:
         jobs = [j for j in self._place.experiment.jobs() if j.cell.name == cell]
         number = self._job.seed - self._job.cell.first_seed
         job = jobs[number if number < len(jobs) else 0]
-        directory = self._place.run(self._place.config(job))
-        if not directory.is_dir():
+        if not self._place.directory(job).is_dir():
             raise WorkdirError(f"Cell {cell!r} must run before {self._job.cell.name!r} can.")
         return Opened(self._place, job)
 
@@ -249,13 +295,30 @@ def run_job(place: Place, job: Job, *, quiet: bool = False) -> list[str]:
         NotAvailable: When this version lacks what the cell needs.
         ValueError: One sentence, for missing data and directories that cannot be used.
     """
-    config = place.config(job)
-    place.claim(job, config)
+    place.claim(job, place.config(job))
     if is_done(place, job):
         return []
+    with _only_one(place.directory(job)):
+        return _run(place, job, quiet)
+
+
+@contextlib.contextmanager
+def _only_one(directory: pathlib.Path) -> Iterator[None]:
+    """Processes that share a work directory wait here for the one that is at the same run."""
+    locks = directory.parent.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with open(locks / directory.name, "w") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process, however that ends
+        yield
+
+
+def _run(place: Place, job: Job, quiet: bool) -> list[str]:
+    config, directory = place.config(job), place.directory(job)
     missing, problems = place.missing(job), []
-    directory = place.run(config)
-    if not (directory / _MEASURES).is_dir():  # made when a run is finished
+    if job.cell.imported:
+        (directory / _MEASURES).mkdir(parents=True, exist_ok=True)
+    elif not (directory / _MEASURES).is_dir():  # made when a run is finished
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "weights.gamma is")  # as published, see Cell
             train(config, directory, quiet=quiet)
@@ -285,7 +348,7 @@ def run_job(place: Place, job: Job, *, quiet: bool = False) -> list[str]:
 
 def is_done(place: Place, job: Job) -> bool:
     """Whether a cell is trained, and all that is asked of it measured."""
-    trained = (place.run(place.config(job)) / _MEASURES).is_dir()
+    trained = (place.directory(job) / _MEASURES).is_dir()
     return trained and not place.missing(job)
 
 

@@ -66,7 +66,7 @@ def lines(place: Place) -> list[Line]:
         numbers = {(x.row, x.column): x.ours for x in found if x.ours is not None}
         for (row, column), number in experiment.summary(numbers).items():
             paper = published.pop((row, column), None)
-            found.append(Line(row, column, paper, number, note="mean over rows"))
+            found.append(Line(row, column, paper, number, note=experiment.summary_note))
     for (row, column), value in published.items():
         found.append(Line(row, column, value, state=NOT_RUN))
     return found

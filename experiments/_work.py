@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from awp_jax import data, objectives
-from experiments._analyses import Flatness, Landscape, PerturbedLoss
+from experiments._analyses import Curvature, Flatness, Landscape, PerturbedLoss
 from experiments._cells import Experiment, Job
 from experiments._measures import Attacked, Measure
 from experiments._runs import classifier_of, model_key
@@ -17,6 +17,8 @@ from experiments._scales import Scale
 # In forward passes: a gradient in the images is one forward and one backward pass, of about the
 # same cost each; a gradient in the weights needs both backward products.
 _INPUT_GRADIENT, _WEIGHT_GRADIENT = 2, 3
+# Of Lanczos iteration for one eigenvalue.
+_PRODUCTS = 40
 
 
 class Work(NamedTuple):
@@ -47,8 +49,7 @@ def estimate(experiment: Experiment, job: Job) -> Work:
     config = job.cell.at(scale, job.seed)
     train_images, test_images, shape, classes = _sizes(config)
     forward = _forward(model_key(config), shape, classes)
-    per_image = training_flops(config)
-    steps = config.epochs * -(-train_images // config.batch_size)
+    steps = 0 if job.cell.imported else config.epochs * -(-train_images // config.batch_size)
     evaluations = (
         config.epochs
         // config.evaluation.every_epochs
@@ -59,7 +60,8 @@ def estimate(experiment: Experiment, job: Job) -> Work:
         )
     )
     pgd = _INPUT_GRADIENT * config.evaluation.steps * config.evaluation.restarts + 2
-    training = config.epochs * train_images * per_image + evaluations * pgd * forward
+    training = config.epochs * train_images * training_flops(config) + evaluations * pgd * forward
+    training = training if steps else 0.0
     after = sum(
         _measure_passes(m, scale, test_images if getattr(m, "part", "") == "test" else train_images)
         for m in experiment.measures(job.cell.name)
@@ -126,6 +128,8 @@ def _measure_passes(measure: Measure, scale: Scale, available: int) -> float:
         reference = settings["reference_restarts"] * _INPUT_GRADIENT * 20
         each = _INPUT_GRADIENT if measure.case == "average" else _WEIGHT_GRADIENT + 1
         return examples * (reference + settings["count"] * each * 20)
+    if isinstance(measure, Curvature):  # a product of the Hessian costs about two gradients
+        return examples * (_INPUT_GRADIENT * 20 + _PRODUCTS * 2 * _WEIGHT_GRADIENT)
     if isinstance(measure, PerturbedLoss):
         return examples * len(measure.gammas) * (1 + settings["draws"]) * _INPUT_GRADIENT * 10
     return 0.0

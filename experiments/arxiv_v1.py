@@ -7,15 +7,17 @@ import dataclasses
 import functools
 from typing import Any
 
+from experiments._analyses import Landscape, Rise
 from experiments._build import (
     ATTACKS,
+    best_point,
     make,
     methods_panels,
     percents,
     white_box,
     with_changes,
 )
-from experiments._cells import Cell, Entry, Experiment
+from experiments._cells import Cell, Entry, Experiment, Numbers
 from experiments._measures import Attacked
 from experiments._panels import Bars, Lines, Panel
 from experiments._scales import Scale
@@ -32,6 +34,7 @@ _GAMMA_NOTE = (
     "The gammas are chosen from the range of the figure's axis; the text does not list them."
 )
 _PGD = "pgd-20"
+_RISE = "mean rise of the landscape (nats)"
 
 
 def _cell(name: str, **changes: Any) -> Cell:
@@ -164,8 +167,28 @@ def _figure3(scale: Scale) -> Experiment:
         *methods_panels((("gamma = 0", _AT, "last"), *models), _PGD),
     ]
     cells = [_cell(_AT), *at, *trades, *l1]
-    title = "Size of the perturbation"
-    return _make("figure3", scale, cells, panels=panels, notes=(_GAMMA_NOTE,), title=title)
+    columns = {"PGD-20": Attacked(_PGD, "last"), _RISE: Rise(Landscape("last"))}
+    entries = [
+        Entry(f"Madry+ gamma = {g:g}", column, cell.name, measure, _LAST)
+        for g, cell in zip(scale.sweep(_GAMMAS), at, strict=True)
+        for column, measure in columns.items()
+    ]
+    return _make(
+        "figure3",
+        scale,
+        cells,
+        entries=entries,
+        panels=panels,
+        notes=(_GAMMA_NOTE,),
+        title="Size of the perturbation",
+        summary=_best_gammas,
+        summary_note="over the gammas measured",
+    )
+
+
+def _best_gammas(numbers: Numbers) -> Numbers:
+    best = best_point(numbers, "PGD-20", "best gamma")
+    return best | best_point(numbers, _RISE, "flattest gamma", -1)
 
 
 EXPERIMENTS = {

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from awp_jax.reporting import robustness_groups
-from experiments._analyses import Flatness, Landscape
-from experiments._build import make, percents, with_changes
+from configs.iccv2021 import CHOSEN
+from experiments._analyses import Curvature, Flatness, Landscape
+from experiments._build import correlations, make, percents, with_changes
 from experiments._cells import Cell, Entry, Experiment, Numbers
-from experiments._measures import Attacked, Difference, Measure
+from experiments._measures import Attacked, BestEpoch, Difference, Measure
 from experiments._panels import Curves, Lines, Panel, Scatter
 from experiments._scales import Scale
 from experiments._weight_panels import Landscapes
@@ -43,8 +44,9 @@ _METHODS = {
 _AT = "at"
 _N = 1000  # examples of every measurement in the paper
 _SUPPLEMENT = (
-    "Hyper-parameters that only the supplement lists are those of configs/iccv2021.py, which says "
-    "for each where it is from."
+    "Hyper-parameters that only the paper's supplement lists are not the paper's here but: "
+    + "; ".join(f"{method}: {words}" for method, words in CHOSEN.items())
+    + "."
 )
 _GROUPS = (
     "Good, Average, Poor: means over the methods measured, split at the 30% and 70% percentiles of "
@@ -85,12 +87,19 @@ def _table1(scale: Scale) -> Experiment:
         "RErr early stopping": _error("test", "best"),
     }
     entries = [
-        Entry(row, column, method, measure, _EARLY if "early" in column else "")
+        Entry(row, column, method, measure, _note(method, _EARLY if "early" in column else ""))
         for row, method in _METHODS.items()
         for column, measure in columns.items()
     ]
-    notes = (_SUPPLEMENT, _GROUPS, _AVERAGE)
+    notes = (_GROUPS, _AVERAGE)
     return _make("table1", scale, _cells(), entries=entries, notes=notes, summary=_groups)
+
+
+def _note(method: str, more: str = "") -> str:
+    """What of the row is not from the paper's text."""
+    known = CHOSEN.get(method)
+    chosen = f"in place of the paper's supplement: {known}" if known else ""
+    return "; ".join(text for text in (chosen, more) if text)
 
 
 def _groups(numbers: Numbers) -> Numbers:
@@ -106,21 +115,55 @@ def _groups(numbers: Numbers) -> Numbers:
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
-def _against(measure: Measure, flatness: Measure, title: str, ylabel: str, what: str) -> Scatter:
-    points = tuple((row, method, flatness, measure) for row, method in _METHODS.items())
-    return Scatter(title, points, f"{what}-case flatness (nats)", ylabel)
+def _against(
+    measure: Measure,
+    flatness: Measure,
+    title: str,
+    ylabel: str,
+    what: str,
+    imported: tuple[Cell, ...] | None = None,
+) -> Scatter:
+    """Over the methods, and the published models where the paper's figure has them."""
+    points = [(row, method, flatness, measure) for row, method in _METHODS.items()]
+    names = [_published_name(cell) for cell in imported or ()]
+    points += [(n, c.name, flatness, measure) for n, c in zip(names, imported or (), strict=True)]
+    return Scatter(
+        title,
+        tuple(points),
+        f"{what}-case flatness (nats)",
+        ylabel,
+        imported=tuple(names),
+        wants_imported=imported is not None,
+    )
 
 
-def _figure1(scale: Scale) -> Experiment:
+def _published_name(cell: Cell) -> str:
+    return f"{cell.name.rpartition(',')[2]} (imported)"
+
+
+def _robustbench(imported: tuple[Cell, ...]) -> str:
+    if not imported:
+        return (
+            "The models of RobustBench that the paper shows are not among the cells: make run "
+            "directories of their checkpoints by 'awp-jax import' and name these by --imported."
+        )
+    names = ", ".join(cell.imported for cell in imported)
+    return f"Published models, measured as they were imported (triangles in the figure): {names}."
+
+
+def _figure1(scale: Scale, imported: tuple[Cell, ...] = ()) -> Experiment:
     panel = _against(
-        _loss(), Flatness(), "Robust loss against flatness", "robust loss (nats)", "average"
+        _loss(),
+        Flatness(),
+        "Robust loss against flatness",
+        "robust loss (nats)",
+        "average",
+        imported,
     )
-    notes = (
-        _SUPPLEMENT,
-        "Models of RobustBench are not among the cells; 'awp-jax import' makes runs of them.",
-    )
+    notes = (_SUPPLEMENT, _robustbench(imported))
     title = "Robust generalisation and flatness"
-    return _make("figure1", scale, _cells(), panels=[panel], notes=notes, title=title)
+    cells = (*_cells(), *imported)
+    return _make("figure1", scale, cells, panels=[panel], notes=notes, title=title)
 
 
 def _by_correctness(title: str, methods: tuple[str, ...], scale: Scale) -> Lines:
@@ -158,22 +201,43 @@ def _figure4(scale: Scale) -> Experiment:
         "AT-AWP": _cell("at-awp"),
         "Entropy-SGD": _cell("entropy-sgd"),
     }
+    scaled: dict[str, float | None] = {"AT": None, "AT x2": 2.0, "AT x0.5": 0.5}
+    top = [(label, at, factor) for label, factor in scaled.items()]
+    top += [(label, cells[label], None) for label in ("batch size 32", "Adam")]
+    bottom = [(label, cells[label], None) for label in ("AT", "AT-AWP", "Entropy-SGD")]
     panels = [
         Landscapes(
-            f"{kind.capitalize()} directions",
+            f"{what}, {kind} directions",
             tuple(
-                (label, cell.name, Landscape("last", 10, 1, kind, "layer", extent, "test"))
-                for label, cell in cells.items()
+                (label, c.name, Landscape("last", 10, 1, kind, "layer", extent, "test", factor))
+                for label, c, factor in chosen
             ),
         )
+        for what, chosen in (("AT, scaled; batch 32; Adam", top), ("AT-AWP, Entropy-SGD", bottom))
         for kind, extent in (("random", 1.0), ("adversarial", 0.005))
     ]
+    entries = [
+        Entry(f"{label} largest eigenvalue", "text", _AT, Curvature("last", factor))
+        for label, factor in scaled.items()
+    ]
+    entries += [
+        Entry(label, f"flatness {case}", _AT, Flatness(case, factor=factor))
+        for label, factor in scaled.items()
+        for case in ("average", "worst")
+    ]
+    entries += [Entry(label, "RErr test", c.name, _error("test")) for label, c in cells.items()]
     notes = (
-        "The models scaled by 0.5 and 2 have the same landscape by construction, which a test of "
-        "the landscape library shows; they are no cells.",
+        "x2 and x0.5: the same function with other weights. With BatchNorm each convolution is "
+        "scaled with the running statistics behind it; without, hidden layers are scaled and the "
+        "last one divided. Landscapes and flatness must not change, eigenvalues do.",
+        "Eigenvalue: of the Hessian of the robust loss on test images in all weights, adversarial "
+        "examples held; the text does not say of which examples.",
+        _SUPPLEMENT,
     )
     title = "Robust loss along ten directions, mean and range"
-    return _make("figure4", scale, cells.values(), panels=panels, notes=notes, title=title)
+    return _make(
+        "figure4", scale, cells.values(), entries=entries, panels=panels, notes=notes, title=title
+    )
 
 
 def _figure5(scale: Scale) -> Experiment:
@@ -232,7 +296,15 @@ def _figure6(scale: Scale) -> Experiment:
         return tuple((cell, cell, Flatness(case, p), _loss("test", p)) for p in percents(scale))
 
     panels: list[Panel] = [
-        Lines("AT", _through_training(losses | flatness, (_AT,), scale), x, "nats"),
+        Lines(
+            "AT",
+            _through_training(losses | flatness, (_AT,), scale),
+            x,
+            "robust loss, flatness (nats)",
+            right=_through_training({"Hessian eigenvalue": Curvature}, (_AT,), scale),
+            right_label="largest eigenvalue of the Hessian",
+            upright=("best epoch", _AT, BestEpoch(percent=True)),
+        ),
         *(
             Scatter(
                 f"AT: {case} case",
@@ -251,10 +323,15 @@ def _figure6(scale: Scale) -> Experiment:
             joined=True,
         ),
     ]
-    notes = ("The largest eigenvalue of the Hessian, which the figure has beside, is not drawn.",)
+    notes = (
+        "Eigenvalue: the largest of the Hessian of the robust loss on test images in all weights, "
+        "adversarial examples held; the text does not say of which examples.",
+        _SUPPLEMENT,
+    )
     title = "Flatness throughout training"
     cells = [_cell(name) for name in others]
-    return _make("figure6", scale, cells, panels=panels, notes=notes, title=title)
+    entries = [Entry("AT best epoch", "text", _AT, BestEpoch(), _EARLY)]
+    return _make("figure6", scale, cells, entries=entries, panels=panels, notes=notes, title=title)
 
 
 def _figure7(scale: Scale) -> Experiment:
@@ -299,10 +376,25 @@ def _figure8(scale: Scale) -> Experiment:
         _against(_loss(), worst, "Robust loss, worst case", loss, "worst"),
     ]
     title = "Robustness and flatness"
-    return _make("figure8", scale, _cells(), panels=panels, notes=(_SUPPLEMENT,), title=title)
+    columns = {"robust loss": _loss(), "flatness average": average, "flatness worst": worst}
+    return _make(
+        "figure8",
+        scale,
+        _cells(),
+        entries=[
+            Entry(row, column, method, measure, _note(method))
+            for row, method in _METHODS.items()
+            for column, measure in columns.items()
+        ],
+        panels=panels,
+        notes=("The paper's coefficients are over all its models, not these rows."),
+        title=title,
+        summary=functools.partial(correlations, of="robust loss"),
+        summary_note="correlation with robust loss over the rows measured",
+    )
 
 
-def _figure9(scale: Scale) -> Experiment:
+def _figure9(scale: Scale, imported: tuple[Cell, ...] = ()) -> Experiment:
     flat, loss = Flatness(), "robust loss (nats)"
     train_gap = Difference(_loss("test"), _loss("train"))
     last_best = Difference(_loss("test"), _loss("test", "best"))
@@ -317,7 +409,12 @@ def _figure9(scale: Scale) -> Experiment:
             _loss(), Flatness("average", "last", "train"), "Flatness on train", loss, "average"
         ),
         _against(
-            train_gap, flat, "Test minus train", "difference of robust loss (nats)", "average"
+            train_gap,
+            flat,
+            "Test minus train",
+            "difference of robust loss (nats)",
+            "average",
+            imported,
         ),
         _against(last_best, flat, "Last minus best", "difference of robust loss (nats)", "average"),
         Scatter(
@@ -329,8 +426,9 @@ def _figure9(scale: Scale) -> Experiment:
         ),
     ]
     title = "Robust generalisation and early stopping"
-    notes = (_SUPPLEMENT, _EARLY)
-    return _make("figure9", scale, _cells(), panels=panels, notes=notes, title=title)
+    notes = (_SUPPLEMENT, _EARLY, _robustbench(imported))
+    cells = (*_cells(), *imported)
+    return _make("figure9", scale, cells, panels=panels, notes=notes, title=title)
 
 
 EXPERIMENTS = {

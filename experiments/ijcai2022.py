@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from experiments._build import ATTACKS, SELECTION, make, white_box, with_changes
+from experiments._build import ATTACKS, SELECTION, best_point, make, white_box, with_changes
 from experiments._cells import Cell, Entry, Experiment
 from experiments._measures import Attacked
 from experiments._panels import Bars, Curves
@@ -110,7 +110,21 @@ def _figure2(scale: Scale) -> Experiment:
     cells = [at, awp, rwp, *(c for _, c in by_c_min), *(c for _, c in by_steps)]
     notes = ("The values of c_min are chosen around 1.7; the text does not list the figure's.",)
     title = "Ablation of RWP on CIFAR-10"
-    return _make("figure2", scale, cells, panels=panels, notes=notes, title=title)
+    entries = [
+        Entry(f"c_min = {c:g}", "PGD-20", f"{_RWP}-c-{c:g}", best, SELECTION)
+        for c in scale.sweep(_C_MIN)
+    ]
+    return _make(
+        "figure2",
+        scale,
+        cells,
+        entries=entries,
+        panels=panels,
+        notes=notes,
+        title=title,
+        summary=functools.partial(best_point, column="PGD-20", name="best c_min"),
+        summary_note="over the values of c_min measured",
+    )
 
 
 EXPERIMENTS = {

@@ -20,7 +20,7 @@ from experiments._build import (
     with_changes,
 )
 from experiments._cells import Cell, Entry, Experiment
-from experiments._measures import Attacked
+from experiments._measures import Attacked, BestEpoch
 from experiments._panels import Bars, Curves, Lines, Panel
 from experiments._scales import Scale
 from experiments._values import paper_values
@@ -33,7 +33,8 @@ _PGD = "pgd-20"
 _AT, _AWP = "cifar10,linf,at", "cifar10,linf,at-awp"
 # The figures' axes span these; the points in between are not printed.
 _GAMMAS = (0.001, 0.002, 0.005, 0.01, 0.02)
-_RANDOM_GAMMAS = (0.001, 0.01, 0.1, 0.3, 0.6, 1.0, 2.0)
+_WIDE_GAMMAS = (0.0001, *_GAMMAS)
+_RANDOM_GAMMAS = (0.0001, 0.001, 0.01, 0.1, 0.3, 0.6, 1.0, 2.0)
 _GAMMA_NOTE = (
     "The gammas are chosen from the range of the figure's axis; the text does not list them."
 )
@@ -132,6 +133,7 @@ def _figure1(scale: Scale) -> Experiment:
         "AT robust train last": (_AT, last["train"]),
         "AT robust test last": (_AT, last["test"]),
         "AT robust gap last": (_AT, gap(_PGD)),
+        "AT best epoch": (_AT, BestEpoch()),
     }
     return _make(
         "figure1",
@@ -201,19 +203,21 @@ def _figure2(scale: Scale) -> Experiment:
 
 
 def _figure3(scale: Scale) -> Experiment:
-    awp = _gamma_cells(scale, "at-awp", _GAMMAS)
+    awp = _gamma_cells(scale, "at-awp", _WIDE_GAMMAS)
     random = _gamma_cells(scale, "at", _RANDOM_GAMMAS, weights__method="random")
     regularised = {k: _cell(f"cifar10,linf,{m}") for k, m in _REGULARISED.items()}
-    pairs = (("AWP", _GAMMAS, awp), ("random", _RANDOM_GAMMAS, random))
+    pairs = (("AWP", _WIDE_GAMMAS, awp), ("random", _RANDOM_GAMMAS, random))
     series = tuple(
         (f"{label}, {part}", _sweep(scale, gammas, cells, part))
         for label, gammas, cells in pairs
         for part in ("test", "train")
     )
+    # Panel b compares AWP of 0.005 (what comes nearest, in a thinned sweep).
+    one = [c for c in awp if c.name.endswith("=0.005")] or awp[-1:]
     curves = [
         (f"{label}, gamma = {c.name.split('gamma=')[1].split(',')[0]}", c.name, Landscape())
-        for label, _, cells in pairs
-        for c in (cells if label == "random" else cells[-1:])
+        for label, cells in (("AWP", one), ("random", random))
+        for c in cells
     ]
     panels: list[Panel] = [
         Perturbed(

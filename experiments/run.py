@@ -14,7 +14,7 @@ from awp_jax.training import NonFiniteError
 from experiments._build import command
 from experiments._cells import Experiment, Job, NotAvailable
 from experiments._figure import figure
-from experiments._registry import PAPERS, experiment, names
+from experiments._registry import PAPERS, experiment, names, takes_imported
 from experiments._runs import Place, availability, is_done, run_job
 from experiments._scales import SCALES, scale_by_name
 from experiments._tables import comma_separated, lines, markdown
@@ -43,6 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--cell", type=int, help="run one share of the cells, from 0, and write no table")
     add("--cells", type=int, help="in how many shares; as many as there are cells by default")
     add("--gather", action="store_true", help="only write tables and figures of what is there")
+    add(
+        "--imported",
+        help="run directories of published models ('awp-jax import'), separated by commas, for "
+        "iccv2021.figure1 and iccv2021.figure9",
+    )
     return parser
 
 
@@ -75,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     scale = scale_by_name(arguments.scale)
-    chosen = [experiment(name, scale) for name in _expanded(arguments.experiments)]
+    wanted = _expanded(arguments.experiments)
+    imported = [name.strip() for name in (arguments.imported or "").split(",") if name.strip()]
+    chosen = [experiment(name, scale, imported) for name in wanted]
+    if imported and not any(map(takes_imported, wanted)):
+        raise ValueError(f"--imported is given, but {', '.join(wanted)} shows no published models.")
     if not arguments.workdir and not arguments.dry_run:
         raise ValueError("--workdir is missing.")
     status = 0

@@ -16,6 +16,7 @@ from awp_jax.data.autoaugment import autoaugment as autoaugment
 from awp_jax.data.batching import epoch_order as epoch_order
 from awp_jax.data.batching import padded_batches as padded_batches
 from awp_jax.data.batching import steps_per_epoch as steps_per_epoch
+from awp_jax.data.labels import check_joinable as check_joinable
 from awp_jax.data.labels import joined as joined
 from awp_jax.data.labels import mixup as mixup
 from awp_jax.data.labels import read_images as read_images

@@ -144,17 +144,22 @@ def read_pseudo_labelled(
     return Dataset(pictures, found["labels"], num_classes, str(where))
 
 
+def check_joinable(first: Dataset, second: Dataset) -> None:
+    """Raises ``DataError`` when the images of two data sets have other sizes."""
+    if first.images.shape[1:] != second.images.shape[1:]:
+        raise DataError(
+            f"The images of {second.name} are {second.images.shape[1:]}, but those of {first.name} "
+            f"are {first.images.shape[1:]}."
+        )
+
+
 def joined(first: Dataset, second: Dataset) -> Dataset:
     """Two data sets in one, the second behind the first; floats where either has them.
 
     Raises:
         DataError: when their images have other sizes.
     """
-    if first.images.shape[1:] != second.images.shape[1:]:
-        raise DataError(
-            f"The images of {second.name} are {second.images.shape[1:]}, but those of {first.name} "
-            f"are {first.images.shape[1:]}."
-        )
+    check_joinable(first, second)
     pair = [first.images, second.images]
     if pair[0].dtype != pair[1].dtype:
         pair = [as_float(images, np.float32) for images in pair]

@@ -1,9 +1,10 @@
 """Attacks by name, as the command line and the papers' tables write them."""
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from awp_jax import checks
 from awp_jax.attacks import FGSM, PGD, SPSA, FeatureAttack, ensemble
@@ -23,9 +24,12 @@ _EXAMPLES = (
     "fab-t",
     "square",
 )
+# What all names look like.
+_STEPPED = "spsa|feature|apgd-ce|apgd-dlr|apgd-t|fab|fab-t|square"
+_FORMS = ("clean", "fgsm", "pgd-N", "cw-N", *(f"{name}[-N]" for name in _STEPPED.split("|")))
 _PATTERN = re.compile(
     r"(?P<plain>clean|fgsm)|(?P<pgd>pgd|cw)-(?P<steps>[1-9]\d*)"
-    r"|(?P<stepped>spsa|feature|apgd-ce|apgd-dlr|apgd-t|fab|fab-t|square)(-(?P<count>[1-9]\d*))?"
+    rf"|(?P<stepped>{_STEPPED})(-(?P<count>[1-9]\d*))?"
 )
 _ENSEMBLES = {"autoattack": "standard", "rand": "rand", "plus": "plus"}
 # The columns of AWP (NeurIPS 2020), Table 2.
@@ -65,8 +69,7 @@ def attack_by_name(
     """
     match = _PATTERN.fullmatch(name)
     if not match:
-        checks.choice(name, _EXAMPLES, "attack")
-        raise AssertionError("an example is not understood")
+        _unknown(name, _FORMS, _EXAMPLES)
     if name == "clean":
         return None
     if eot:
@@ -94,6 +97,15 @@ def attack_by_name(
         return FeatureAttack(None, radius, step_size=radius / 8, norm=norm, **changes)
     attack: Any = dict(ensemble("custom", norm=norm, epsilon=radius, attacks=[kind]))[kind]
     return dataclasses.replace(attack, **changes, **({"eot": eot} if eot else {}))
+
+
+def _unknown(name: str, forms: Iterable[str], examples: Iterable[str]) -> NoReturn:
+    near = difflib.get_close_matches(name, list(examples), n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"Unknown attack {name!r}; known: {', '.join(forms)}, where N is a number of steps and "
+        f"[-N] may be left out.{hint}"
+    )
 
 
 def _check_randomised(name: str) -> None:
@@ -137,6 +149,6 @@ def attacks_by_name(names: Iterable[str], **settings: Any) -> dict[str, Any]:
             found[name] = plan
             continue
         if not _PATTERN.fullmatch(name):
-            checks.choice(name, (*_EXAMPLES, *_ENSEMBLES, "paper"), "attack")
+            _unknown(name, (*_FORMS, *_ENSEMBLES, "paper"), (*_EXAMPLES, *_ENSEMBLES, "paper"))
         found[name] = attack_by_name(name, **settings)
     return found

@@ -20,6 +20,7 @@ from awp_jax.landscape._perturbed import GAMMAS as GAMMAS
 from awp_jax.landscape._perturbed import WEIGHT_DRAWS as WEIGHT_DRAWS
 from awp_jax.landscape._perturbed import PerturbedLoss as PerturbedLoss
 from awp_jax.landscape._perturbed import perturbed_loss as perturbed_loss
+from awp_jax.landscape._rescaled import rescaled as rescaled
 from awp_jax.landscape._robust_loss import PGD_20 as PGD_20
 from awp_jax.landscape._robust_loss import RobustLoss as RobustLoss
 from awp_jax.landscape._robust_loss import robust_loss as robust_loss

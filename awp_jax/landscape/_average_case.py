@@ -9,19 +9,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from awp_jax import checks
-from awp_jax.attacks._model import as_pytree_function
-from awp_jax.landscape._layers import layers_of
-from awp_jax.landscape._robust_loss import (
-    PGD_20,
-    Examples,
-    Keep,
-    RobustLoss,
-    check_one_key,
-    compute_only,
-    mean,
-    robust_loss,
-    stacked,
-)
+from awp_jax.landscape._prepared import prepared
+from awp_jax.landscape._robust_loss import PGD_20, Keep, RobustLoss, mean, stacked
 from awp_jax.random import fold_keys
 
 
@@ -105,21 +94,20 @@ def average_flatness(
     """
     checks.positive_integer(draws, "draws")
     xi = checks.radius(xi, "xi")
-    examples, mask = Examples(images, labels, batch_size, params), layers_of(params, layers)
-    check_one_key(key)
-    if reference is None:
-        reference = robust_loss(
-            apply_fn,
-            params,
-            images,
-            labels,
-            key,
-            attack=attack,
-            restarts=reference_restarts,
-            batch_size=batch_size,
-            keep=keep,
-        )
-    function, keep = as_pytree_function(apply_fn), keep or compute_only
+    problem = prepared(
+        apply_fn,
+        params,
+        images,
+        labels,
+        key,
+        attack=attack,
+        layers=layers,
+        reference=reference,
+        reference_restarts=reference_restarts,
+        batch_size=batch_size,
+        keep=keep,
+    )
+    function, examples, mask, reference, keep = problem
     weight_key = jax.random.fold_in(key, 1)
     image_keys = examples.keys(jax.random.fold_in(key, 2))
 

@@ -11,23 +11,13 @@ from jax.tree_util import Partial
 from awp_jax import checks
 from awp_jax.attacks import PGD
 from awp_jax.attacks._losses import cross_entropy
-from awp_jax.attacks._model import as_pytree_function
 from awp_jax.attacks._pgd import loss_function
 from awp_jax.attacks._result import AttackResult, judge
 from awp_jax.balls import ImageBall
-from awp_jax.landscape._layers import Layers, layers_of
+from awp_jax.landscape._layers import Layers
 from awp_jax.landscape._model import full_precision, logits_at
-from awp_jax.landscape._robust_loss import (
-    PGD_20,
-    Examples,
-    Keep,
-    RobustLoss,
-    check_one_key,
-    compute_only,
-    mean,
-    robust_loss,
-    stacked,
-)
+from awp_jax.landscape._prepared import prepared
+from awp_jax.landscape._robust_loss import PGD_20, Keep, RobustLoss, mean, stacked
 from awp_jax.random import fold_keys
 
 STARTS = ("random", "zero")
@@ -133,21 +123,20 @@ def worst_case_flatness(
         raise ValueError(f"attack is {attack!r}, but PGD without eot, or None, was expected.")
     if attack is not None and attack.momentum:
         raise ValueError(f"attack has momentum {attack.momentum}, but joint ascent has none.")
-    examples, mask = Examples(images, labels, batch_size, params), layers_of(params, layers)
-    check_one_key(key)
-    if reference is None:
-        reference = robust_loss(
-            apply_fn,
-            params,
-            images,
-            labels,
-            key,
-            attack=attack,
-            restarts=reference_restarts,
-            batch_size=batch_size,
-            keep=keep,
-        )
-    function, keep = as_pytree_function(apply_fn), keep or compute_only
+    problem = prepared(
+        apply_fn,
+        params,
+        images,
+        labels,
+        key,
+        attack=attack,
+        layers=layers,
+        reference=reference,
+        reference_restarts=reference_restarts,
+        batch_size=batch_size,
+        keep=keep,
+    )
+    function, examples, mask, reference, keep = problem
     weight_key = jax.random.fold_in(key, 3)
     image_keys = examples.keys(jax.random.fold_in(key, 4))
     every = range(len(examples.batches))

@@ -96,8 +96,15 @@ def create_classifier(config: ConfigDict, image_shape: Any, num_classes: int) ->
         options["width"] = m.width
     if m.normalize:
         options["mean"], options["std"] = data.statistics(config.data.name)
-    classifier = models.create(m.name, image_shape=image_shape, num_classes=num_classes, **options)
+    shape = tuple(image_shape)
+    classifier = _created(m.name, shape, num_classes, tuple(sorted(options.items())))
     return models.with_parametric_noise(classifier) if m.pni else classifier
+
+
+@functools.lru_cache(maxsize=32)
+def _created(name: str, shape: tuple[int, ...], classes: int, options: tuple) -> Any:
+    """One object for all runs of an architecture: what is compiled for one serves the others."""
+    return models.create(name, image_shape=shape, num_classes=classes, **dict(options))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,7 +144,8 @@ class Experiment:
         state = jax.jit(self._init, out_shardings=everywhere)(jax.random.fold_in(self.key, 1))
         if not self.config.init_from:
             return state
-        return jax.device_put(start_from(state, self.config.init_from), everywhere)
+        start = start_from(state, self.config.init_from, self.config.init_checkpoint)
+        return jax.device_put(start, everywhere)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and places of the state, without computing it."""
@@ -365,11 +373,14 @@ def build(
 
 def _check_settings(experiment: Experiment) -> None:
     """What would otherwise fail while compiling: also what depends on the images."""
-    d, shape = experiment.config.data, experiment.pool.images.shape[1:]
-    if d.autoaugment and (experiment.pool.images.dtype != np.uint8 or shape[2] != 3):
+    d, images = experiment.config.data, experiment.splits.train.images
+    shape = images.shape[1:]
+    if experiment.unlabelled is not None:
+        data.check_joinable(experiment.splits.train, experiment.unlabelled)
+    if d.autoaugment and (images.dtype != np.uint8 or shape[2] != 3):
         raise ValueError(
             f"data.autoaugment is a policy for uint8 colour images, but {d.name} has "
-            f"{experiment.pool.images.dtype} images of shape {shape}."
+            f"{images.dtype} images of shape {shape}."
         )
     if experiment.config.objective.rotation_weight and shape[0] != shape[1]:
         raise ValueError(

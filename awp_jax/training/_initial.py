@@ -13,8 +13,8 @@ from awp_jax.training._state import TrainState
 _MOST_FRESH = 2
 
 
-def start_from(state: TrainState, workdir: str) -> TrainState:
-    """A fresh state with the parameters and statistics of another run's best checkpoint.
+def start_from(state: TrainState, workdir: str, which: str = BEST) -> TrainState:
+    """A fresh state with the parameters and statistics of another run's checkpoint.
 
     For fine-tuning (the Pre-training row of AWP, NeurIPS 2020, Table 2; Hendrycks et al., ICML
     2019): what does not fit, because there are other classes, stays fresh, and a line on stderr
@@ -23,6 +23,7 @@ def start_from(state: TrainState, workdir: str) -> TrainState:
     Args:
         state: Fresh.
         workdir: The other run's directory, also an imported one.
+        which: ``"best"``, ``"last"`` or ``"average"``.
 
     Returns:
         The state.
@@ -34,7 +35,7 @@ def start_from(state: TrainState, workdir: str) -> TrainState:
     from awp_jax.training._run import open_run  # which imports _experiment, which imports this
 
     found, _ = open_run(pathlib.Path(workdir)).restore(
-        BEST, report=lambda text: print(text, file=sys.stderr)
+        which, report=lambda text: print(text, file=sys.stderr)
     )
     params, fresh = _fitting(state.params, found.params)
     batch_stats, others = _fitting(state.batch_stats, found.batch_stats)

@@ -56,16 +56,21 @@ def entropy_sgd(
     the released code, the factor gamma of the outer gradient gamma (x - mu) is part of eta, so that
     eta = 1 goes to mu.
 
+    The released code (ucla-vision/entropy-sgd, python/optim.py) differs from the algorithm in what
+    the paper leaves open, and so from this: Nesterov's momentum also in the inner steps, weight
+    decay also in the outer ones, noise larger by sqrt(2).
+
     Args:
-        learning_rate: eta, a number or a schedule of the number of gradients.
+        learning_rate: eta, a number or a schedule of the number of gradients (paper: from 1 on
+            CIFAR-10).
         key: One typed key, for the noise.
-        steps: L, gradients per outer step (paper: 20).
-        inner_learning_rate: eta' (paper: 0.1).
-        gamma: How strongly x' is drawn back to x.
-        growth: Of gamma per outer step.
-        noise: epsilon, the thermal noise (paper: 1e-4).
+        steps: L, gradients per outer step (paper and code: 20).
+        inner_learning_rate: eta' (paper and code: 0.1).
+        gamma: How strongly x' is drawn back to x (paper on CIFAR-10: 0.03; code: 1e-4).
+        growth: Of gamma per outer step (code: 1e-3).
+        noise: epsilon, the thermal noise (paper and code: 1e-4).
         averaging: The weight of the old mean (0.75 in the released code).
-        momentum: Of the outer steps.
+        momentum: Of the outer steps (code: 0.9, Nesterov's).
         weight_decay: L2, on x'.
 
     Returns:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import SCALES, NotAvailable, experiment, names
-from experiments._analyses import Flatness, Landscape, PerturbedLoss, Weights
+from experiments._analyses import Curvature, Flatness, Landscape, PerturbedLoss, Weights
 from experiments._figure import figure
 from experiments._measures import Attacked, Learning, Measure
 from experiments._runs import Place, run_job
@@ -42,7 +42,7 @@ def made_up(measure: Measure, random) -> object:
         return {"layer": "conv", "counts": [1, 5, 1], "edges": [-0.3, -0.1, 0.1, 0.3]}
     if isinstance(measure, Speed):
         return {"seconds": 2.0, "tflops": 0.1}
-    assert isinstance(measure, Flatness)
+    assert isinstance(measure, Flatness | Curvature)
     return random.uniform(0.3, 2)
 
 
@@ -65,7 +65,7 @@ def test_figures_are_drawn_from_files_alone(name, tmp_path):
     assert figure(place) is None  # nothing has been measured
     write(place, np.random.default_rng(0))
     drawing = figure(place)
-    axes = [a for a in drawing.axes if a.get_label() != "<colorbar>"]
+    axes = [a for a in drawing.axes if not a.get_label().startswith("<")]  # <colorbar>, <right>
     assert len(axes) == len(place.experiment.panels)
     for panel in axes:
         assert panel.get_xlabel() and panel.get_ylabel() and panel.get_title()

@@ -1,0 +1,84 @@
+"""What average- and worst-case flatness begin with."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from awp_jax.attacks._model import as_pytree_function
+from awp_jax.landscape._layers import Layers, layers_of
+from awp_jax.landscape._robust_loss import (
+    Examples,
+    Keep,
+    RobustLoss,
+    check_one_key,
+    compute_only,
+    robust_loss,
+)
+
+
+class Prepared(NamedTuple):
+    """A checked problem.
+
+    Attributes:
+        function: The model, as a pytree.
+        examples: In batches.
+        mask: The layers that are perturbed.
+        reference: The robust loss at the weights themselves.
+        keep: Called for every part of the result.
+    """
+
+    function: Any
+    examples: Examples
+    mask: Layers
+    reference: RobustLoss
+    keep: Keep
+
+
+def prepared(
+    apply_fn: Callable,
+    params: Any,
+    images: Any,
+    labels: Any,
+    key: jax.Array,
+    *,
+    attack: Callable | None,
+    layers: Any,
+    reference: RobustLoss | None,
+    reference_restarts: int,
+    batch_size: int,
+    keep: Keep | None,
+) -> Prepared:
+    """Checks the arguments that flatness measures share, and computes the reference loss.
+
+    Args:
+        apply_fn: As all others in ``average_flatness``.
+        params: See there.
+        images: See there.
+        labels: See there.
+        key: See there.
+        attack: See there.
+        layers: See there.
+        reference: See there.
+        reference_restarts: See there.
+        batch_size: See there.
+        keep: See there.
+
+    Raises:
+        ValueError: As ``average_flatness``.
+    """
+    examples, mask = Examples(images, labels, batch_size, params), layers_of(params, layers)
+    check_one_key(key)
+    if reference is None:
+        reference = robust_loss(
+            apply_fn,
+            params,
+            images,
+            labels,
+            key,
+            attack=attack,
+            restarts=reference_restarts,
+            batch_size=batch_size,
+            keep=keep,
+        )
+    return Prepared(as_pytree_function(apply_fn), examples, mask, reference, keep or compute_only)
