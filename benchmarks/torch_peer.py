@@ -2,7 +2,7 @@
 
 Eager is the released way: float32, the default layout, one kernel after another. It is kinder than
 the released code, whose attack also computes gradients in the weights and throws them away. Tuned
-adds what PyTorch offers: channels_last, ``torch.compile``, on a GPU bfloat16 autocast and fused SGD.
+adds channels_last and ``torch.compile``, on a GPU also bfloat16 autocast and fused SGD.
 """
 
 import contextlib

@@ -49,18 +49,18 @@ MODELS = {
 }
 
 
-def config_of(model, batch, *, method=AWP, dtype="float32", steps=10, width=None, **weights):
+def config_of(model, batch, *, method=AWP, dtype="float32", steps=10, width=None, shape=None):
     """The config of one model; the epsilons are those of the papers."""
-    config = schema.default()
+    config, shape = schema.default(), shape or MODELS[model][0]
     config.model.name, config.model.width, config.model.dtype = model, width, dtype
-    config.model.normalize = MODELS[model][0] == (32, 32, 3)
+    config.model.normalize = shape == (32, 32, 3)
     if model == "quickstart":
         config.model.name, config.model.width = "preact-resnet-10", width or 12
     if not config.model.normalize:
         config.data.flip, config.data.crop_padding = False, 0
     config.batch_size, config.attack.steps = batch, steps
     config.optimizer.learning_rate = 0.01
-    config.weights.update(METHODS[method] | weights)
+    config.weights.update(METHODS[method])
     return config
 
 
@@ -73,6 +73,17 @@ def splits_of(shape, batch):
         return data.Dataset(images, rng.integers(0, 10, n).astype(np.int32), 10, "noise")
 
     return data.Splits(train=noise(2 * batch), validation=noise(8), test=noise(8))
+
+
+def peak_bytes(compiled):
+    """The memory that a compiled function needs, its arguments included."""
+    memory = compiled.memory_analysis()
+    return (
+        memory.temp_size_in_bytes
+        + memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
 
 
 class Ours:
@@ -102,15 +113,7 @@ class Ours:
         return float(metrics["loss"])
 
     def peak_bytes(self):
-        if self.compiled is None:
-            return None
-        memory = self.compiled.memory_analysis()
-        return (
-            memory.temp_size_in_bytes
-            + memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-        )
+        return None if self.compiled is None else peak_bytes(self.compiled)
 
     def forward_flops(self):
         """Of one forward pass of the batch, before any optimisation by the compiler."""
@@ -273,8 +276,8 @@ def section(results):
 `python benchmarks/training.py`: PGD-{results["attack_steps"]}, Linf 8/255; least of
 {s["steps"]} steps of each side in turn. "use" is model FLOPs (26 forward passes for AT-AWP with
 PGD-10) over {results["peak"] / 1e12:.3g} TFLOP/s, {results["peak_is"]}. "PyTorch / ours"
-above 1: ours is faster. "over AT" is by {results["clock"]}. First step: from nothing, with compilation, without a cache.
-PyTorch runs with oneDNN, whose float32 convolutions are fast but inexact on some CPUs.
+above 1: ours is faster. "over AT" is by {results["clock"]}. First step: from nothing, with
+compilation, without a cache. On CPU, PyTorch runs with oneDNN, its fastest way.
 jax {results["jax"]}, torch {results["torch"]}, {results["machine"]}, {results["threads"]} threads.
 
 {markdown_table(header, rows)}
