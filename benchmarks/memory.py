@@ -11,7 +11,7 @@ Two measures, in bytes per image:
   column is the same with and without.
 
 The largest batch is by the compiled line where there is one; else by "kept" and five times the
-parameters (w, momentum, gradient, v and w + v), which leaves out what the compiler needs on the way.
+parameters (w, momentum, gradient, v and w + v), which leaves out what is needed on the way.
 """
 
 import argparse

@@ -109,3 +109,18 @@ class Peer:
         torch.cuda.reset_peak_memory_stats()
         self.step()
         return torch.cuda.max_memory_allocated()
+
+
+def autoattack(module, epsilon, queries, steps=100):
+    """AutoAttack's standard version, Linf, by torchattacks, whose own runs 10 steps, not 100."""
+    import torchattacks
+
+    common = {"norm": "Linf", "eps": epsilon}
+    return torchattacks.MultiAttack(
+        [
+            torchattacks.APGD(module, **common, steps=steps),
+            torchattacks.APGDT(module, **common, steps=steps),
+            torchattacks.FAB(module, **common, steps=steps, multi_targeted=True),
+            torchattacks.Square(module, **common, n_queries=queries, resc_schedule=False),
+        ]
+    )
