@@ -40,7 +40,7 @@ def main():
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--peer_images", type=int, default=1_000)
     parser.add_argument("--batch", type=int, default=1_000)
-    parser.add_argument("--epsilon", default="0.25/255")
+    parser.add_argument("--epsilon", default="1/1020", help="a quarter of 1/255")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--queries", type=int, default=5_000, help="of Square")
     parser.add_argument("--width", type=int, default=64)
