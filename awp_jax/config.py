@@ -56,6 +56,7 @@ def default() -> ConfigDict:
     model.dtype = "float32"  # compute dtype; parameters are always float32
     model.batch_norm_groups = 1  # 8: what PyTorch's DataParallel did on 8 GPUs
     model.activation = "relu"
+    model.remat = False  # less memory: the backward pass computes residual blocks again
     model.pni = False  # trainable noise on kernels, also at test (He et al. 2019); alpha from 0.25
 
     objective = config.objective = ConfigDict()

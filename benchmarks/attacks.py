@@ -119,6 +119,7 @@ def compare(kind, width, count, queries):
     """All timings of one network."""
     import foolbox
     import torch
+    import torch_peer
     import torchattacks
     from sklearn.datasets import load_digits
 
@@ -168,16 +169,7 @@ def compare(kind, width, count, queries):
     plan = dict(ensemble(epsilon=EPSILON))
     assert isinstance(plan["apgd-t"], APGDTargeted)
     plan["square"] = type(plan["square"])(EPSILON, queries)
-    common = {"norm": "Linf", "eps": EPSILON}
-    # torchattacks' own AutoAttack runs 10 steps where the published one runs 100.
-    peer = torchattacks.MultiAttack(
-        [
-            torchattacks.APGD(module, **common, steps=100),
-            torchattacks.APGDT(module, **common, steps=100),
-            torchattacks.FAB(module, **common, steps=100, multi_targeted=True),
-            torchattacks.Square(module, **common, n_queries=queries, resc_schedule=False),
-        ]
-    )
+    peer = torch_peer.autoattack(module, EPSILON, queries)
     rows["autoattack"] = {
         "ours": ours(
             lambda seed: autoattack(

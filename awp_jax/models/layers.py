@@ -127,6 +127,14 @@ class Network(nnx.Module):
 
     dropout_rate: float = 0.0
     auxiliary: Any = None  # a second head on the features, see `from_network`
+    remat: bool = False  # see `from_network`
+
+    def run(self, block: Callable[[Array, Context], Array], x: Array, context: Context) -> Array:
+        """A residual block; with ``remat`` the backward pass computes what is inside again."""
+        if not self.remat:
+            return block(x, context)
+        again = nnx.remat(lambda block, x: block(x, context))
+        return again(block, x)
 
     def features(self, images: Array, context: Context) -> Array:
         raise NotImplementedError

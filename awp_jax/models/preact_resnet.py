@@ -76,7 +76,7 @@ class PreActResNet(Network):
         x = self.conv1(images)
         for stage in range(1, len(STRIDES) + 1):
             for block in getattr(self, f"layer{stage}"):
-                x = block(x, context)
+                x = self.run(block, x, context)
         return global_average_pool(self.activation(self.bn(x, context)))
 
     def classify(self, features: Array, context: Context) -> Array:

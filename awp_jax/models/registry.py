@@ -55,8 +55,8 @@ def create(name: str, *, image_shape: ImageShape, num_classes: int, **options: A
     """The classifier called ``name``.
 
     Every architecture takes ``activation``, ``dtype``, ``batch_norm_groups``, ``axis_name``,
-    ``mean``, ``std`` and ``auxiliary``, described at ``from_network`` (those of BatchNorm have no
-    effect where there is none). Beside them:
+    ``mean``, ``std``, ``auxiliary`` and ``remat``, described at ``from_network`` (those of
+    BatchNorm have no effect where there is none). Beside them:
 
     - "preact-resnet-10/18/34", "resnet-10/18/34", "vgg-11/13/16/19": ``width``, channels of the
       first stage (default 64).

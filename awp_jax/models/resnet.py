@@ -74,7 +74,7 @@ class ResNet(Network):
         x = self.activation(self.bn1(self.conv1(images), context))
         for stage in range(1, len(STRIDES) + 1):
             for block in getattr(self, f"layer{stage}"):
-                x = block(x, context)
+                x = self.run(block, x, context)
         return global_average_pool(x)
 
     def classify(self, features: Array, context: Context) -> Array:

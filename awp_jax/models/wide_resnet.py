@@ -90,7 +90,7 @@ class WideResNet(Network):
         x = self.conv1(images)
         for stage in (1, 2, 3):
             for block in getattr(self, f"block{stage}"):
-                x = block(x, context)
+                x = self.run(block, x, context)
         return global_average_pool(self.activation(self.bn1(x, context)))
 
     def classify(self, features: Array, context: Context) -> Array:

@@ -89,6 +89,7 @@ def create_classifier(config: ConfigDict, image_shape: Any, num_classes: int) ->
         "dtype": m.dtype,
         "batch_norm_groups": m.batch_norm_groups,
         "activation": m.activation,
+        "remat": m.remat,
     }
     if config.objective.rotation_weight:
         options["auxiliary"] = objectives.ROTATIONS

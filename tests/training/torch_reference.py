@@ -68,6 +68,11 @@ class ResidualNet(nn.Module):
         return getattr(self, self.names[2])(x)
 
 
+def shadow(net):
+    """The same network on the same parameters, with BatchNorm statistics of its own."""
+    return copy.deepcopy(net, {id(p): p for p in net.parameters()})
+
+
 def randomise_batch_norm(net, seed):
     """BatchNorm parameters and statistics away from 0 and 1, so that a mix-up shows."""
     generator = torch.Generator().manual_seed(seed)
@@ -101,6 +106,7 @@ class Reference:
     step_size: float = 2 / 255
     attack_batch_norm: str = "batch"  # batch, running, released
     mistake: str = ""
+    proxy: nn.Module | None = None  # as `shadow` makes it; None: a new one for every use
 
     def step(self, net, optimizer, images, labels, adversarial=None, start=None):
         """Algorithm 2: moves ``net``; returns the loss at w + v.
@@ -114,7 +120,7 @@ class Reference:
 
         def place(displacement):
             for p, w, d in zip(layers, center, displacement, strict=True):
-                p.data = w + d
+                torch.add(w, d, out=p.data)
 
         for _ in range(self.alternations):
             adversarial = given
@@ -142,11 +148,10 @@ class Reference:
     def _ascend(self, net, layers, center, v, images, adversarial, labels):
         """Equations 10 and 15, at net = w + v; eta2 = gamma / (A K2)."""
         # On a copy, so that the running statistics do not see it.
-        proxy = net if self.mistake == "ascent moves statistics" else copy.deepcopy(net)
+        proxy = net if self.mistake == "ascent moves statistics" else self._shadow(net)
         proxy.train()
-        own = dict(zip(net.parameters(), proxy.parameters(), strict=True))
         loss = self._loss(proxy, images, adversarial, labels)
-        grads = torch.autograd.grad(loss, [own[p] for p in layers])
+        grads = torch.autograd.grad(loss, layers)
         step = self.gamma / (self.alternations * self.weight_steps)
         moved = []
         for w, d, g in zip(center, v, grads, strict=True):
@@ -181,10 +186,21 @@ class Reference:
         right = clean.softmax(1).gather(1, chosen)[:, 0]
         return (bce + self.weight * kl * (1.0000001 - right)).mean()
 
+    def _shadow(self, net):
+        return shadow(net) if self.proxy is None else self.proxy
+
     def _attack(self, net, images, labels, start):
         """Equation 9 (16 for TRADES) at net = w + v, or its L2 counterpart."""
-        target = net if self.attack_batch_norm == "released" else copy.deepcopy(net)
+        target = net if self.attack_batch_norm == "released" else self._shadow(net)
         target.train(self.attack_batch_norm != "running")
+        # No gradient in the weights, which the released code computes and throws away.
+        target.requires_grad_(False)
+        try:
+            return self._ascend_images(target, images, labels, start)
+        finally:
+            target.requires_grad_(True)
+
+    def _ascend_images(self, target, images, labels, start):
         clean = None
         if self.objective == "trades":
             with torch.no_grad():
