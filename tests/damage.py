@@ -2,8 +2,10 @@
 
 import os
 
-# Files per format; AWP_JAX_FUZZ=1200 makes it more than 10,000 in all.
-ROUNDS = int(os.environ.get("AWP_JAX_FUZZ", "60"))
+# Files in all. Most are data sets: a checkpoint takes ten times as long.
+FILES = int(os.environ.get("AWP_JAX_FUZZ", "10000"))
+ROUNDS = FILES * 136 // 1000  # of each of seven formats
+CHECKPOINT_ROUNDS = FILES * 16 // 1000  # of each of three formats
 
 
 def damaged(data, random):

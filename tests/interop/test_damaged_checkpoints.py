@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from damage import ROUNDS, damaged
+from damage import CHECKPOINT_ROUNDS, damaged
 
 from awp_jax import models
 from awp_jax.interop import CheckpointError, load_torch
@@ -45,7 +45,7 @@ def test_damage_is_refused_or_harmless(tmp_path, form):
     good = path.read_bytes()
     random = np.random.RandomState(len(form))
     refused = 0
-    for _ in range(ROUNDS):
+    for _ in range(CHECKPOINT_ROUNDS):
         path.write_bytes(damaged(good, random))
         try:
             with warnings.catch_warnings():
@@ -57,7 +57,7 @@ def test_damage_is_refused_or_harmless(tmp_path, form):
         else:
             same = jax.tree.map(lambda a, b: a.shape == b.shape, found, params)
             assert jax.tree.all(same)
-    assert refused > ROUNDS // 5
+    assert refused > CHECKPOINT_ROUNDS // 5
 
 
 def test_a_pickle_that_holds_itself_is_refused(tmp_path):
