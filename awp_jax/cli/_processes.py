@@ -39,6 +39,6 @@ def join(values: flags.FlagValues) -> int | None:
         coordinator=values["coordinator"].value,
         process_id=values["process_id"].value,
         num_processes=values["num_processes"].value,
-        heartbeat=values["heartbeat"].value,
+        heartbeat=values["heartbeat"].value or parallel.HEARTBEAT,
     )
     return values["devices"].value

@@ -4,6 +4,8 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
+
 from awp_jax import parallel
 from awp_jax.cli import _processes as processes
 from awp_jax.cli._flags import Command, read_config, required
@@ -56,7 +58,14 @@ def main(argv: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _termination() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come; it does nothing else while this lasts."""
+    """Whether SIGTERM has come; it does nothing else while this lasts.
+
+    With several processes the signal is left to JAX, which tells all of them after which step to
+    stop: a handler of ours would take it away.
+    """
+    if jax.process_count() > 1:
+        yield lambda: False
+        return
     came: list[int] = []
     try:
         before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))

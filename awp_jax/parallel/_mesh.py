@@ -91,7 +91,9 @@ def place(
         shape: Of the whole array.
         rows: Called with a slice of the leading axis, once per device of this process.
     """
-    return jax.make_array_from_callback(shape, sharding, lambda index: rows(index[0]))
+    return jax.make_array_from_callback(
+        shape, sharding, lambda index: rows(index[0] if index else slice(None))
+    )
 
 
 def follow(model: Any, arrays: Iterable[Any]) -> tuple[Any, ...]:

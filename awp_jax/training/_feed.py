@@ -63,8 +63,9 @@ class Feed:
     def _batch(self, step: int) -> tuple[jax.Array, jax.Array]:
         rows, pool = self._rows[step], self._experiment.pool
         sharding = parallel.batch_sharding(self._experiment.mesh, len(rows))
-        images, labels = (
-            parallel.place(sharding, (len(rows), *array.shape[1:]), lambda i, a=array: a[rows[i]])
-            for array in (pool.images, pool.labels)
+        images, labels = pool.images, pool.labels
+        shape = (len(rows), *images.shape[1:])
+        return (
+            parallel.place(sharding, shape, lambda part: images[rows[part]]),
+            parallel.place(sharding, shape[:1], lambda part: labels[rows[part]]),
         )
-        return images, labels

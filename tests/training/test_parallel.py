@@ -145,8 +145,9 @@ def test_images_that_stay_on_the_host_give_the_same_numbers_bit_by_bit(
 
     monkeypatch.setattr(parallel, "place", watched)
     ends = []
-    for megabytes, stop in ((2048, None), (0, 5), (0, None)):
-        config = tiny_config()
+    for megabytes, stop in ((2048, None), (0, 2), (0, None)):
+        config = tiny_config("linear", width=None)
+        config.epochs, config.evaluation.train_examples = 1, 0
         config.data.device_megabytes = megabytes
         workdir = tmp_path / str(megabytes)
         ends.append(training.train(config, workdir, devices=4, max_steps=stop, quiet=True))
@@ -182,7 +183,7 @@ def test_unlabelled_images_on_the_host_are_drawn_as_on_the_devices(tmp_path, tin
 
 def measured(config, devices):
     """Evaluation, a cascade, a curve and flatness of an untrained state, as plain arrays."""
-    experiment = experiment_of(config, devices, groups=1)
+    experiment = training.build(config, devices=devices)
     state, test = experiment.init(), experiment.splits.test
     images, labels, key = test.images[:45], test.labels[:45], jax.random.key(0)
     logits_fn = experiment.classifier.logits_fn(state.params, state.batch_stats)

@@ -1,0 +1,100 @@
+"""Several processes on this machine: the numbers of one, and what becomes of the others."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import processes
+import pytest
+
+from awp_jax import parallel, training
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(folder, what):
+    """What ``processes.py`` prints at its end, and everything that was said on the way."""
+    script = pathlib.Path(__file__).with_name("processes.py")
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder), what],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def equal(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def last_of(workdir, devices):
+    return training.open_run(workdir, devices=devices).restore("last")[0]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_train_evaluate_and_go_on_as_one_process_with_as_many_devices(tmp_path, count):
+    found, said = run(tmp_path, str(count))
+    assert found["statuses"] == [0] * count, said
+    alone = training.train(processes.config(), tmp_path / "alone", devices=count, quiet=True)
+    equal(alone.state, last_of(tmp_path / "run", count))
+    lines = [training.read_metrics(tmp_path / name) for name in ("alone", "run")]
+    evaluations = [[r for r in part if r["kind"] == "evaluation"] for part in lines]
+    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 1
+    # What several processes have saved, one goes on with.
+    rest = training.train(processes.config(), tmp_path / "cut", devices=count, quiet=True)
+    equal(alone.state, rest.state)
+    if count == 4:  # measured once is enough
+        return
+    here = processes.measurements(tmp_path / "run", devices=count)
+    for process in range(count):
+        there = np.load(tmp_path / f"measured-{process}.npz")
+        for name, values in here.items():
+            np.testing.assert_array_equal(there[name], values, err_msg=name)
+
+
+def test_a_stopped_and_a_killed_run_of_two_processes_goes_on(tmp_path):
+    found, said = run(tmp_path, "interrupted")
+    assert found["terminated"] == [75, 75], said
+    assert 0 < found["saved"] < found["reached"] < 120
+    assert found["killed 1"] == [parallel.LOST, -9] and found["killed 0"] == [-9, parallel.LOST]
+    assert max(found["seconds 0"], found["seconds 1"]) < 60  # the heartbeat is 5
+    assert said.count("another process of this run has ended or cannot be reached") == 2
+    assert found["finished"] == 0 and "finished at step 120" in found["said"]
+    alone = training.train(processes.long_config(), tmp_path / "alone", devices=2, quiet=True)
+    equal(alone.state, last_of(tmp_path / "run", 2))
+
+
+def test_joining_that_fails_is_one_sentence():
+    code = (
+        "import jax\n"
+        "from awp_jax import parallel\n"
+        "try:\n"
+        f"    parallel.initialize(coordinator='127.0.0.1:{processes.free_port()}', process_id=1,\n"
+        "                        num_processes=2, timeout=1)\n"
+        "except parallel.DistributedError as error:\n"
+        "    print(error, flush=True)\n"
+        "    parallel.leave(2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.startswith("Joining the other processes through 127.0.0.1:")
+    assert len(done.stdout.splitlines()) == 1
