@@ -30,7 +30,7 @@ def figure(place: Place) -> "Figure | None":
     panels = place.experiment.panels
     if not panels:
         return None
-    columns = min(len(panels), _COLUMNS)
+    columns = 2 if len(panels) == 4 else min(len(panels), _COLUMNS)
     rows = math.ceil(len(panels) / columns)
     drawing = Figure(figsize=(4.3 * columns, 4.1 * rows + 0.4), layout="constrained")
     get = _Values(place)
@@ -68,12 +68,16 @@ class _Values:
 
 
 def _finish(axes: Any, anything: bool) -> None:
+    from matplotlib.ticker import AutoLocator, MaxNLocator
+
+    if isinstance(axes.xaxis.get_major_locator(), AutoLocator):  # neither fixed nor logarithmic
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=axes.get_xlabel() == "epoch"))
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.label.set_size(8)
     axes.yaxis.label.set_size(8)
-    axes.tick_params(labelsize=7)
+    axes.tick_params(which="both", labelsize=7)
     named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # each name once
     handles, labels = list(named.values()), list(named)
     if handles:  # below, where no data is
