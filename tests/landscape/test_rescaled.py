@@ -10,11 +10,14 @@ from awp_jax.landscape import rescaled
 
 
 def network(name, **options):
-    classifier = models.create(name, image_shape=(32, 32, 3), num_classes=4, **options)
-    params, stats = jax.jit(classifier.init)(jax.random.key(0))
-    # Statistics and BatchNorm parameters as after training: none is 0 or 1.
-    draw = lambda leaf: leaf + 0.2 * jnp.sin(jnp.arange(1.0, leaf.size + 1)).reshape(leaf.shape)  # noqa: E731
-    return classifier, jax.tree.map(draw, params), jax.tree.map(draw, stats)
+    classifier = models.create(name, image_shape=(8, 8, 3), num_classes=4, **options)
+    shapes = jax.eval_shape(classifier.init, jax.random.key(0))
+
+    def fill(leaf):  # statistics and BatchNorm parameters as after training: none is 0 or 1
+        wave = np.sin(np.arange(1.0, np.prod(leaf.shape) + 1)).reshape(leaf.shape)
+        return jnp.asarray(0.3 * wave if leaf.ndim > 1 else 1 + 0.2 * wave, jnp.float32)
+
+    return classifier, *jax.tree.map(fill, shapes)
 
 
 def norms(params):
@@ -26,11 +29,9 @@ def norms(params):
 def test_convolutions_before_batch_norm_grow_and_logits_stay(factor):
     classifier, params, stats = network("resnet-10", width=2)
     grown, others = rescaled(classifier, params, stats, factor)
-    images = jax.random.uniform(jax.random.key(1), (3, 32, 32, 3))
-    before, after = (
-        classifier.apply(p, s, images, mode="running")[0]
-        for p, s in ((params, stats), (grown, others))
-    )
+    images = jax.random.uniform(jax.random.key(1), (8, 8, 8, 3))
+    apply = jax.jit(lambda p, s: classifier.apply(p, s, images, mode="running")[0])
+    before, after = apply(params, stats), apply(grown, others)
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-4)
     ratios = {k: v / norms(params)[k] for k, v in norms(grown).items()}
     convolutions = {k: r for k, r in ratios.items() if "conv" in k}
