@@ -40,7 +40,8 @@ quickstart: $(VENV)/installed
 	@$(BIN)/awp-jax report --workdirs=$(RUNS)/at,$(RUNS)/at-awp --output=$(RUNS)/report
 
 # Every table and figure of the papers at the smallest scale: shows that they run, nothing else. It
-# compiles far more than it computes, so code is generated cheaply and kept. Two processes share the
+# compiles far more than it computes, so code is generated cheaply and kept. Two processes (3 to 4
+# minutes of processor time each, with nothing kept from before) share the
 # work directory and its runs.
 experiments: $(VENV)/installed
 	@export XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"; \

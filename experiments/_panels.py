@@ -274,7 +274,7 @@ class Scatter(Panel):
             line = ":" if self.joined else "none"
             axes.plot(*zip(*places, strict=True), linestyle=line, label=label, **look)
         if self.wants_imported and not self.imported:
-            axes.plot([], [], linestyle="none", label="no imported models (--imported)")
+            axes.plot([], [], linestyle="none", label="no models --imported")
         every = [p for places in groups.values() for p in places]
         found = correlation(*zip(*every, strict=True)) if every else None
         title = self.title

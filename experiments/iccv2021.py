@@ -4,12 +4,12 @@ Table 1; Figures 1, 2, 4 to 9. (Figure 3 is an illustration.)
 """
 
 import functools
+import importlib
 from typing import Any
 
 import numpy as np
 
 from awp_jax.reporting import robustness_groups
-from configs.iccv2021 import CHOSEN
 from experiments._analyses import Curvature, Flatness, Landscape
 from experiments._build import correlations, make, percents, with_changes
 from experiments._cells import Cell, Entry, Experiment, Numbers
@@ -19,6 +19,7 @@ from experiments._scales import Scale
 from experiments._weight_panels import Landscapes
 
 _make = functools.partial(make, "iccv2021")
+CHOSEN: dict[str, str] = importlib.import_module("configs.iccv2021").CHOSEN
 # Row of Table 1: argument of configs/iccv2021.py.
 _METHODS = {
     "+Unlabeled": "unlabeled",

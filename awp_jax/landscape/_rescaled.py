@@ -1,5 +1,6 @@
 """Networks that compute the same function with other weights."""
 
+import functools
 from typing import Any
 
 import jax
@@ -44,8 +45,9 @@ def rescaled(classifier: Any, params: Any, batch_stats: Any, factor: Any) -> tup
     grow = _before_batch_norm if batch_stats else _chain
     new_params, new_stats = grow(params, batch_stats, factor)
     images = jax.random.uniform(jax.random.key(0), (_TRIED, *classifier.image_shape))
+    look = jax.jit(functools.partial(classifier.apply, mode="running"))
     before, after = (
-        np.asarray(classifier.apply(p, s, images, mode="running")[0])
+        np.asarray(look(p, s, images)[0])
         for p, s in ((params, batch_stats), (new_params, new_stats))
     )
     if not np.allclose(before, after, rtol=0, atol=_TOLERANCE * np.abs(before).max()):

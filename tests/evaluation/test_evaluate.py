@@ -122,7 +122,7 @@ def test_selections_by_name():
     assert dict(attacks_by_name(["plus"])["plus"])["fab"].restarts == 5
     for name, match in (
         ("autoatack", "'autoattack'"),
-        ("apgd", "Unknown attack"),
+        ("apgd", r"Unknown attack.*pgd-N, .*square\[-N\]"),
         ("pgd-0", "Unknown attack"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -117,15 +117,16 @@ def test_training_with_them_and_fine_tuning(natural, unlabelled, tmp_path, capsy
             "data.unlabelled": str(unlabelled),
             "data.pseudo_labels": str(tmp_path / "labels.npz"),
             "init_from": str(natural),
+            "init_checkpoint": "average",
             "epochs": 1,
         },
     )
     experiment = training.build(config)
     assert (experiment.steps_per_epoch, experiment.batch_size_of(0)) == (4, 16)
     assert len(experiment.pool) == 94
-    best, _ = training.open_run(natural).restore("best")
+    start, _ = training.open_run(natural).restore("average")
     for mine, theirs in zip(
-        jax.tree.leaves(experiment.init().params), jax.tree.leaves(best.params), strict=True
+        jax.tree.leaves(experiment.init().params), jax.tree.leaves(start.params), strict=True
     ):
         np.testing.assert_array_equal(mine, theirs)
     outcome = training.train(config, tmp_path / "rst", quiet=True)
