@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 
-.PHONY: quickstart experiments test core lint format clean
+.PHONY: quickstart experiments test core benchmark lint format clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -58,6 +58,13 @@ test: $(VENV)/installed-peers lint
 
 core: $(VENV)/installed-test
 	$(BIN)/python -m pytest --numprocesses=2 -m core
+
+# Training steps against PyTorch, memory and growth, on an idle machine; results go into benchmarks/.
+# On a GPU: sh benchmarks/gpu.sh
+benchmark: $(VENV)/installed-peers
+	$(BIN)/python benchmarks/training.py --out=benchmarks/training.json
+	$(BIN)/python benchmarks/memory.py --out=benchmarks/memory.json
+	$(BIN)/python benchmarks/growth.py --out=benchmarks/growth.json
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -13,16 +13,18 @@ mkdir -p "$OUT"
 PYTHONPATH="$HERE/..${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH
 failed=0
-part() { # seconds, script, arguments
-    limit=$1 name=$2
-    shift 2
-    echo "== $name $*"
-    timeout "$limit" "$PYTHON" "$HERE/$name.py" --readme="$OUT/README.md" "$@" \
-        > "$OUT/$name.log" 2>&1 || { failed=1; echo "$name: exit status $?"; }
-    tail -n 15 "$OUT/$name.log"
+part() { # seconds, name of the results, script, arguments
+    limit=$1 result=$2 script=$3
+    shift 3
+    echo "== $script $*"
+    timeout "$limit" "$PYTHON" "$HERE/$script.py" --readme="$OUT/$result.md" \
+        --out="$OUT/$result.json" "$@" > "$OUT/$result.log" 2>&1 \
+        || { failed=1; echo "$result: exit status $?"; }
+    tail -n 15 "$OUT/$result.log"
 }
-part 210 training --out="$OUT/training.json" --models=preact-resnet-18,wrn-34-10 "$@"
-part 150 autoattack --out="$OUT/autoattack.json" "$@"
-part 100 memory --out="$OUT/memory.json" --models=wrn-34-10 "$@"
-part 75 growth --out="$OUT/growth.json" "$@"
+part 130 preact training --models=preact-resnet-18 --methods="AT;AT-AWP" "$@"
+part 150 wrn training --models=wrn-34-10 --methods="AT;AT-AWP" "$@"
+part 150 autoattack autoattack "$@"
+part 60 memory memory --models=wrn-34-10 --batches=32,64 "$@"
+part 45 growth growth "$@"
 exit $failed

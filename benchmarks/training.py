@@ -320,7 +320,7 @@ def main():
     elif options.quick:
         models = ["quickstart"]
     if options.quick:
-        options.steps, options.batch, options.methods = 1, options.batch or 8, [AT, AWP]
+        options.steps, options.batch, options.methods = 1, options.batch or 8, [AWP]
     options.torch_compile = not options.no_compile and torch_peer.compiler_works()
     options.peak = options.peak or (H200_PEAK if on_gpu else matmul_peak())
     results = {

@@ -133,6 +133,7 @@ class _Run:
         self.pending: list[Any] = []  # metrics still on the device, with their step
         self.skipped = self.in_a_row = 0  # steps that were not finite
         self.seconds = time.perf_counter()
+        self.started: float | None = self.seconds  # None once the first step is done
 
     def go(self, max_steps: int | None) -> Outcome:
         experiment = self.experiment
@@ -200,6 +201,11 @@ class _Run:
             )
             self.pending.append((step, metrics))
             step += 1
+            if self.started is not None:
+                jax.block_until_ready(metrics)
+                took = time.perf_counter() - self.started
+                self.progress.line(f"First step done after {took:.1f} s, compilation included.")
+                self.started = None
             if len(self.pending) >= config.logging.every_steps:
                 self._log()
             if self._stop_requested(step):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import pytest
@@ -80,6 +81,7 @@ def test_plain_lines_when_the_output_is_no_terminal(tmp_path, capsys):
     assert cli.main(["train", *arguments]) == 0
     captured = capsys.readouterr()
     assert "epoch   1" in captured.err and "\r" not in captured.err
+    assert len(re.findall(r"First step done after \d+\.\d s", captured.err)) == 1
     assert captured.out.startswith("stopped at step 2")
 
 
