@@ -97,13 +97,14 @@ def create_classifier(config: ConfigDict, image_shape: Any, num_classes: int) ->
         options["width"] = m.width
     if m.normalize:
         options["mean"], options["std"] = data.statistics(config.data.name)
-    shape = tuple(image_shape)
+    height, width, channels = image_shape
+    shape = (height, width, channels)
     classifier = _created(m.name, shape, num_classes, tuple(sorted(options.items())))
     return models.with_parametric_noise(classifier) if m.pni else classifier
 
 
 @functools.lru_cache(maxsize=32)
-def _created(name: str, shape: tuple[int, ...], classes: int, options: tuple) -> Any:
+def _created(name: str, shape: tuple[int, int, int], classes: int, options: tuple) -> Any:
     """One object for all runs of an architecture: what is compiled for one serves the others."""
     return models.create(name, image_shape=shape, num_classes=classes, **dict(options))
 
