@@ -178,6 +178,21 @@ def _validated(config: ConfigDict) -> ConfigDict:
 
 
 def digest(config: ConfigDict) -> str:
-    """Eight characters that tell configs apart."""
-    text = json.dumps(plain(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    """Eight characters that tell configs apart.
+
+    Of the values that are not the schema's defaults, so that a version with more config keys finds
+    the runs of this one.
+    """
+    changed = flat(plain(config)).items() - flat(plain(schema.default())).items()
+    return hashlib.sha256(json.dumps(sorted(changed)).encode()).hexdigest()[:8]
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """The values of a nested dict as JSON, by their dotted keys."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = json.dumps(value)
+    return found

@@ -29,7 +29,7 @@ from awp_jax.training import (
     train,
     write_json,
 )
-from experiments._cells import Experiment, Job, NotAvailable, digest
+from experiments._cells import Experiment, Job, NotAvailable, digest, flat
 from experiments._measures import Measure, Unavailable
 from experiments._scales import Scale
 
@@ -122,11 +122,14 @@ class Place:
     def _check_claim(self, path: pathlib.Path, job: Job, values: dict[str, Any]) -> None:
         try:
             found = json.loads(path.read_text())
-            theirs = found["config"]
-        except (ValueError, KeyError, TypeError):
+            # Keys that have come since then have had their defaults.
+            theirs = flat(plain(schema.default())) | flat(found["config"])
+            cell = found["cell"]
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise WorkdirError(f"{path} is damaged: delete it.") from None
-        if found != values:
-            keys = sorted(_flat(theirs).items() ^ _flat(values["config"]).items())
+        ours = flat(values["config"])
+        if (cell, theirs) != (values["cell"], ours):
+            keys = sorted(theirs.items() ^ ours.items())
             names = ", ".join(dict.fromkeys(key for key, _ in keys)) or "its name"
             raise WorkdirError(
                 f"{self.workdir} holds another version of cell {job.label!r} (it differs in "
@@ -152,16 +155,6 @@ class Place:
         """What is still to be measured on a job."""
         wanted = self.experiment.measures(job.cell.name)
         return [m for m in wanted if self.result(job, m) is None]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = json.dumps(value)
-    return flat
 
 
 def _result_path(run: pathlib.Path, measure: Measure) -> pathlib.Path:

@@ -178,6 +178,21 @@ def test_another_version_of_a_cell_is_refused(finished, tmp_path, capsys):
     assert "is damaged: delete it." in capsys.readouterr().err
 
 
+def test_a_version_with_more_config_keys_goes_on(finished, capsys):
+    claims = finished / NAME / "smoke" / "cells" / "cifar10_linf_at-seed0.json"
+    text = claims.read_text()
+    earlier = json.loads(text)
+    assert earlier["config"].pop("averaging") and earlier["config"]["data"].pop("cutout") == 0
+    claims.write_text(json.dumps(earlier))
+    assert main([NAME, f"--workdir={finished}", "--only=cifar10,linf,at"]) == 0
+    assert "[1/1] cifar10,linf,at seed 0: done" in capsys.readouterr().err
+    earlier["config"]["data"]["cutout"] = 3
+    claims.write_text(json.dumps(earlier))
+    assert main([NAME, f"--workdir={finished}", "--only=cifar10,linf,at"]) == 2
+    assert "differs in data.cutout)" in capsys.readouterr().err
+    claims.write_text(text)
+
+
 def test_results_of_other_settings_are_not_taken(finished):
     one = place(finished)
     measure = one.experiment.measures("cifar10,linf,at")[0]
