@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; ``sys.argv[1:]`` by default.
 
     Returns:
-        Exit status: 0 done; 1 the work failed (a loss that is not finite, a full
-            disk); 2 wrong use, bad input.
+        Exit status: 0 done; 1 the work failed (a loss that is not finite, a full disk); 2 wrong
+        use, bad input.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("--help", "-h", "help"):
