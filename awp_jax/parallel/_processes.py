@@ -99,6 +99,7 @@ def initialize(
             heartbeat_timeout_seconds=heartbeat,
         )
     except Exception as error:
+        _explain_aborts(None)  # as they were
         where = "" if coordinator is None else f" through {coordinator}"
         raise DistributedError(
             f"Joining the other processes{where} failed ({type(error).__name__}: "
