@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +20,10 @@ _LOST_TEXT = (
     "awp-jax: another process of this run has ended or cannot be reached, so this one ends too "
     f"(exit status {LOST}); the same command, started for all of them, goes on at the last "
     "checkpoint."
+)
+_NOT_JOINED_TEXT = (
+    "awp-jax: joining the other processes failed: they were not all there in time, or process 0 "
+    "cannot be reached at the coordinator's address."
 )
 # How communication that has failed is told of: Gloo on CPU, NCCL on GPU, the service everywhere.
 _COMMUNICATION = re.compile(
@@ -84,6 +89,7 @@ def initialize(
             )
     elif mode == "false" or (mode == "auto" and _tasks_in_environment() < 2):
         return
+    _explain_aborts(_on_abort_while_joining)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -93,12 +99,13 @@ def initialize(
             heartbeat_timeout_seconds=heartbeat,
         )
     except Exception as error:
+        _explain_aborts(None)  # as they were
         where = "" if coordinator is None else f" through {coordinator}"
         raise DistributedError(
             f"Joining the other processes{where} failed ({type(error).__name__}: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'})."
         ) from error
-    _explain_aborts()
+    _explain_aborts(_on_abort)
 
 
 def _tasks_in_environment() -> int:
@@ -150,15 +157,21 @@ def leave(status: int) -> int:
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort_while_joining(number: int) -> None:
+    os.write(2, f"{_NOT_JOINED_TEXT}\n".encode())
+    os._exit(2)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(number: int) -> None:
     os.write(2, f"{_LOST_TEXT}\n".encode())
     os._exit(LOST)
 
 
-def _explain_aborts() -> None:
+def _explain_aborts(handler: Any) -> None:
     """Makes the abort of JAX's runtime one sentence and a status of its own.
 
     Its service aborts in C++ when another process is lost, and takes no Python function to call
     then. A Python signal handler would not do: it runs only when the abort is over.
     """
-    ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+    ctypes.CDLL(None).signal(signal.SIGABRT, handler)
