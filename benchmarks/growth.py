@@ -26,13 +26,13 @@ from awp_jax.reporting import markdown_table, save_figure
 
 # Sizes of every axis for the smallest network and for residual ones.
 SIZES = {
-    "batch": (64, 128, 256, 512, 1024),
-    "K1": (1, 2, 4, 8, 16),
-    "K2": (1, 2, 4, 8),
-    "width": (128, 256, 512, 1024, 2048),
-    "examples": (512, 1024, 2048, 4096, 8192),
+    "batch": (64, 128, 256, 512),
+    "K1": (1, 2, 4, 8),
+    "K2": (1, 2, 4),
+    "width": (128, 256, 512, 1024),
+    "examples": (512, 1024, 2048, 4096),
 }
-RESIDUAL = {"batch": (32, 64, 128, 256, 512), "width": (16, 32, 64, 128)}
+RESIDUAL = {"batch": (64, 128, 256, 512), "width": (16, 32, 64)}
 LABELS = {
     "batch": "batch size (images)",
     "K1": "attack steps K1",
@@ -43,7 +43,7 @@ LABELS = {
 
 
 def config_at(model, axis, size):
-    values = {"batch": 256, "K1": 4, "K2": 1, "width": 1024 if model == "mlp" else None}
+    values = {"batch": 256, "K1": 4, "K2": 1, "width": 512 if model == "mlp" else None}
     values[axis] = size
     shape = (28, 28, 1) if model == "mlp" else MODELS[model][0]
     config = config_of(
