@@ -96,7 +96,7 @@ def default() -> ConfigDict:
     optimizer.non_finite = "stop"  # or "skip": steps whose loss or gradient is not finite
     optimizer.inner_steps = 20  # this and all below: Entropy-SGD
     optimizer.inner_learning_rate = 0.1
-    optimizer.inner_gamma = 0.03
+    optimizer.inner_gamma = 0.03  # of a public reproduction, not of the paper's text
     optimizer.inner_gamma_growth = 0.001
     optimizer.inner_noise = 1e-4
     optimizer.inner_averaging = 0.75

@@ -54,15 +54,14 @@ def flatness_scatter(results: Results) -> "Figure":
         results: By name of the run, what ``awp-jax flatness`` writes to ``flatness.json``.
 
     Returns:
-        Six panels: robust loss against average-case and worst-case flatness, and against
-        average-case flatness on training images; robust error against average-case flatness;
-        robust loss on test minus train, and last minus best, against average-case flatness.
+        Panels, those left out that were not measured of any run: robust loss against average-case
+        and worst-case flatness, and against average-case flatness on training images; robust error
+        against average-case flatness; robust loss on test minus train, and last minus best, against
+        average-case flatness.
     """
     from matplotlib.figure import Figure  # slow to import: only where something is drawn
 
     part = main_set(results)
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    axes = figure.subplots(2, 3)
 
     def of(where, name, factor=1.0):
         def value(result, which):
@@ -86,19 +85,34 @@ def flatness_scatter(results: Results) -> "Figure":
     panels = (
         (average, loss),
         (worst, loss),
-        (on_train, loss),
+        *([(on_train, loss)] if part != "train" else []),  # or it would be the first again
         (average, error),
         (average, (gap, "robust loss, test minus train (nats)")),
         (average, (overfitting, "robust loss, last minus best (nats)")),
     )
-    for axis, ((x, x_label), (y, y_label)) in zip(axes.flat, panels, strict=True):
+    panels = tuple(
+        panel for panel in panels if any(_point(result, *panel) for result in results.values())
+    )
+    rows = 1 if len(panels) < 4 else 2
+    columns = -(-len(panels) // rows)
+    figure = Figure(figsize=(11 / 3 * columns, 3.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, ((x, x_label), (y, y_label)) in zip(axes, panels, strict=False):
         _scatter(axis, results, x, y)
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
     figure.suptitle("Filled: last checkpoint; hollow: best checkpoint", fontsize=10)
     return figure
+
+
+def _point(result: Mapping[str, Any], x, y) -> bool:
+    """Whether the main checkpoint has both numbers of a panel, each with its label."""
+    main = main_checkpoint(result)
+    return None not in (x[0](result, main), y[0](result, main))
 
 
 def _scatter(axis: "Axes", results: Results, x, y) -> None:
@@ -126,10 +140,6 @@ def _scatter(axis: "Axes", results: Results, x, y) -> None:
         text = f"Pearson {found.pearson:.2f} (p {found.pearson_p:.1g}), "
         text += f"Spearman {found.spearman:.2f} (p {found.spearman_p:.1g})"
         axis.set_title(text, fontsize=8)
-    if not last:
-        axis.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axis.transAxes)
-        axis.set_xticks([])
-        axis.set_yticks([])
     axis.margins(0.12)
     axis.locator_params(axis="x", nbins=5)
     _clean(axis)

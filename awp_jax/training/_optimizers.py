@@ -61,12 +61,13 @@ def entropy_sgd(
     decay also in the outer ones, noise larger by sqrt(2).
 
     Args:
-        learning_rate: eta, a number or a schedule of the number of gradients (paper: from 1 on
-            CIFAR-10).
+        learning_rate: eta, a number or a schedule of the number of gradients (from 1 on CIFAR-10
+            in a public reproduction; not taken from the paper's text).
         key: One typed key, for the noise.
         steps: L, gradients per outer step (paper and code: 20).
         inner_learning_rate: eta' (paper and code: 0.1).
-        gamma: How strongly x' is drawn back to x (paper on CIFAR-10: 0.03; code: 1e-4).
+        gamma: How strongly x' is drawn back to x (0.03 on CIFAR-10 in a public reproduction, not
+            taken from the paper's text; released code: 1e-4).
         growth: Of gamma per outer step (code: 1e-3).
         noise: epsilon, the thermal noise (paper and code: 1e-4).
         averaging: The weight of the old mean (0.75 in the released code).

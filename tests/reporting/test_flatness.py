@@ -147,6 +147,21 @@ def test_every_figure_is_drawn_from_plain_values(tmp_path):
     assert all(f.stat().st_size for f in save_figure(figures["flatness"], tmp_path / "flatness"))
 
 
+@pytest.mark.parametrize(("measured_on", "panels"), [("test", 4), ("train", 3), (None, 6)])
+def test_what_was_not_measured_gets_no_panel(measured_on, panels):
+    """On test alone: no panels of training images; on train alone: nor last minus best of test."""
+    results = {name: result("AT", scale) for name, scale in (("a", 3.0), ("b", 1.0), ("c", 2.0))}
+    for one in results.values():
+        for measured in one["checkpoints"].values():
+            measured.pop({"test": "train", "train": "test"}.get(measured_on), None)
+        if measured_on:
+            one["differences"]["test_minus_train"] = {}
+    axes = flatness_figures(results)["flatness"].axes
+    assert len(axes) == panels and all(axis.get_lines() for axis in axes)
+    labels = {(axis.get_xlabel(), axis.get_ylabel()) for axis in axes}
+    assert len(labels) == panels
+
+
 def test_one_run_with_one_checkpoint_needs_no_figure():
     assert flatness_figures({"a": result("AT", 1.0, epochs=(1.0,))}) == {}
 

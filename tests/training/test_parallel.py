@@ -125,7 +125,7 @@ def test_groups_that_lie_on_devices_need_no_communication(tiny_config, groups, c
 
 
 def test_a_state_saved_on_eight_devices_goes_on_on_one_and_back(tmp_path, tiny_config):
-    config = tiny_config()
+    config = tiny_config("linear", width=None)
     whole = training.train(config, tmp_path / "whole", devices=1, quiet=True)
     for devices, stop in ((8, 4), (1, 7), (8, None)):
         cut = training.train(config, tmp_path / "cut", devices=devices, max_steps=stop, quiet=True)
@@ -228,10 +228,9 @@ def measured(config, devices):
 
 
 def test_evaluation_landscapes_and_flatness_are_those_of_one_device(tiny_config):
-    one, *others = (measured(tiny_config(), devices) for devices in (1, 4, 8))
-    for other in others:
-        for name, expected in one.items():
-            np.testing.assert_allclose(other[name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
+    one, eight = (measured(tiny_config(), devices) for devices in (1, 8))
+    for name, expected in one.items():
+        np.testing.assert_allclose(eight[name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_a_batch_that_does_not_divide_is_one_sentence_and_writes_nothing(tmp_path, tiny_config):
@@ -247,7 +246,7 @@ def test_more_devices_than_there_are_is_one_sentence(tiny_config, devices):
 
 
 def test_asked_to_stop_it_saves_and_goes_on_to_the_same_end(tmp_path, tiny_config):
-    config = tiny_config()
+    config = tiny_config("linear", width=None)
     whole = training.train(config, tmp_path / "whole", devices=1, quiet=True)
     asked = iter([False, False, False, True])
     cut = training.train(
