@@ -57,7 +57,7 @@ def image_norms(images: jax.Array, norm: str) -> jax.Array:
 
 def _project_l1(displacement: jax.Array, radius: jax.Array) -> jax.Array:
     """Euclidean projection on the L1 ball, by sorting (Duchi et al., ICML 2008, figure 1)."""
-    flat = _flat(displacement)
+    flat = _at_least_float32(_flat(displacement))
     radius = jnp.asarray(radius, flat.dtype)
     magnitude = jnp.sort(jnp.abs(flat), axis=1)[:, ::-1]
     excess = jnp.cumsum(magnitude, axis=1) - radius
@@ -68,7 +68,8 @@ def _project_l1(displacement: jax.Array, radius: jax.Array) -> jax.Array:
     ).astype(flat.dtype)
     shrunk = jnp.sign(flat) * jnp.maximum(jnp.abs(flat) - jnp.maximum(threshold, 0.0), 0.0)
     inside = jnp.abs(flat).sum(axis=1, keepdims=True) <= radius
-    return jnp.where(inside, flat, shrunk).reshape(displacement.shape)
+    nearest = jnp.where(inside, flat, shrunk)
+    return nearest.astype(displacement.dtype).reshape(displacement.shape)
 
 
 @dataclasses.dataclass(frozen=True)

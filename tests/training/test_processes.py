@@ -40,6 +40,15 @@ def equal(one, other):
         np.testing.assert_array_equal(a, b)
 
 
+def nearly_equal(one, other):
+    """As far as it goes where more than two numbers are added, in whichever order they come."""
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        if isinstance(a, str):
+            assert a == b
+        else:
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
 def last_of(workdir, devices):
     return training.open_run(workdir, devices=devices).restore("last")[0]
 
@@ -49,13 +58,15 @@ def test_processes_train_evaluate_and_go_on_as_one_process_with_as_many_devices(
     found, said = run(tmp_path, str(count))
     assert found["statuses"] == [0] * count, said
     alone = training.train(processes.config(), tmp_path / "alone", devices=count, quiet=True)
-    equal(alone.state, last_of(tmp_path / "run", count))
+    same = equal if count == 2 else nearly_equal
+    same(alone.state, last_of(tmp_path / "run", count))
     lines = [training.read_metrics(tmp_path / name) for name in ("alone", "run")]
     evaluations = [[r for r in part if r["kind"] == "evaluation"] for part in lines]
-    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 1
+    assert len(evaluations[0]) == len(evaluations[1]) == 1
+    same(evaluations[0], evaluations[1])
     # What several processes have saved, one goes on with.
     rest = training.train(processes.config(), tmp_path / "cut", devices=count, quiet=True)
-    equal(alone.state, rest.state)
+    same(alone.state, rest.state)
     if count == 4:  # measured once is enough
         return
     here = processes.measurements(tmp_path / "run", devices=count)
