@@ -22,6 +22,7 @@ from jax.tree_util import Partial
 from readme import write_section
 
 from awp_jax.attacks import PGD, APGDTargeted, autoattack, cross_entropy, ensemble
+from awp_jax.compilation import use_fast_convolutions
 from awp_jax.reporting import markdown_table
 
 EPSILON = 0.12
@@ -194,6 +195,7 @@ def compare(kind, width, count, queries):
 
 
 def main():
+    use_fast_convolutions()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="attacks.json")
     parser.add_argument("--images", type=int, default=200)

@@ -24,6 +24,7 @@ from readme import write_section  # noqa: E402
 
 from awp_jax import models  # noqa: E402
 from awp_jax.attacks import autoattack, ensemble  # noqa: E402
+from awp_jax.compilation import use_fast_convolutions  # noqa: E402
 from awp_jax.evaluation import measure  # noqa: E402
 from awp_jax.reporting import markdown_table  # noqa: E402
 
@@ -35,6 +36,7 @@ def seconds(function):
 
 
 def main():
+    use_fast_convolutions()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="autoattack.json")
     parser.add_argument("--images", type=int, default=10_000)

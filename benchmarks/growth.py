@@ -21,6 +21,7 @@ from readme import write_section
 from training import MODELS, Ours, config_of, in_turns
 
 from awp_jax.attacks import PGD
+from awp_jax.compilation import use_fast_convolutions
 from awp_jax.evaluation import measure
 from awp_jax.reporting import markdown_table, save_figure
 
@@ -125,6 +126,7 @@ against the width, is linear in the work.
 
 
 def main():
+    use_fast_convolutions()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="growth.json")
     parser.add_argument("--model", default=None, help="mlp; preact-resnet-18 on a GPU")

@@ -24,6 +24,7 @@ import numpy as np
 
 from awp_jax import data, models
 from awp_jax.attacks import PGD
+from awp_jax.compilation import use_fast_convolutions
 from awp_jax.landscape import axis, directions, surface
 
 EPSILON, SIZE = 8 / 255, 2 / 255
@@ -114,6 +115,7 @@ def peer(ours, depth, width):
 
 
 def main():
+    use_fast_convolutions()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="landscape.json")
     parser.add_argument("--model", default="wrn-16-2")

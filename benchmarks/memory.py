@@ -26,6 +26,7 @@ from training import MODELS, config_of, peak_bytes, splits_of
 
 from awp_jax import training
 from awp_jax.attacks import cross_entropy
+from awp_jax.compilation import use_fast_convolutions
 from awp_jax.reporting import markdown_table
 
 GIGABYTES = (24, 80, 141)
@@ -126,6 +127,7 @@ largest batch. "kept" for the backward pass, "compiled" by XLA's plan for {resul
 
 
 def main():
+    use_fast_convolutions()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="memory.json")
     parser.add_argument("--models", default="preact-resnet-18,wrn-34-10")

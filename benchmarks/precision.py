@@ -18,6 +18,7 @@ import jax
 from readme import write_section
 
 from awp_jax import training
+from awp_jax.compilation import use_fast_convolutions
 from awp_jax.config import default
 from awp_jax.evaluation import measure
 from awp_jax.reporting import markdown_table
@@ -97,6 +98,7 @@ difference.
 
 
 def main():
+    use_fast_convolutions()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="precision.json")
     parser.add_argument("--data", default="quickstart,cifar10")

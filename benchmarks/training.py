@@ -28,6 +28,7 @@ from readme import write_section  # noqa: E402
 
 from awp_jax import config as schema  # noqa: E402
 from awp_jax import data, training  # noqa: E402
+from awp_jax.compilation import use_fast_convolutions  # noqa: E402
 from awp_jax.reporting import markdown_table  # noqa: E402
 
 H200_PEAK = 790e12  # bfloat16 FLOP/s that dense products reach there
@@ -305,6 +306,7 @@ def parse():
 
 
 def main():
+    use_fast_convolutions()
     options = parse()
     if options.device:
         jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[options.device])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import absl.logging
 
-from awp_jax.compilation_cache import use_compilation_cache
+from awp_jax.compilation import use_compilation_cache, use_fast_convolutions
 from awp_jax.reporting import markdown_table, save_figure
 from awp_jax.training import NonFiniteError
 from experiments._build import command
@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax reports much that users need not see
+    use_fast_convolutions()
     use_compilation_cache()
     try:
         with warnings.catch_warnings():

@@ -15,6 +15,10 @@ os.environ["XLA_FLAGS"] = (
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from awp_jax.compilation import use_fast_convolutions  # noqa: E402
+
+use_fast_convolutions()  # as the commands do
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The same small programs are compiled by many tests: compile each once per test session.

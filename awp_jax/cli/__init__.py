@@ -83,9 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = importlib.import_module(f"awp_jax.cli._{command.replace('-', '_')}").main
     from awp_jax import parallel
     from awp_jax.cli._flags import Help, UsageError
-    from awp_jax.compilation_cache import use_compilation_cache
+    from awp_jax.compilation import use_compilation_cache, use_fast_convolutions
     from awp_jax.training import NonFiniteError, StorageError
 
+    use_fast_convolutions()
     use_compilation_cache()
     absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax logs what it raises as well, at length
     try:

@@ -7,7 +7,7 @@ from jax import Array
 
 from awp_jax.models.context import Context
 from awp_jax.models.initial import ZEROS, normal
-from awp_jax.models.layers import Layers, Network, check_rate
+from awp_jax.models.layers import Layers, Network, check_rate, max_pool
 
 
 class MnistCNN(Network):
@@ -59,7 +59,7 @@ class MnistCNN(Network):
         x = images
         for first, second in ((self.conv1, self.conv2), (self.conv3, self.conv4)):
             x = self.activation(second(self.activation(first(x))))
-            x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+            x = max_pool(x)
         # Channels first, as published weights of fc1 expect.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         x = context.dropout(self.activation(self.fc1(x)), self.dropout_rate)

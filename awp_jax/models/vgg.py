@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from awp_jax.models.context import Context
-from awp_jax.models.layers import Layers, Network, global_average_pool
+from awp_jax.models.layers import Layers, Network, global_average_pool, max_pool
 
 # Convolutions in each of the five stages.
 CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -62,7 +62,7 @@ class VGG(Network):
         for index, (conv, norm) in enumerate(zip(self.conv, self.bn, strict=True), start=1):
             x = self.activation(norm(conv(x), context))
             if index in self.pooled_after:
-                x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+                x = max_pool(x)
         return global_average_pool(x)
 
     def classify(self, features: Array, context: Context) -> Array:

@@ -1,4 +1,4 @@
-"""A persistent compilation cache, so that a command does not compile what an earlier one has."""
+"""How XLA compiles: what is kept from earlier commands, and which convolutions a CPU runs."""
 
 import hashlib
 import os
@@ -6,6 +6,9 @@ import pathlib
 import platform
 
 import jax
+import jaxlib
+
+_CONVOLUTIONS = "xla_cpu_experimental_ynn_fusion_type"
 
 
 def use_compilation_cache() -> None:
@@ -29,3 +32,19 @@ def use_compilation_cache() -> None:
     except OSError:
         return  # a home that cannot be written is no reason to stop
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def use_fast_convolutions() -> None:
+    """Has XLA compute convolutions on CPU by Eigen instead of YNNPACK, from now on.
+
+    jaxlib 0.10 gives them to YNNPACK, which runs part of them on one core: 1.5 times the time of
+    an attack step of PreActResNet-18 on two cores, twice that of its weight gradient
+    (benchmarks/NOTES.md). Changes ``XLA_FLAGS`` of this process, so it has an effect only before
+    JAX first uses a device. A choice that the user has made there stays, and other releases of
+    jaxlib are left alone: one that does not know the flag would end the process.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if not jaxlib.__version__.startswith("0.10.") or _CONVOLUTIONS in flags:
+        return
+    without = f"--{_CONVOLUTIONS}=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+    os.environ["XLA_FLAGS"] = f"{flags} {without}".strip()
