@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from readme import write_section
 from training import MODELS, Ours, config_of, in_turns
 
@@ -100,6 +101,8 @@ def draw(results, path):
         panel.set_ylabel(f"{results['clock']} (s)")
         panel.set_xticks(sizes, [str(s) for s in sizes], fontsize=8)
         panel.minorticks_off()
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.legend(frameon=False, fontsize=8)
     return save_figure(figure, path)
 
