@@ -166,7 +166,8 @@ class Bars(Panel):
                 axes.text(place, 0, "not run", ha="center", va="bottom", fontsize=7, rotation=90)
                 continue
             axes.bar(place, value, color=COLOURS[5], edgecolor="black")
-            axes.text(place, value, f"{value:.1f}", ha="center", va="bottom", fontsize=7)
+            text = f"{value:.1f}" if abs(value) >= 1 else f"{value:.2g}"
+            axes.text(place, value, text, ha="center", va="bottom", fontsize=7)
             drawn = True
         if self.published is not None:
             label = f"paper: {self.published:g}"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import statistics
 from typing import Any, NamedTuple
 
@@ -213,7 +214,9 @@ def _overview(found: list[Line]) -> list[str]:
 def _number(mean: float | None, deviation: float | None) -> str:
     if mean is None:
         return "not in the text"
-    return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+    # Two digits after the point, or as many as small numbers need to show two of their own.
+    digits = 2 if not 0 < abs(mean) < 1 else max(2, 1 - math.floor(math.log10(abs(mean))))
+    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 
 def comma_separated(place: Place, found: list[Line]) -> str:

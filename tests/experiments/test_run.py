@@ -8,7 +8,7 @@ import time
 import pytest
 
 from awp_jax.training import train
-from experiments import SCALES, experiment
+from experiments import SCALES, _tables, experiment
 from experiments._runs import Place, run_job
 from experiments.run import main, select, share
 
@@ -214,3 +214,11 @@ def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "train_32x32.mat" in said and "http" in said and "AWP_JAX_DATA" in said
     assert not list((tmp_path / "runs").glob("*")) if (tmp_path / "runs").exists() else True
+
+
+def test_small_numbers_keep_two_digits_of_their_own():
+    texts = [
+        _tables._number(*given)
+        for given in ((52.789, 0.4), (0.0096, 0.0012), (0, 0), (0.123, None))
+    ]
+    assert texts == ["52.79 ± 0.40", "0.0096 ± 0.0012", "0.00 ± 0.00", "0.12"]
