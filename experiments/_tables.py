@@ -232,8 +232,8 @@ def markdown(place: Place, found: list[Line], problems: list[str]) -> str:
     head += [f"[{number}] {text}." for text, number in remarks.items()]
     if problems:
         head += ["", "Not available:", "", *(f"- {p}" for p in problems)]
-    if notes := (*experiment.notes, *conditions(place)):
-        head += ["", *(f"- {note}" for note in notes)]
+    if remaining := (*experiment.notes, *conditions(place)):
+        head += ["", *(f"- {text}" for text in remaining)]
     if experiment.panels:
         head += ["", f"![{experiment.title}]({experiment.name}.png)"]
     return "\n".join(head).replace("..", ".") + "\n"

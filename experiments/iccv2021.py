@@ -286,7 +286,7 @@ def _figure8(scale: Scale) -> Experiment:
             for column, measure in columns.items()
         ],
         panels=panels,
-        notes=("The paper's coefficients are over all its models, not these rows."),
+        notes=("The paper's coefficients are over all its models, not these rows.",),
         title=title,
         summary=functools.partial(correlations, of="robust loss"),
         summary_note="correlation with robust loss over the rows measured, some with values "

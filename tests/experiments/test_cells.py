@@ -74,6 +74,7 @@ def test_cells_are_unique_and_their_configs_valid(scale):
     for name in names():
         one = experiment(name, SCALES[scale])
         assert len({(j.cell.name, j.seed) for j in one.jobs()}) == len(one.jobs())
+        assert all(len(note) > 20 for note in one.notes), name  # sentences, not letters
         assert all(one.measures(cell.name) or "surrogate" in cell.name or "copy" in cell.name
                    for cell in one.cells), name  # fmt: skip
 
