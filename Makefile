@@ -39,16 +39,16 @@ quickstart: $(VENV)/installed
 	wait $$looking || { cat $(RUNS)/landscape.log; exit 1; }
 	@$(BIN)/awp-jax report --workdirs=$(RUNS)/at,$(RUNS)/at-awp --output=$(RUNS)/report
 
-# Every table and figure of the papers at the smallest scale: shows that they run, nothing else. It
-# compiles far more than it computes, so code is generated cheaply and kept. Two processes (3 to 4
-# minutes of processor time each, with nothing kept from before) share the
+# Every table and figure of the papers, and the comparison, at the smallest scale: shows that they
+# run, nothing else. It compiles far more than it computes, so code is generated cheaply and kept.
+# Two processes (3 to 4 minutes of processor time each, with nothing kept from before) share the
 # work directory and its runs.
 experiments: $(VENV)/installed
 	@export XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"; \
 	export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1; \
 	run="$(BIN)/python -m experiments.run --scale=smoke --workdir=runs/smoke"; began=$$(date +%s); \
 	mkdir -p runs; \
-	$$run neurips2020 ijcai2022 > runs/smoke.log 2>&1 & other=$$!; \
+	$$run neurips2020 ijcai2022 comparison > runs/smoke.log 2>&1 & other=$$!; \
 	$$run iccv2021 arxiv_v1; first=$$?; \
 	wait $$other; second=$$?; cat runs/smoke.log; \
 	echo "$$(( $$(date +%s) - began )) seconds"; test $$first = 0 && test $$second = 0

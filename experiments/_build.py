@@ -30,6 +30,16 @@ SELECTION = (
     "best: the checkpoint picked on held-out training images (PGD-20); the paper picks on the test "
     "set, attack by attack"
 )
+# Papers whose numbers are of AWP's released code: where it and they, or this project, differ.
+_AWP_CODE = ("neurips2020", "ijcai2022")
+_STATISTICS = (
+    "The attacks of AT use batch statistics and leave the running ones alone; the released code "
+    "moves these at every pass, as attack.batch_norm 'released' does."
+)
+_SVHN = (
+    "SVHN: learning rate 0.01, no augmentation, weights perturbed from epoch 5 on, as the released "
+    "code has it; the papers' texts say 0.1 and shifts and flips."
+)
 
 
 def make(
@@ -65,6 +75,9 @@ def make(
     known = values["tables"].get(name) or values["figures"][name]
     unique = {cell.name: cell for cell in cells}
     note = known.get("note")
+    if paper in _AWP_CODE:
+        svhn = scale.name != "smoke" and any("svhn" in name for name in unique)
+        notes = (*notes, _STATISTICS, *([_SVHN] if svhn else []))
     return Experiment(
         paper,
         name,

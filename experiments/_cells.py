@@ -19,6 +19,8 @@ from experiments._scales import Scale
 
 # (row, column): number
 Numbers = dict[tuple[str, str], float]
+# In the note of a number whose hyper-parameters are not the paper's.
+SUBSTITUTE = "in place of the paper's supplement"
 
 
 class NotAvailable(ValueError):
@@ -175,6 +177,24 @@ def _validated(config: ConfigDict) -> ConfigDict:
         # Figure 3 of AWP has random perturbations of twice the weights' size.
         warnings.filterwarnings("ignore", "weights.gamma is")
         return schema.validate(config)
+
+
+def missing_file(config: ConfigDict) -> str:
+    """What a run needs that only its user can bring, and how; empty when it is there."""
+    images, start = config.data.unlabelled, config.init_from
+    if images and not pathlib.Path(images).is_file():
+        return (
+            f"needs unlabelled images with labels in {images}, which is not there: images of your "
+            "own and what 'awp-jax pseudo-label' writes for them in one .npz of images and labels, "
+            "or those of https://github.com/yaircarmon/semisup-adv."
+        )
+    if start and not pathlib.Path(start).is_dir():
+        return (
+            f"starts at the run {start}, which is not there: make it by 'awp-jax train "
+            "--config=configs/neurips2020.py:table2,pre-trained --config.data.path=FILE.npz "
+            f"--workdir={start}', or bring another one by 'awp-jax import'."
+        )
+    return ""
 
 
 def digest(config: ConfigDict) -> str:

@@ -21,7 +21,7 @@ _EVALUATION_KEY = 4
 # Thousands of passes per image.
 _COSTLY = ("spsa", "autoattack", "feature")
 # Passes that gradients and verdicts of a randomised model average over; as AutoAttack's rand.
-_PASSES = 20
+PASSES = 20
 
 
 class Unavailable(ValueError):
@@ -131,7 +131,7 @@ class Attacked(Measure):
         }
         random: dict[str, Any] = {}
         if getattr(opened.classifier, "is_random", False):
-            random = {"eot": _PASSES}
+            random = {"eot": PASSES}
         attacks = attacks_by_name([name], **options, **random)
         if self.surrogate:
             other = opened.sibling(self.surrogate)

@@ -29,7 +29,7 @@ from awp_jax.training import (
     train,
     write_json,
 )
-from experiments._cells import Experiment, Job, NotAvailable, digest, flat
+from experiments._cells import Experiment, Job, NotAvailable, digest, flat, missing_file
 from experiments._measures import Measure, Unavailable
 from experiments._scales import Scale
 
@@ -262,14 +262,16 @@ class Opened:
     def sibling(self, cell: str) -> "Opened":
         """Another cell of the experiment, by the same number of its seeds, or the first.
 
-        Raises:
-            WorkdirError: When it has not been trained.
+        Where it has not been trained to its end it is now, or waited for: with cells spread over
+        machines it may be another one's.
         """
         jobs = [j for j in self._place.experiment.jobs() if j.cell.name == cell]
         number = self._job.seed - self._job.cell.first_seed
         job = jobs[number if number < len(jobs) else 0]
-        if not self._place.directory(job).is_dir():
-            raise WorkdirError(f"Cell {cell!r} must run before {self._job.cell.name!r} can.")
+        if not is_trained(self._place, job):
+            self._place.claim(job, self._place.config(job))
+            with _only_one(self._place.directory(job)):
+                _train(self._place, job, quiet=True)
         return Opened(self._place, job)
 
 
@@ -286,7 +288,8 @@ def run_job(place: Place, job: Job, *, quiet: bool = False) -> list[str]:
 
     Raises:
         NotAvailable: When this version lacks what the cell needs.
-        ValueError: One sentence, for missing data and directories that cannot be used.
+        DataError: One sentence, for missing data.
+        ValueError: One sentence, for directories that cannot be used.
     """
     place.claim(job, place.config(job))
     if is_done(place, job):
@@ -306,16 +309,21 @@ def _only_one(directory: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _run(place: Place, job: Job, quiet: bool) -> list[str]:
-    config, directory = place.config(job), place.directory(job)
-    missing, problems = place.missing(job), []
-    if job.cell.imported:
-        (directory / _MEASURES).mkdir(parents=True, exist_ok=True)
-    elif not (directory / _MEASURES).is_dir():  # made when a run is finished
+def _train(place: Place, job: Job, quiet: bool) -> None:
+    """Trains a run to its end; an imported one is there already."""
+    measures = place.directory(job) / _MEASURES
+    if not is_trained(place, job) and not job.cell.imported:
+        if missing := missing_file(place.config(job)):
+            raise data.DataError(f"Cell {job.cell.name!r} {missing}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "weights.gamma is")  # as published, see Cell
-            train(config, directory, quiet=quiet)
-        (directory / _MEASURES).mkdir()
+            train(place.config(job), place.directory(job), quiet=quiet)
+    measures.mkdir(parents=True, exist_ok=True)
+
+
+def _run(place: Place, job: Job, quiet: bool) -> list[str]:
+    directory, missing, problems = place.directory(job), place.missing(job), []
+    _train(place, job, quiet)
     opened = Opened(place, job)
     for measure in missing:
         began = time.perf_counter()
@@ -339,10 +347,14 @@ def _run(place: Place, job: Job, quiet: bool) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
+def is_trained(place: Place, job: Job) -> bool:
+    """Whether a cell is trained to its end: only then is there a folder of its measures."""
+    return (place.directory(job) / _MEASURES).is_dir()
+
+
 def is_done(place: Place, job: Job) -> bool:
     """Whether a cell is trained, and all that is asked of it measured."""
-    trained = (place.directory(job) / _MEASURES).is_dir()
-    return trained and not place.missing(job)
+    return is_trained(place, job) and not place.missing(job)
 
 
 def availability(place: Place, job: Job) -> list[str]:
@@ -352,6 +364,9 @@ def availability(place: Place, job: Job) -> list[str]:
     except NotAvailable as error:
         return [str(error)]
     problems = []
+    untrained = not job.cell.imported and not is_trained(place, job)
+    if untrained and (missing := missing_file(place.config(job))):
+        problems.append(f"Cell {job.cell.name!r} {missing}")
     for measure in place.experiment.measures(job.cell.name):
         try:
             measure.check()

@@ -113,7 +113,7 @@ SCALES = {
         examples=8,
         train_examples=8,
         points=3,
-        points_2d=2,
+        points_2d=3,
         examples_landscape=8,
         directions=1,
         draws=1,
@@ -230,6 +230,7 @@ def _smoke(config: ConfigDict) -> None:
         config.data.cutout = min(config.data.cutout, 3)
     config.model.name = "mlp"
     config.model.width = 32
+    config.model.dtype = "float32"
     config.model.normalize = False
     if config.attack.norm == "linf":
         config.attack.epsilon, config.attack.step_size = "0.05", "0.025"

@@ -1,5 +1,6 @@
 """The table of an experiment: the paper's numbers, ours, and the difference."""
 
+import contextlib
 import csv
 import io
 import math
@@ -7,7 +8,8 @@ import statistics
 from typing import Any, NamedTuple
 
 from awp_jax.reporting import markdown_table
-from experiments._cells import Entry, Job, NotAvailable
+from experiments._analyses import Flatness, Landscape, scale_steps
+from experiments._cells import SUBSTITUTE, Entry, Job, NotAvailable
 from experiments._measures import Attacked, Measure, Unavailable
 from experiments._runs import Place
 from experiments._values import Value, paper_table, paper_values
@@ -156,6 +158,46 @@ def warning(place: Place) -> str:
     return f"NOT the paper's settings: scale {scale} ({what})."
 
 
+def conditions(place: Place) -> list[str]:
+    """What holds for all numbers and curves of an experiment, and may be otherwise in the paper.
+
+    Args:
+        place: Where the experiment lies.
+    """
+    experiment, scale = place.experiment, place.experiment.scale
+    kept = set()
+    for job in experiment.jobs():
+        with contextlib.suppress(NotAvailable):
+            if not job.cell.imported:
+                kept.add(place.config(job).data.validation_examples)
+    text = []
+    if kept:
+        counts = " or ".join(f"{count:,}" for count in sorted(kept))
+        text.append(
+            f"Trained without {counts} of the training images, which choose the checkpoint 'best'; "
+            "the papers train on all of them."
+        )
+    measures = [m for cell in experiment.cells for m in experiment.measures(cell.name)]
+    steps = scale_steps(scale, 10)
+    for dims in (1, 2):
+        found = [m for m in measures if isinstance(m, Landscape) and m.dims == dims]
+        for part in sorted({m.part for m in found}):
+            used = next(m for m in found if m.part == part).settings(scale)
+            text.append(
+                f"{dims}-D landscapes: PGD-{steps} anew at each of {used['points'] ** dims} "
+                f"points, on the first {used['examples']:,} {part} images."
+            )
+    flat = next((m for m in measures if isinstance(m, Flatness)), None)
+    if flat is not None:
+        used = flat.settings(scale)
+        text.append(
+            f"Flatness: on the first {used['examples']:,} images, PGD-{scale_steps(scale, 20)}, "
+            f"{scale.draws} draws (average case), the worst of {scale.restarts} restarts (worst "
+            f"case), reference loss by {used['reference_restarts']} restarts."
+        )
+    return text
+
+
 def markdown(place: Place, found: list[Line], problems: list[str]) -> str:
     """The table for people, with notes below.
 
@@ -191,8 +233,8 @@ def markdown(place: Place, found: list[Line], problems: list[str]) -> str:
     head += [f"[{number}] {text}." for text, number in remarks.items()]
     if problems:
         head += ["", "Not available:", "", *(f"- {p}" for p in problems)]
-    if experiment.notes:
-        head += ["", *(f"- {note}" for note in experiment.notes)]
+    if remaining := (*experiment.notes, *conditions(place)):
+        head += ["", *(f"- {text}" for text in remaining)]
     if experiment.panels:
         head += ["", f"![{experiment.title}]({experiment.name}.png)"]
     return "\n".join(head).replace("..", ".") + "\n"
@@ -237,13 +279,20 @@ def comma_separated(place: Place, found: list[Line]) -> str:
                 " ".join(map(str, line.seeds)),
                 _blank(line.difference),
                 scale,
-                "yes" if not warning(place) and line.ours is not None else "no",
+                _at_paper_settings(place, line),
                 line.state,
                 line.note,
                 line.settings,
             ]
         )
     return buffer.getvalue()
+
+
+def _at_paper_settings(place: Place, line: Line) -> str:
+    """Whether a number was made as the paper made it; see ``conditions`` for the images."""
+    if line.ours is None or warning(place) or SUBSTITUTE in line.note:
+        return "no"
+    return "but for validation images"
 
 
 def _blank(value: float | None) -> Any:

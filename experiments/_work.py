@@ -1,6 +1,7 @@
 """How much work a cell is: optimiser steps, and FLOPs from the model's forward pass."""
 
 import functools
+import json
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 from awp_jax import data, objectives
 from experiments._analyses import Curvature, Flatness, Landscape, PerturbedLoss
 from experiments._cells import Experiment, Job
-from experiments._measures import Attacked, Measure
+from experiments._measures import PASSES, Attacked, Measure
 from experiments._runs import classifier_of, model_key
 from experiments._scales import Scale
 
@@ -49,7 +50,9 @@ def estimate(experiment: Experiment, job: Job) -> Work:
     config = job.cell.at(scale, job.seed)
     train_images, test_images, shape, classes = _sizes(config)
     forward = _forward(model_key(config), shape, classes)
-    steps = 0 if job.cell.imported else config.epochs * -(-train_images // config.batch_size)
+    # With unlabelled images (RST) an epoch is once through the labelled ones.
+    labelled = round(_labelled_share(config) * config.batch_size)
+    steps = 0 if job.cell.imported else config.epochs * -(-train_images // labelled)
     evaluations = (
         config.epochs
         // config.evaluation.every_epochs
@@ -60,13 +63,20 @@ def estimate(experiment: Experiment, job: Job) -> Work:
         )
     )
     pgd = _INPUT_GRADIENT * config.evaluation.steps * config.evaluation.restarts + 2
-    training = config.epochs * train_images * training_flops(config) + evaluations * pgd * forward
+    seen = config.epochs * train_images / _labelled_share(config)
+    training = seen * training_flops(config) + evaluations * pgd * forward
     training = training if steps else 0.0
     after = sum(
         _measure_passes(m, scale, test_images if getattr(m, "part", "") == "test" else train_images)
+        * (PASSES if config.model.pni and isinstance(m, Attacked) else 1)
         for m in experiment.measures(job.cell.name)
     )
     return Work(steps, training, after * forward)
+
+
+def _labelled_share(config: ConfigDict) -> float:
+    """Of a batch."""
+    return config.data.labelled_fraction if config.data.unlabelled else 1.0
 
 
 def training_flops(config: ConfigDict) -> float:
@@ -83,6 +93,8 @@ def _passes_per_image(config: ConfigDict) -> float:
     """Forward passes that a training step costs per image."""
     objective = objectives.create(config.objective.name)
     inputs = len(objective.inputs)
+    if config.objective.rotation_weight:  # the auxiliary head's, of the last input
+        inputs += objectives.ROTATIONS
     attack = 0.0
     if objective.attack_loss is not None:
         attack = _INPUT_GRADIENT * config.attack.steps + objective.attack_uses_clean_logits
@@ -96,19 +108,18 @@ def _passes_per_image(config: ConfigDict) -> float:
 
 def _attack_passes(name: str, classes: int = 10) -> int:
     """Forward passes per image of an attack by name, were no image left out early."""
-    kind, _, count = name.partition("-")
+    kind, steps = name.partition("-")[0], name.rpartition("-")[2]
+    count = int(steps) if steps.isdigit() else None
     targets = min(classes - 1, 9)
     fixed = {
         "clean": 1,
         "fgsm": _INPUT_GRADIENT,
-        "spsa": 2 * 128 * (int(count or 100)),
-        "feature": _INPUT_GRADIENT * int(count or 50) * 100,
+        "spsa": 2 * 128 * (count or 100),
+        "feature": _INPUT_GRADIENT * (count or 50) * 100,
         # APGD-CE and targeted APGD, targeted FAB, 5,000 queries.
         "autoattack": _INPUT_GRADIENT * 100 * (1 + 2 * targets) + 5000,
     }
-    if kind in fixed:
-        return fixed[kind]
-    return _INPUT_GRADIENT * int(name.rpartition("-")[2]) + 1
+    return fixed.get(kind, _INPUT_GRADIENT * (count or 100) + 1)
 
 
 def _measure_passes(measure: Measure, scale: Scale, available: int) -> float:
@@ -140,7 +151,7 @@ def _sizes(config: ConfigDict) -> tuple[int, int, tuple[int, ...], int]:
     d = config.data
     splits = data.published_sizes(d.name, d.validation_examples)
     if splits is None:
-        splits = data.load(d.name, path=d.path, validation_examples=d.validation_examples)
+        splits = _loaded(d.name, d.path, d.validation_examples)
     train = min(d.train_examples or len(splits.train), len(splits.train))
     test = min(d.test_examples or len(splits.test), len(splits.test))
     height, width, channels = splits.train.images.shape[1:]
@@ -149,13 +160,21 @@ def _sizes(config: ConfigDict) -> tuple[int, int, tuple[int, ...], int]:
 
 
 @functools.cache
+def _loaded(name: str, path: str | None, validation_examples: int) -> data.Splits:
+    return data.load(name, path=path, validation_examples=validation_examples)
+
+
+@functools.cache
 def _forward(model: str, shape: tuple[int, ...], classes: int) -> float:
     """FLOPs of a forward pass of one image, from XLA's cost analysis; nothing is compiled."""
-    classifier = classifier_of(model, shape, classes)
+    values = json.loads(model)
+    values["model"]["pni"] = False  # noise on weights is drawn once for a batch
+    classifier = classifier_of(json.dumps(values), shape, classes)
     params, batch_stats = jax.eval_shape(classifier.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
 
     def forward(params, batch_stats, images):
         return classifier.apply(params, batch_stats, images, mode="running")[0]
 
-    return float(jax.jit(forward).lower(params, batch_stats, images).cost_analysis()["flops"])  # type: ignore[index]
+    lowered = jax.jit(forward).lower(params, batch_stats, images)
+    return float(lowered.cost_analysis()["flops"])  # type: ignore[index]

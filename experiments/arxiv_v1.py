@@ -117,7 +117,12 @@ def _table3(scale: Scale) -> Experiment:
 
 def _figure1(scale: Scale) -> Experiment:
     cells = {
-        row: with_changes(_cell(f"cifar10-wrn,{m}"), "wrn-28-10", model__name="wrn-28-10")
+        row: with_changes(
+            _cell(f"cifar10-wrn,{m}"),
+            "wrn-28-10",
+            model__name="wrn-28-10",
+            evaluation__step_size="0.01",
+        )
         for row, m in _METHODS.items()
     }
     methods = tuple((row, cell.name, "last") for row, cell in cells.items())

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import absl.logging
 
 from awp_jax.compilation import use_compilation_cache, use_fast_convolutions
+from awp_jax.data import DataError
 from awp_jax.reporting import markdown_table, save_figure
-from awp_jax.training import NonFiniteError
+from awp_jax.training import NonFiniteError, StorageError
 from experiments._build import command
 from experiments._cells import Experiment, Job, NotAvailable
 from experiments._figure import figure
@@ -58,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; ``sys.argv[1:]`` by default.
 
     Returns:
-        Exit status: 0 done; 1 a loss became infinite; 2 wrong use or bad input.
+        Exit status: 0 done; 1 a loss became infinite, or the disk is full; 2 wrong use, bad input,
+        or data of some cells is missing.
     """
     try:
         arguments = _parser().parse_args(argv)
@@ -74,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"experiments.run: {error}", file=sys.stderr)
         return 2
+    except StorageError as error:
+        print(f"experiments.run: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("experiments.run: interrupted; the same command goes on.", file=sys.stderr)
         return 130
@@ -89,9 +94,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.workdir and not arguments.dry_run:
         raise ValueError("--workdir is missing.")
     status = 0
-    for one in chosen:
+    for one, jobs in _selected(chosen, arguments.only, arguments.seeds):
         place = Place(arguments.workdir or "", one)
-        jobs = select(one, arguments.only, arguments.seeds)
         jobs = share(jobs, arguments.cell, arguments.cells)
         if arguments.dry_run:
             print(describe(place, jobs, arguments.workdir is not None))
@@ -112,6 +116,21 @@ def _expanded(wanted: Sequence[str]) -> list[str]:
         else:
             found[name] = None
     return list(found)
+
+
+def _selected(
+    chosen: Sequence[Experiment], only: str | None, seeds: str | None
+) -> list[tuple[Experiment, tuple[Job, ...]]]:
+    """The cells of every experiment, before any is run; of several those that have some."""
+    found, problem = [], None
+    for one in chosen:
+        try:
+            found.append((one, select(one, only, seeds)))
+        except ValueError as error:
+            problem = error
+    if problem and not found:
+        raise problem
+    return found
 
 
 def select(one: Experiment, only: str | None, seeds: str | None = None) -> tuple[Job, ...]:
@@ -169,7 +188,7 @@ def share(jobs: Sequence[Job], cell: int | None, cells: int | None) -> tuple[Job
 
 
 def _execute(place: Place, jobs: Sequence[Job]) -> int:
-    """Runs cells; the exit status: a cell whose loss became infinite does not stop the others."""
+    """Runs cells; the exit status: one that cannot be trained does not stop the others."""
     status = 0
     for job in jobs:  # before anything is trained
         try:
@@ -185,7 +204,11 @@ def _execute(place: Place, jobs: Sequence[Job]) -> int:
             continue
         except NonFiniteError as error:
             print(f"{head}: {error}", file=sys.stderr)
-            status = 1
+            status = max(status, 1)
+            continue
+        except DataError as error:
+            print(f"{head}: {error}", file=sys.stderr)
+            status = 2
             continue
         print("\n".join([f"{head}: done", *problems]), file=sys.stderr, flush=True)
     return status
@@ -234,7 +257,7 @@ def describe(place: Place, jobs: Sequence[Job], with_state: bool) -> str:
         except NotAvailable:
             rows.append([str(index), job.cell.name, str(job.seed), "", "", "", "not available"])
             continue
-        state = "partly available" if known else "to run"
+        state = "see below" if known else "to run"
         if with_state and is_done(place, job):
             state = "done"
         numbers = [f"{work.training / 1e12:,.3g}", f"{work.evaluation / 1e12:,.3g}"]

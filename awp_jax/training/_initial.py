@@ -7,10 +7,21 @@ from typing import Any
 import jax
 
 from awp_jax.training._checkpoints import BEST
+from awp_jax.training._records import WorkdirError, read_config
 from awp_jax.training._state import TrainState
 
 # Kernel and bias of the classifying layer, of which another number of classes has others.
 _MOST_FRESH = 2
+
+
+def check_start(workdir: str) -> None:
+    """Raises ``ValueError`` where there is no run to start from: before anything is written."""
+    try:
+        read_config(pathlib.Path(workdir))
+    except WorkdirError as error:
+        raise ValueError(
+            f"init_from is {workdir}, but a run to start from was expected there: {error}"
+        ) from None
 
 
 def start_from(state: TrainState, workdir: str, which: str = BEST) -> TrainState:

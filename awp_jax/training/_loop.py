@@ -20,6 +20,7 @@ from awp_jax.training import _records as records
 from awp_jax.training._checkpoints import AVERAGE, BEST, KEPT, LAST, Checkpoints
 from awp_jax.training._experiment import Experiment, build, evaluation_attack, subset
 from awp_jax.training._feed import Feed
+from awp_jax.training._initial import check_start
 from awp_jax.training._state import TrainState
 
 _EVALUATION_KEY = 3
@@ -96,6 +97,9 @@ def train(
             f"batch_size is {batch_size}, which {count} devices cannot share equally: choose a "
             "multiple of their number, or fewer devices (--devices)."
         )
+    start = experiment.config.init_from
+    if start and not (workdir / "config.json").exists():  # a started run needs it no more
+        check_start(start)
     main, problem = parallel.is_main(), None
     with contextlib.ExitStack() as held:
         try:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from awp_jax import checks
 from awp_jax import config as schema
 from awp_jax.training import plain
 from experiments import SCALES, NotAvailable, experiment, names, paper_table
@@ -73,6 +74,7 @@ def test_cells_are_unique_and_their_configs_valid(scale):
     for name in names():
         one = experiment(name, SCALES[scale])
         assert len({(j.cell.name, j.seed) for j in one.jobs()}) == len(one.jobs())
+        assert all(len(note) > 20 for note in one.notes), name  # sentences, not letters
         assert all(one.measures(cell.name) or "surrogate" in cell.name or "copy" in cell.name
                    for cell in one.cells), name  # fmt: skip
 
@@ -121,6 +123,16 @@ def test_configs_are_those_of_the_papers():
     assert (cyclic.schedule.name, cyclic.optimizer.learning_rate) == ("cyclic", 0.2)
     fgsm = config("arxiv_v1.footnote4", "cifar10,at-awp,fgsm").attack
     assert (fgsm.steps, fgsm.step_size) == (1, "8/255")
+    # First version, section 4.2: epsilon / 10; section 4.1 and the caption of Figure 1: 0.01.
+    steps = {
+        ("table2", "mnist,at"): 0.03,
+        ("table2", "cifar10-wrn,at"): 0.8 / 255,
+        ("table1", "cifar10,at"): 0.01,
+        ("figure1", "cifar10-wrn,at,wrn-28-10"): 0.01,
+    }
+    for (name, cell), step in steps.items():
+        text = config(f"arxiv_v1.{name}", cell).evaluation.step_size
+        assert checks.radius(text) == pytest.approx(step)
     flat = config("iccv2021.table1", "at")
     assert (flat.epochs, flat.batch_size, flat.attack.steps) == (150, 128, 7)
     assert (flat.optimizer.learning_rate, flat.optimizer.weight_decay) == (0.05, 0.005)
@@ -211,3 +223,39 @@ def test_work_is_counted_from_the_forward_pass():
     assert awp.training / at.training == pytest.approx(
         1 + 3 * 9.8e6 / (9.8e6 * 23 + 25.2e6), rel=1e-3
     )
+
+
+def test_every_cell_has_an_estimate():
+    """Also randomised models; at smoke, where all have the same small network."""
+    for name in names():
+        one = experiment(name, SCALES["smoke"])
+        for job in one.jobs():
+            work = estimate(one, job)
+            assert work.steps > 0 and work.training > 0 and work.evaluation >= 0, job.label
+    one = experiment("arxiv_v1.table1", SCALES["smoke"])
+    work = {job.cell.name: estimate(one, job) for job in one.jobs()}
+    pni, random = work["cifar10,at-pni"], work["cifar10,at,random"]
+    assert pni.training == random.training
+    assert pni.evaluation == 20 * random.evaluation  # every pass is an average of 20
+
+
+def test_work_counts_unlabelled_images_and_rotations():
+    def work(name, *cells):
+        one = experiment(name, SCALES["paper"])
+        return [estimate(one, j) for c in cells for j in one.jobs() if j.cell.name == c]
+
+    rst, trades = work("neurips2020.figure1", "cifar10,linf,rst", "cifar10,linf,trades")
+    assert rst.steps == trades.steps == 200 * 383  # 128 labelled images each
+    # TRADES: 10 attack passes of 2, one on clean images, 2 of 3; all but evaluations doubles.
+    passes, evaluations = 200 * 49_000 * 27, 200 * 3000 * 42
+    expected = (2 * passes + evaluations) / (passes + evaluations)
+    assert rst.training / trades.training == pytest.approx(expected, rel=1e-3)
+    # PGD-7 is 14 passes, a gradient in the weights 3, of an image or of it and four rotations.
+    turned, at = work("iccv2021.table1", "self-supervision", "at")
+    assert turned.training / at.training == pytest.approx((14 + 3 * 5) / (14 + 3), rel=0.02)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_landscapes_have_a_centre_at_every_scale(scale):
+    for points in (SCALES[scale].points, SCALES[scale].points_2d):
+        assert points >= 3 and points % 2 == 1

@@ -138,6 +138,14 @@ def test_dry_run_lists_cells_with_their_work(finished, capsys):
     assert time.perf_counter() - began < 60  # nothing is trained
 
 
+def test_of_several_experiments_those_run_that_have_the_cells(capsys):
+    assert main(["neurips2020.table2", NAME, "--dry-run", "--only=svhn,linf"]) == 0
+    text = capsys.readouterr().out
+    assert "neurips2020.table1 at scale smoke" in text and "table2" not in text
+    assert main(["neurips2020.table2", NAME, "--dry-run", "--only=svhm"]) == 2
+    assert "has all of 'svhm' in its name. There are:" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments,said",
     [
@@ -208,11 +216,43 @@ def test_results_of_other_settings_are_not_taken(finished):
     assert one.missing(job(one)) == []
 
 
+def test_a_surrogate_that_is_not_finished_is_finished_first(tmp_path):
+    """With cells spread over machines it may not be there, or be half trained by another one."""
+    one = place(tmp_path, "arxiv_v1.table3")
+    copy = job(one, "mnist,at,copy")
+    train(one.config(copy), one.directory(copy), max_steps=7, quiet=True)
+    assert run_job(one, job(one, "mnist,at"), quiet=True) == []
+    lines = (one.directory(copy) / "metrics.jsonl").read_text().splitlines()
+    epochs = [r["epoch"] for r in map(json.loads, lines) if r["kind"] == "evaluation"]
+    assert epochs == [1, 2]
+    assert run_job(one, copy, quiet=True) == []  # nothing is left to do
+    assert one.missing(job(one, "mnist,at")) == []
+
+
+def test_files_of_the_user_that_are_missing_are_named_before_and_after(tmp_path, capsys):
+    arguments = ["neurips2020.table2", "--scale=trial", f"--workdir={tmp_path}"]
+    for cell, words in (
+        ("rst", "needs unlabelled images with labels in tiny-images-500k.npz, which is not there"),
+        ("pre-training", "starts at the run runs/pre-trained, which is not there: make it by"),
+    ):
+        assert main([*arguments, f"--only={cell}"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and f"Cell 'table2,{cell}' {words}" in error
+        assert (
+            f"Cell 'table2,{cell}' {words}"
+            in (tmp_path / "neurips2020.table2" / "trial" / "table2.md").read_text()
+        )
+        assert main([*arguments, f"--only={cell}", "--dry-run"]) == 0
+        assert f"- Cell 'table2,{cell}' {words}" in capsys.readouterr().out
+    assert not list((tmp_path / "runs").glob("*"))
+
+
 def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("AWP_JAX_DATA", raising=False)
-    assert main([NAME, "--scale=small", f"--workdir={tmp_path}", "--only=svhn,linf,at"]) == 2
+    assert main([NAME, "--scale=small", f"--workdir={tmp_path}", "--only=svhn,linf"]) == 2
     said = capsys.readouterr().err
     assert "train_32x32.mat" in said and "http" in said and "AWP_JAX_DATA" in said
+    assert "[2/2] svhn,linf,at-awp" in said  # one cell without data does not stop the others
     assert not list((tmp_path / "runs").glob("*")) if (tmp_path / "runs").exists() else True
 
 

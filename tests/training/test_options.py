@@ -79,6 +79,8 @@ def test_mixup_mixes_images_and_losses(x64):
     )
     share = partners[0][0]
     np.testing.assert_allclose(loss, share * first + (1 - share) * second, rtol=1e-9)
+    ascended = objectives.at().attack_loss(jnp.asarray(LOGITS), soft, None)  # as Rice et al.
+    np.testing.assert_allclose(ascended, loss, rtol=1e-12)
 
 
 def test_the_weight_of_mixup_is_beta():

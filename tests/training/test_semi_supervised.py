@@ -138,6 +138,13 @@ def test_init_from_another_architecture_is_one_sentence(natural):
         training.build(config_of(natural, **{"model.width": 7, "init_from": str(natural)})).init()
 
 
+def test_init_from_nowhere_is_one_sentence_before_anything_is_written(natural, tmp_path):
+    config = config_of(natural, init_from=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="init_from is .*nowhere, but a run to start from"):
+        training.train(config, tmp_path / "new", quiet=True)
+    assert not (tmp_path / "new").exists()
+
+
 def test_batches_are_labelled_and_unlabelled_shuffled_together(natural):
     config = config_of(
         natural,
