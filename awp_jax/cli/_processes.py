@@ -12,7 +12,7 @@ def declare(command: Command) -> None:
     command.string(
         "distributed",
         "auto",
-        "several processes: auto (joins under srun, mpirun and on TPU pods), true, false",
+        "several processes: auto (joins under srun and mpirun), true (also on TPU pods), false",
     )
     command.string("coordinator", None, "host:port of process 0, for processes started by hand")
     command.integer("process_id", None, "number of this process, from 0", minimum=0)

@@ -53,9 +53,10 @@ def initialize(
 
     Args:
         mode: ``"auto"``: joins when the environment says that there are several processes: more
-            than one task of an ``srun`` step, more than one TPU worker, more than one process of
-            an Open MPI launch. ``"true"``: joins as JAX finds out on SLURM, Kubernetes, TPU pods
-            and under MPI. ``"false"``: never.
+            than one task of an ``srun`` step, more than one TPU worker (on Kubernetes), more than
+            one process of an Open MPI launch. ``"true"``: joins as JAX finds out on SLURM,
+            Kubernetes, TPU pods (whose machines say nothing in the environment) and under MPI.
+            ``"false"``: never.
         coordinator: ``host:port`` of process 0, for processes started by hand; then the other two
             are needed as well.
         process_id: Number of this process, from 0.
@@ -95,6 +96,7 @@ def initialize(
             coordinator,
             num_processes,
             process_id,
+            _local_devices(explicit=not missing),
             initialization_timeout=timeout,
             heartbeat_timeout_seconds=heartbeat,
         )
@@ -111,8 +113,26 @@ def initialize(
 def _tasks_in_environment() -> int:
     """How many processes the launcher has started, as its environment says."""
     counts = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
-    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return max(len(workers), *(int(count) for count in counts if count.isdigit()), 1)
+    names = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+    workers = [len(os.environ.get(name, "").split(",")) for name in names]
+    return max(*workers, *(int(count) for count in counts if count.isdigit()), 1)
+
+
+def _local_devices(explicit: bool) -> list[int] | None:
+    """Which GPUs of the machine are this process's: ``[]`` for all that it sees.
+
+    ``None`` leaves it to JAX, which under SLURM and Open MPI takes one, numbered as the process is
+    on its machine. That is wrong for the only process of a machine with several GPUs, and where the
+    launcher shows each process a GPU of its own, which then has the number 0.
+    """
+    environment = os.environ.get
+    if environment("JAX_LOCAL_DEVICE_IDS"):
+        return None
+    tasks = environment("SLURM_STEP_NUM_TASKS")
+    alone = tasks is not None and tasks == environment("SLURM_STEP_NUM_NODES")
+    alone = alone or environment("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    shown = environment("CUDA_VISIBLE_DEVICES", "")
+    return [] if explicit or alone or (shown and "," not in shown) else None
 
 
 def is_main() -> bool:
