@@ -54,7 +54,7 @@ def default() -> ConfigDict:
     model.width = config_dict.placeholder(int)  # None: the architecture's own
     model.normalize = True  # by the data set's mean and standard deviation, inside the model
     model.dtype = "float32"  # compute dtype; parameters are always float32
-    model.batch_norm_groups = 1  # 8: what PyTorch's DataParallel did on 8 GPUs
+    model.batch_norm_groups = 1  # 8: what PyTorch's DataParallel does on 8 GPUs
     model.activation = "relu"
     model.remat = False  # less memory: the backward pass computes residual blocks again
     model.pni = False  # trainable noise on kernels, also at test (He et al. 2019); alpha from 0.25

@@ -241,6 +241,18 @@ def test_describe_says_what_is_perturbed(capsys):
         assert part in text
 
 
+def test_describe_takes_a_run(runs, capsys):
+    given = [f"--config={CONFIG}:at", *SMALL]
+    assert cli.main(["describe", *given]) == 0
+    expected = capsys.readouterr().out
+    assert cli.main(["describe", f"--workdir={runs / 'at'}"]) == 0
+    assert capsys.readouterr().out == expected
+    assert cli.main(["describe", f"--workdir={runs / 'at'}", given[0]]) == 2
+    assert "--config and --workdir are both given" in capsys.readouterr().err
+    assert cli.main(["describe"]) == 2
+    assert "or --workdir." in capsys.readouterr().err
+
+
 def test_describe_works_without_the_data(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("AWP_JAX_DATA", str(tmp_path))
     config = str(pathlib.Path(CONFIG).with_name("neurips2020.py")) + ":cifar10,linf,at"

@@ -118,7 +118,9 @@ def test_weights_are_perturbed_from_their_start_epoch(tiny_config):
     assert not training.build(tiny_config(method="none")).perturbs_weights(8)
 
 
-def test_before_the_start_epoch_training_is_plain_adversarial_training(whole, tmp_path, tiny_config):
+def test_before_the_start_epoch_training_is_plain_adversarial_training(
+    whole, tmp_path, tiny_config
+):
     late = run(tiny_config(start_epoch=3), tmp_path / "late")
     none = run(tiny_config(method="none"), tmp_path / "none")
     awp, _ = whole
