@@ -97,6 +97,9 @@ class Command:
                     sys_argv=[f"awp-jax {self.name}", *argv],
                 )
             rest = self.values([f"awp-jax {self.name}", *argv])
+            _check_sequences(argv, self.values)
+        except UsageError:
+            raise
         except Exception as error:  # a config file is any Python, so is what it raises
             raise UsageError(_one_sentence(error)) from None
         if self.argument and len(rest) > 1:
@@ -163,6 +166,18 @@ def names(text: str | None, flag: str) -> list[str]:
     if not found:
         raise UsageError(f"--{flag} is empty.")
     return found
+
+
+def _check_sequences(argv: Sequence[str], values: flags.FlagValues) -> None:
+    # ml_collections makes one value of a single number, where two may have been meant.
+    for argument in argv:
+        name, _, text = argument.removeprefix("--").partition("=")
+        several = name in values and values[name].flag_type() == "tuple"
+        if several and text and text[0] not in "([" and "," not in text:
+            raise UsageError(
+                f"--{name} is {text}, but several values were expected; one alone is written "
+                f"'({text},)'."
+            )
 
 
 def _with_underscores(argument: str) -> str:

@@ -149,6 +149,10 @@ def test_help_and_unknown_commands(capsys):
             "batch_size is 5000, but there are 600",
         ),
         (["train", f"--config={CONFIG}", "--workdir=W", "--config.epochs=abc"], "abc"),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.schedule.milestones=0.5"],
+            r"--config.schedule.milestones is 0.5, .* one alone is written '\(0.5,\)'",
+        ),
         (["train", f"--config={CONFIG}", "--workdir=W", "stray"], "'stray' was not expected"),
         (["train", f"--config={CONFIG}", "--workdir=W", "--wrokdir=x"], "wrokdir"),
         (["evaluate", "--workdir=W"], "holds no config.json"),
