@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import time
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from jax.experimental import multihost_utils
 LOST = 76
 # Seconds without a sign of life after which a process counts as lost; JAX's own default is 100.
 HEARTBEAT = 30
+# Seconds that a process that fails leaves the others to fail by themselves.
+_LAST_WORDS = 2.0
 
 _LOST_TEXT = (
     "awp-jax: another process of this run has ended or cannot be reached, so this one ends too "
@@ -45,6 +48,7 @@ def initialize(
     num_processes: int | None = None,
     timeout: int = 300,
     heartbeat: int = HEARTBEAT,
+    preemption: bool = True,
 ) -> None:
     """Joins the other processes of a run; must come before anything touches a device.
 
@@ -63,6 +67,9 @@ def initialize(
         num_processes: How many there are.
         timeout: Seconds to wait for the others.
         heartbeat: Seconds without a sign of life after which another process counts as lost.
+        preemption: Whether SIGTERM is but a notice that reaches all processes
+            (``jax.experimental.multihost_utils.reached_preemption_sync_point``), for loops that ask
+            for it; otherwise it ends the process, and the others count it as lost.
 
     Raises:
         DistributedError: For half of the three arguments, numbers that do not fit, or when joining
@@ -90,6 +97,7 @@ def initialize(
             )
     elif mode == "false" or (mode == "auto" and _tasks_in_environment() < 2):
         return
+    jax.config.update("jax_enable_preemption_service", preemption)
     _explain_aborts(_on_abort_while_joining)
     try:
         jax.distributed.initialize(
@@ -173,16 +181,25 @@ def leave(status: int) -> int:
         print(_LOST_TEXT, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
+    if status != LOST:
+        # What has failed here mostly fails in all (a loss that is NaN): none shall find another
+        # one lost before it has come to its own end.
+        ending = _Handler(lambda number: os._exit(status))
+        _explain_aborts(ending)
+        time.sleep(_LAST_WORDS)
     os._exit(status)
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
+_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+
+
+@_Handler
 def _on_abort_while_joining(number: int) -> None:
     os.write(2, f"{_NOT_JOINED_TEXT}\n".encode())
     os._exit(2)
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
+@_Handler
 def _on_abort(number: int) -> None:
     os.write(2, f"{_LOST_TEXT}\n".encode())
     os._exit(LOST)
