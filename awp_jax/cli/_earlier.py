@@ -83,15 +83,17 @@ def _merged(earlier: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     """The attacks of both; where both have one, that of ``result``."""
     checkpoints, unions = {**earlier["checkpoints"]}, {**earlier.get("unions", {})}
     for name, measured in result["checkpoints"].items():
-        # Under each name of the same weights: best and last are often one.
+        # Best and last are often the same weights: what one has, the other gets.
         same = [w for w, m in checkpoints.items() if m.get("digest") == measured["digest"]]
-        for which in dict.fromkeys([*same, name]):
-            before, together = checkpoints.get(which, {}), unions.get(which, {})
-            found = {p: {**before.get(p, {}), **new} for p, new in _sets(measured).items()}
-            checkpoints[which] = {**before, **measured, **found}
-            news = result["unions"][name]
+        found: dict[str, Any] = {}
+        for one in [*(checkpoints[which] for which in same), measured]:
+            found |= {part: found.get(part, {}) | rows for part, rows in _sets(one).items()}
+        together: dict[str, Any] = {}
+        for union in [*(unions.get(which, {}) for which in same), result["unions"][name]]:
             # Examples are not kept, so the union of all is not known: that of more attacks stays.
-            unions[which] = together | {p: _wider(new, together.get(p)) for p, new in news.items()}
+            together |= {part: _wider(new, together.get(part)) for part, new in union.items()}
+        for which in [*same, name]:
+            checkpoints[which], unions[which] = {**measured, **found}, together
     return {**result, "checkpoints": checkpoints, "unions": unions}
 
 
