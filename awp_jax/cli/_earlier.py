@@ -65,13 +65,14 @@ def _difference(earlier: dict[str, Any], result: dict[str, Any]) -> str:
         if earlier.get(key) != result.get(key):
             return f"{key} was {earlier.get(key)!r} and is {result.get(key)!r}"
     for which, measured in result["checkpoints"].items():
-        before = earlier["checkpoints"].get(which, measured)
-        if before.get("digest") != measured["digest"]:
-            return f"the {which} checkpoint was another"
-        for part, found in _sets(measured).items():
-            counts = [s["clean"]["examples"] for s in (before.get(part, found), found)]
-            if counts[0] != counts[1]:
-                return f"they are of {counts[0]} {part} examples and not of {counts[1]}"
+        for name, before in earlier["checkpoints"].items():
+            same = before.get("digest") == measured["digest"]
+            if name == which and not same:
+                return f"the {which} checkpoint was another"
+            for part, found in _sets(measured).items() if same else ():
+                counts = [s["clean"]["examples"] for s in (before.get(part, found), found)]
+                if counts[0] != counts[1]:
+                    return f"they are of {counts[0]} {part} examples and not of {counts[1]}"
     return ""
 
 
