@@ -54,7 +54,7 @@ def default() -> ConfigDict:
     model.width = config_dict.placeholder(int)  # None: the architecture's own
     model.normalize = True  # by the data set's mean and standard deviation, inside the model
     model.dtype = "float32"  # compute dtype; parameters are always float32
-    model.batch_norm_groups = 1  # 8: what PyTorch's DataParallel did on 8 GPUs
+    model.batch_norm_groups = 1  # 8: what PyTorch's DataParallel does on 8 GPUs
     model.activation = "relu"
     model.remat = False  # less memory: the backward pass computes residual blocks again
     model.pni = False  # trainable noise on kernels, also at test (He et al. 2019); alpha from 0.25
@@ -286,11 +286,12 @@ def validate(config: ConfigDict) -> ConfigDict:
             "evaluation.selection is 'validation', but data.validation_examples is 0: keep some "
             "training images back, or set evaluation.selection to 'test' (which is reported)."
         )
-    if any(not 0 <= m for m in config.schedule.milestones):
-        raise ValueError(
-            f"schedule.milestones is {config.schedule.milestones}, but fractions of all epochs, "
-            "such as (0.5, 0.75), were expected."
-        )
+    for m in config.schedule.milestones:
+        if isinstance(m, bool) or not isinstance(m, int | float) or not 0 <= m <= 1:
+            raise ValueError(
+                f"schedule.milestones is {config.schedule.milestones}, but fractions of all epochs "
+                "from 0 to 1, such as (0.5, 0.75), were expected."
+            )
     _check_combinations(config)
     return config
 

@@ -40,6 +40,8 @@ def get(name, argument):
         ("optimizer.weight_decay", float("inf"), r"optimizer.weight_decay is inf"),
         ("data.validation_examples", 0, r"keep some training images back"),
         ("schedule.milestones", (-0.5,), r"schedule.milestones is"),
+        ("schedule.milestones", (100, 150), r"fractions of all epochs from 0 to 1"),
+        ("schedule.milestones", ("half",), r"schedule.milestones is \('half',\)"),
     ],
 )
 def test_bad_values_are_one_sentence(path, value, message):

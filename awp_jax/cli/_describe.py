@@ -1,14 +1,17 @@
 """``awp-jax describe``."""
 
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from awp_jax import training
 from awp_jax.balls import WeightBall
 from awp_jax.cli._flags import Command, read_config
 from awp_jax.cli._import import open_experiment
+from awp_jax.config import from_dict
 from awp_jax.reporting import markdown_table
 from awp_jax.training import Experiment, objective_of, weight_perturbation
 
@@ -22,8 +25,15 @@ def main(argv: Sequence[str]) -> int:
         "Shows what a config stands for: its values, the model's parameters, steps per epoch,\n"
         "what is perturbed and how much, and estimated memory. Nothing is trained or written.",
         with_config=True,
+        instead="workdir",
     )
-    config = read_config(command.parse(argv))
+    command.string("workdir", None, "a run directory, whose config is described")
+    values = command.parse(argv)
+    workdir = values["workdir"].value
+    if workdir:
+        config = from_dict(training.read_config(pathlib.Path(workdir)))
+    else:
+        config = read_config(values)
     experiment, problem = open_experiment(config)
     note = f"\nThe data was not found, so its published sizes are used: {problem}\n"
     print(describe(experiment) + (note if problem else ""))

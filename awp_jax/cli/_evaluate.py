@@ -1,8 +1,7 @@
 """``awp-jax evaluate``."""
 
-import json
-import pathlib
 import shutil
+import sys
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from awp_jax import checks, parallel
 from awp_jax.cli import _processes as processes
+from awp_jax.cli._earlier import EVALUATION, with_earlier
 from awp_jax.cli._evaluation_progress import EvaluationProgress
 from awp_jax.cli._flags import Command, UsageError, boolean, names, required
 from awp_jax.cli._surrogate import Surrogate, open_surrogate
@@ -24,9 +24,8 @@ from awp_jax.evaluation import (
 )
 from awp_jax.evaluation._work import work
 from awp_jax.reporting import attack_table, evaluation_table
-from awp_jax.training import BEST, LAST, Run, WorkdirError, open_run, subset, write_json
+from awp_jax.training import BEST, LAST, Run, open_run, subset, write_json
 
-EVALUATION = "evaluation.json"
 PARTIAL = "evaluation.partial"  # removed when the evaluation is finished
 IMAGES = "adversarial"
 # As many as AutoAttack's rand averages over.
@@ -43,8 +42,9 @@ def main(argv: Sequence[str]) -> int:
     command = Command(
         "evaluate",
         "Measures accuracy and loss of a run's checkpoints on clean and on attacked images,\n"
-        "prints tables and writes evaluation.json, in place of one that is there. The same\n"
-        "command goes on where a stopped one was.",
+        "prints tables and writes evaluation.json. Earlier results of the same settings, images\n"
+        "and weights stay in it, those of others in evaluation-N.json. The same command goes on\n"
+        "where a stopped one was.",
     )
     command.string("workdir", None, "the run directory")
     command.string("checkpoints", "best,last", "which: best, last, epoch-N, every, average")
@@ -87,8 +87,11 @@ def main(argv: Sequence[str]) -> int:
     )
     if not parallel.is_main():
         return 0
+    result, renamed = with_earlier(run.workdir, result)
     write_json(run.workdir / EVALUATION, result)
     shutil.rmtree(run.workdir / PARTIAL, ignore_errors=True)
+    if renamed:
+        print(renamed, file=sys.stderr)
     print(evaluation_table({run.workdir.name: result}))
     print(f"\n{attack_table(result)}")
     return 0
@@ -165,7 +168,7 @@ def evaluate_run(
     progress = EvaluationProgress(
         {name: work(attack) for name, attack in named.items()},
         {name: len(part) for name, part in parts.items()},
-        len({info["step"] for _, info in states.values()}),
+        len({info["digest"] for _, info in states.values()}),
     )
     key = jax.random.fold_in(run.experiment.key, 4)
     result: dict[str, Any] = {
@@ -190,6 +193,7 @@ def evaluate_run(
         measured = result["checkpoints"][which] = {
             "step": info["step"],
             "epoch": info["step"] / run.experiment.steps_per_epoch,
+            "digest": info["digest"],
         }
         unions = result["unions"][which] = {}
         for set_name, part in parts.items():
@@ -239,21 +243,6 @@ def passes_of(eot: int | None, is_random: bool) -> int:
     if eot is not None and not is_random:
         raise UsageError(f"--eot is {eot}, but the model is deterministic: leave it out.")
     return (eot or _EOT) if is_random else 0
-
-
-def read_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """``evaluation.json`` of a run directory, or ``None`` when there is none.
-
-    Raises:
-        WorkdirError: When it is damaged.
-    """
-    path = workdir / EVALUATION
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise WorkdirError(f"{path} is damaged: {error}.") from None
 
 
 def method_name(config: Any) -> str:

@@ -25,16 +25,24 @@ class Command:
         name: Of the command.
         summary: What it does, shown by ``--help``.
         with_config: Whether it takes ``--config``.
+        instead: A flag that may be given in place of ``--config``.
         argument: What its one argument without a flag is called; ``None`` for a command that takes
             none. ``given`` holds it after ``parse``, empty when it was left out.
     """
 
     def __init__(
-        self, name: str, summary: str, *, with_config: bool = False, argument: str | None = None
+        self,
+        name: str,
+        summary: str,
+        *,
+        with_config: bool = False,
+        instead: str | None = None,
+        argument: str | None = None,
     ):
         self.name = name
         self.summary = summary
         self.with_config = with_config
+        self.instead = instead
         self.argument = argument
         self.given = ""
         self.values = flags.FlagValues()
@@ -89,15 +97,22 @@ class Command:
                     sys_argv=[f"awp-jax {self.name}", *argv],
                 )
             rest = self.values([f"awp-jax {self.name}", *argv])
+            _check_sequences(argv, self.values)
+        except UsageError:
+            raise
         except Exception as error:  # a config file is any Python, so is what it raises
             raise UsageError(_one_sentence(error)) from None
         if self.argument and len(rest) > 1:
             self.given = rest.pop(1)
         if len(rest) > 1:
             raise UsageError(f"{rest[1]!r} was not expected: flags are written --name=value.")
-        if self.with_config and self.values["config"].value is None:
+        instead = self.values[self.instead].value if self.instead else None
+        if instead and self.values["config"].value is not None:
+            raise UsageError(f"--config and --{self.instead} are both given: give one of them.")
+        if self.with_config and not instead and self.values["config"].value is None:
             raise UsageError(
-                "--config is missing: give a config file, such as --config=configs/quickstart.py."
+                "--config is missing: give a config file, such as --config=configs/quickstart.py"
+                + (f", or --{self.instead}." if self.instead else ".")
             )
         return self.values
 
@@ -151,6 +166,18 @@ def names(text: str | None, flag: str) -> list[str]:
     if not found:
         raise UsageError(f"--{flag} is empty.")
     return found
+
+
+def _check_sequences(argv: Sequence[str], values: flags.FlagValues) -> None:
+    # ml_collections makes one value of a single number, where two may have been meant.
+    for argument in argv:
+        name, _, text = argument.removeprefix("--").partition("=")
+        several = name in values and values[name].flag_type() == "tuple"
+        if several and text and text[0] not in "([" and "," not in text:
+            raise UsageError(
+                f"--{name} is {text}, but several values were expected; one alone is written "
+                f"'({text},)'."
+            )
 
 
 def _with_underscores(argument: str) -> str:

@@ -12,7 +12,7 @@ def declare(command: Command) -> None:
     command.string(
         "distributed",
         "auto",
-        "several processes: auto (joins under srun, mpirun and on TPU pods), true, false",
+        "several processes: auto (joins under srun and mpirun), true (also on TPU pods), false",
     )
     command.string("coordinator", None, "host:port of process 0, for processes started by hand")
     command.integer("process_id", None, "number of this process, from 0", minimum=0)
@@ -25,8 +25,12 @@ def declare(command: Command) -> None:
     )
 
 
-def join(values: flags.FlagValues) -> int | None:
+def join(values: flags.FlagValues, *, preemption: bool = False) -> int | None:
     """Joins the other processes, where there are some.
+
+    Args:
+        values: Parsed flags.
+        preemption: See ``awp_jax.parallel.initialize``.
 
     Returns:
         How many devices to use; ``None`` for all.
@@ -40,5 +44,6 @@ def join(values: flags.FlagValues) -> int | None:
         process_id=values["process_id"].value,
         num_processes=values["num_processes"].value,
         heartbeat=values["heartbeat"].value or parallel.HEARTBEAT,
+        preemption=preemption,
     )
     return values["devices"].value

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from awp_jax.cli._evaluate import read_evaluation
+from awp_jax.cli._earlier import read_evaluation
 from awp_jax.cli._flags import Command, UsageError, names, required
 from awp_jax.reporting import (
     evaluation_table,

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     values = command.parse(argv)
     workdir = required(values, "workdir")
     config = read_config(values)
-    devices = processes.join(values)
+    devices = processes.join(values, preemption=True)
     with _termination() as terminated:
         outcome = train(
             config,

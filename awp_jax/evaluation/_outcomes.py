@@ -152,7 +152,8 @@ def union(outcomes: Mapping[str, Outcome], clean: Outcome) -> dict[str, Any]:
         model: by the highest share of wrong passes per example); ``loss`` and its
         parts as in ``summary``, the highest per example over all attacks that measure it
         (``None`` where none does);
-        ``strongest`` and ``strongest_accuracy``: the single attack that leaves least.
+        ``strongest`` and ``strongest_accuracy``: the single attack that leaves least;
+        ``attacks``: their names.
     """
     everything = [clean, *outcomes.values()]
     robust = ~np.logical_or.reduce([o.success for o in everything])
@@ -170,6 +171,7 @@ def union(outcomes: Mapping[str, Outcome], clean: Outcome) -> dict[str, Any]:
         "broke": int((~robust & ~clean.success).sum()),
         "strongest": strongest,
         "strongest_accuracy": float(accuracy),
+        "attacks": list(outcomes),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -141,6 +141,31 @@ class Network(nnx.Module):
 
     def classify(self, features: Array, context: Context) -> Array:
         raise NotImplementedError
+
+
+class Residual(Network):
+    """A network of stages of residual blocks, ``layer1``, ``layer2``, ... ."""
+
+    stage = "layer"  # what the stages are called in the parameters
+
+    def add_stages(self, block: Callable, channels: int, stages: Iterable[tuple]) -> int:
+        """Sets them from ``(blocks, channels, stride of the first block)`` each.
+
+        ``block(inputs, outputs, stride)`` makes one; returns the channels of the last.
+        """
+        for number, (blocks, outputs, stride) in enumerate(stages, start=1):
+            sizes = [(channels, outputs, stride), *[(outputs, outputs, 1)] * (blocks - 1)]
+            setattr(self, f"{self.stage}{number}", nnx.List([block(*each) for each in sizes]))
+            channels = outputs
+        return channels
+
+    def run_stages(self, x: Array, context: Context) -> Array:
+        number = 1
+        while hasattr(self, name := f"{self.stage}{number}"):
+            for block in getattr(self, name):
+                x = self.run(block, x, context)
+            number += 1
+        return x
 
 
 def global_average_pool(x: Array) -> Array:

@@ -10,10 +10,16 @@ from flax import nnx
 from jax import Array
 
 from awp_jax.models.context import Context
-from awp_jax.models.layers import Layers, Network, global_average_pool
+from awp_jax.models.layers import Layers, Residual, global_average_pool
 
-BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-STRIDES = (1, 2, 2, 2)
+_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+def four_stages(depth: int, width: int) -> list[tuple[int, int, int]]:
+    """Blocks, channels and stride of each stage, also of the post-activation ResNet."""
+    if depth not in _BLOCKS:
+        raise ValueError(f"A ResNet has depth 10, 18 or 34, got {depth}.")
+    return [(n, width * 2**i, 2 if i else 1) for i, n in enumerate(_BLOCKS[depth])]
 
 
 class PreActBlock(nnx.Module):
@@ -37,7 +43,7 @@ class PreActBlock(nnx.Module):
         return out + shortcut
 
 
-class PreActResNet(Network):
+class PreActResNet(Residual):
     """PreActResNet-10, -18 or -34.
 
     Args:
@@ -57,26 +63,15 @@ class PreActResNet(Network):
         depth: int = 18,
         width: int = 64,
     ):
-        if depth not in BLOCKS:
-            raise ValueError(f"PreActResNet has depth 10, 18 or 34, got {depth}.")
         self.activation = make.activate()
         self.conv1 = make.conv(image_shape[-1], width, 3, padding=1)
-        channels = width
-        for stage, (blocks, stride) in enumerate(zip(BLOCKS[depth], STRIDES, strict=True)):
-            outputs = width * 2**stage
-            layers = []
-            for index in range(blocks):
-                layers.append(PreActBlock(make, channels, outputs, stride if index == 0 else 1))
-                channels = outputs
-            setattr(self, f"layer{stage + 1}", nnx.List(layers))
+        stages = four_stages(depth, width)
+        channels = self.add_stages(lambda *sizes: PreActBlock(make, *sizes), width, stages)
         self.bn = make.batch_norm(channels)
         self.linear = make.dense(channels, num_classes, classifies=True)
 
     def features(self, images: Array, context: Context) -> Array:
-        x = self.conv1(images)
-        for stage in range(1, len(STRIDES) + 1):
-            for block in getattr(self, f"layer{stage}"):
-                x = self.run(block, x, context)
+        x = self.run_stages(self.conv1(images), context)
         return global_average_pool(self.activation(self.bn(x, context)))
 
     def classify(self, features: Array, context: Context) -> Array:

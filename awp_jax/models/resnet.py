@@ -10,8 +10,8 @@ from flax import nnx
 from jax import Array
 
 from awp_jax.models.context import Context
-from awp_jax.models.layers import Layers, Network, global_average_pool
-from awp_jax.models.preact_resnet import BLOCKS, STRIDES
+from awp_jax.models.layers import Layers, Residual, global_average_pool
+from awp_jax.models.preact_resnet import four_stages
 
 
 class Block(nnx.Module):
@@ -35,7 +35,7 @@ class Block(nnx.Module):
         return self.activation(out + shortcut)
 
 
-class ResNet(Network):
+class ResNet(Residual):
     """ResNet-10, -18 or -34.
 
     Args:
@@ -55,27 +55,16 @@ class ResNet(Network):
         depth: int = 18,
         width: int = 64,
     ):
-        if depth not in BLOCKS:
-            raise ValueError(f"ResNet has depth 10, 18 or 34, got {depth}.")
         self.activation = make.activate()
         self.conv1 = make.conv(image_shape[-1], width, 3, padding=1)
         self.bn1 = make.batch_norm(width)
-        channels = width
-        for stage, (blocks, stride) in enumerate(zip(BLOCKS[depth], STRIDES, strict=True)):
-            outputs = width * 2**stage
-            layers = []
-            for index in range(blocks):
-                layers.append(Block(make, channels, outputs, stride if index == 0 else 1))
-                channels = outputs
-            setattr(self, f"layer{stage + 1}", nnx.List(layers))
+        stages = four_stages(depth, width)
+        channels = self.add_stages(lambda *sizes: Block(make, *sizes), width, stages)
         self.linear = make.dense(channels, num_classes, classifies=True)
 
     def features(self, images: Array, context: Context) -> Array:
         x = self.activation(self.bn1(self.conv1(images), context))
-        for stage in range(1, len(STRIDES) + 1):
-            for block in getattr(self, f"layer{stage}"):
-                x = self.run(block, x, context)
-        return global_average_pool(x)
+        return global_average_pool(self.run_stages(x, context))
 
     def classify(self, features: Array, context: Context) -> Array:
         return self.linear(features)

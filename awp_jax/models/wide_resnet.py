@@ -11,7 +11,7 @@ from jax import Array
 
 from awp_jax.models.context import Context
 from awp_jax.models.initial import ZEROS, normal
-from awp_jax.models.layers import Layers, Network, check_rate, global_average_pool
+from awp_jax.models.layers import Layers, Residual, check_rate, global_average_pool
 
 
 def _conv(make: Layers, inputs: int, outputs: int, size: int, stride: int) -> nnx.Conv:
@@ -42,7 +42,7 @@ class WideBlock(nnx.Module):
         return self.conv2(out) + shortcut
 
 
-class WideResNet(Network):
+class WideResNet(Residual):
     """WRN-depth-width.
 
     Args:
@@ -54,6 +54,8 @@ class WideResNet(Network):
         dropout: probability inside the blocks, in [0, 1); 0 in every released adversarial
             training.
     """
+
+    stage = "block"
 
     def __init__(
         self,
@@ -74,23 +76,15 @@ class WideResNet(Network):
         self.dropout_rate = check_rate(dropout)
         self.activation = make.activate()
         self.conv1 = _conv(make, image_shape[-1], 16, 3, 1)
-        channels = 16
-        for stage, stride in enumerate((1, 2, 2)):
-            outputs = 16 * width * 2**stage
-            layers = []
-            for index in range((depth - 4) // 6):
-                first_stride = stride if index == 0 else 1
-                layers.append(WideBlock(make, channels, outputs, first_stride, self.dropout_rate))
-                channels = outputs
-            setattr(self, f"block{stage + 1}", nnx.List(layers))
+        stages = [((depth - 4) // 6, 16 * width * 2**i, 2 if i else 1) for i in range(3)]
+        channels = self.add_stages(
+            lambda *sizes: WideBlock(make, *sizes, self.dropout_rate), 16, stages
+        )
         self.bn1 = make.batch_norm(channels)
         self.fc = make.dense(channels, num_classes, classifies=True, bias_init=ZEROS)
 
     def features(self, images: Array, context: Context) -> Array:
-        x = self.conv1(images)
-        for stage in (1, 2, 3):
-            for block in getattr(self, f"block{stage}"):
-                x = self.run(block, x, context)
+        x = self.run_stages(self.conv1(images), context)
         return global_average_pool(self.activation(self.bn1(x, context)))
 
     def classify(self, features: Array, context: Context) -> Array:

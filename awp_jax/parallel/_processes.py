@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import time
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from jax.experimental import multihost_utils
 LOST = 76
 # Seconds without a sign of life after which a process counts as lost; JAX's own default is 100.
 HEARTBEAT = 30
+# Seconds that a process that fails leaves the others to fail by themselves.
+_LAST_WORDS = 2.0
 
 _LOST_TEXT = (
     "awp-jax: another process of this run has ended or cannot be reached, so this one ends too "
@@ -45,6 +48,7 @@ def initialize(
     num_processes: int | None = None,
     timeout: int = 300,
     heartbeat: int = HEARTBEAT,
+    preemption: bool = True,
 ) -> None:
     """Joins the other processes of a run; must come before anything touches a device.
 
@@ -53,15 +57,19 @@ def initialize(
 
     Args:
         mode: ``"auto"``: joins when the environment says that there are several processes: more
-            than one task of an ``srun`` step, more than one TPU worker, more than one process of
-            an Open MPI launch. ``"true"``: joins as JAX finds out on SLURM, Kubernetes, TPU pods
-            and under MPI. ``"false"``: never.
+            than one task of an ``srun`` step, more than one TPU worker (on Kubernetes), more than
+            one process of an Open MPI launch. ``"true"``: joins as JAX finds out on SLURM,
+            Kubernetes, TPU pods (whose machines say nothing in the environment) and under MPI.
+            ``"false"``: never.
         coordinator: ``host:port`` of process 0, for processes started by hand; then the other two
             are needed as well.
         process_id: Number of this process, from 0.
         num_processes: How many there are.
         timeout: Seconds to wait for the others.
         heartbeat: Seconds without a sign of life after which another process counts as lost.
+        preemption: Whether SIGTERM is but a notice that reaches all processes
+            (``jax.experimental.multihost_utils.reached_preemption_sync_point``), for loops that ask
+            for it; otherwise it ends the process, and the others count it as lost.
 
     Raises:
         DistributedError: For half of the three arguments, numbers that do not fit, or when joining
@@ -89,12 +97,14 @@ def initialize(
             )
     elif mode == "false" or (mode == "auto" and _tasks_in_environment() < 2):
         return
+    jax.config.update("jax_enable_preemption_service", preemption)
     _explain_aborts(_on_abort_while_joining)
     try:
         jax.distributed.initialize(
             coordinator,
             num_processes,
             process_id,
+            _local_devices(explicit=not missing),
             initialization_timeout=timeout,
             heartbeat_timeout_seconds=heartbeat,
         )
@@ -111,8 +121,26 @@ def initialize(
 def _tasks_in_environment() -> int:
     """How many processes the launcher has started, as its environment says."""
     counts = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
-    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return max(len(workers), *(int(count) for count in counts if count.isdigit()), 1)
+    names = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+    workers = [len(os.environ.get(name, "").split(",")) for name in names]
+    return max(*workers, *(int(count) for count in counts if count.isdigit()), 1)
+
+
+def _local_devices(explicit: bool) -> list[int] | None:
+    """Which GPUs of the machine are this process's: ``[]`` for all that it sees.
+
+    ``None`` leaves it to JAX, which under SLURM and Open MPI takes one, numbered as the process is
+    on its machine. That is wrong for the only process of a machine with several GPUs, and where the
+    launcher shows each process a GPU of its own, which then has the number 0.
+    """
+    environment = os.environ.get
+    if environment("JAX_LOCAL_DEVICE_IDS"):
+        return None
+    tasks = environment("SLURM_STEP_NUM_TASKS")
+    alone = tasks is not None and tasks == environment("SLURM_STEP_NUM_NODES")
+    alone = alone or environment("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    shown = environment("CUDA_VISIBLE_DEVICES", "")
+    return [] if explicit or alone or (shown and "," not in shown) else None
 
 
 def is_main() -> bool:
@@ -153,16 +181,25 @@ def leave(status: int) -> int:
         print(_LOST_TEXT, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
+    if status != LOST:
+        # What has failed here mostly fails in all (a loss that is NaN): none shall find another
+        # one lost before it has come to its own end.
+        ending = _Handler(lambda number: os._exit(status))
+        _explain_aborts(ending)
+        time.sleep(_LAST_WORDS)
     os._exit(status)
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
+_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+
+
+@_Handler
 def _on_abort_while_joining(number: int) -> None:
     os.write(2, f"{_NOT_JOINED_TEXT}\n".encode())
     os._exit(2)
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
+@_Handler
 def _on_abort(number: int) -> None:
     os.write(2, f"{_LOST_TEXT}\n".encode())
     os._exit(LOST)

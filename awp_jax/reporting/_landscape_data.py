@@ -63,7 +63,8 @@ def robust_accuracies(
     """
     for measured in (evaluation or {}).get("checkpoints", {}).values():
         if measured.get("step") == step and "train" in measured and "test" in measured:
-            attacks = [a for a in measured["train"] if a.startswith("pgd-")]
+            both = [a for a in measured["train"] if a in measured["test"]]
+            attacks = [a for a in both if a.startswith("pgd-")]
             if attacks:
                 last = attacks[-1]
                 return measured["train"][last]["accuracy"], measured["test"][last]["accuracy"]

@@ -25,7 +25,8 @@ def _states(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """What was measured, by checkpoint; those that are the same state once: "best, last"."""
     names: dict[int, list[str]] = {}
     for which, measured in result["checkpoints"].items():
-        names.setdefault(measured["step"], []).append(which)
+        # An average has the step of the last state and is another one.
+        names.setdefault(measured.get("digest", measured["step"]), []).append(which)
     return {", ".join(w): result["checkpoints"][w[0]] for w in names.values()}
 
 
@@ -65,13 +66,14 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     for name, result in results.items():
         for which, measured in _states(result).items():
             sets = [s for s in ("train", "validation", "test") if s in measured]
-            attacks = [a for a in measured[sets[0]]]
+            attacks = list(dict.fromkeys(a for s in sets for a in measured[s]))
             # The gap of the papers is that of PGD; another attack only where PGD was not run.
-            reference = next((a for a in reversed(attacks) if a.startswith("pgd-")), attacks[-1])
+            of_all = [a for a in attacks if all(a in measured[s] for s in sets)]
+            reference = next((a for a in reversed(of_all) if a.startswith("pgd-")), of_all[-1])
             columns = {"run": name, "method": result["method"], "checkpoint": which}
             columns["epoch"] = f"{measured['epoch']:g}"
             for s in sets:
-                for a in attacks:
+                for a in (a for a in attacks if a in measured[s]):
                     columns[f"{attack_label(a)} {s}"] = f"{100 * measured[s][a]['accuracy']:.2f}"
                 loss = measured[s][reference]["loss"]
                 if loss is not None:  # AutoAttack has none
@@ -138,7 +140,10 @@ def attack_table(result: Mapping[str, Any]) -> str:
                 rows.append(_attack_row(which, part, name, found))
                 for stage in found.get("stages", ())[1:]:
                     rows.append(_attack_row(which, part, f"- {stage['name']}", stage))
-            name = f"all together (strongest: {union['strongest']})"
+            attacks = [attack for attack in measured[part] if attack != "clean"]
+            together = union.get("attacks", attacks)
+            name = "all" if set(together) == set(attacks) else ", ".join(together)
+            name += f" together (strongest: {union['strongest']})"
             rows.append(_attack_row(which, part, name, union))
     used = [i for i in range(len(header)) if any(row[i] for row in rows)]
     return markdown_table([header[i] for i in used], [[row[i] for i in used] for row in rows])

@@ -1,20 +1,24 @@
 """Checkpoints: the last and the best state of a run, checked when they are read back."""
 
 import errno
+import json
 import os
 import pathlib
 import shutil
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from awp_jax import parallel
 from awp_jax.training._records import StorageError
 from awp_jax.training._state import digest
 
 LAST, BEST, KEPT, AVERAGE = "last", "best", "kept", "average"
 KINDS = (LAST, BEST, KEPT, AVERAGE)
+_CHECKSUM = "info_crc32"
 
 
 class CheckpointError(ValueError):
@@ -27,7 +31,7 @@ class Checkpoints:
     ``last`` keeps the two newest, ``best`` the one that selection picked, ``kept`` all that
     ``checkpoint.keep_every_epochs`` asks for, ``average`` the newest average of the weights, with
     BatchNorm statistics of its own. Every checkpoint carries a digest of all its bits beside the
-    arrays, because Orbax restores flipped bytes silently.
+    arrays, and a checksum of what is beside them, because Orbax restores flipped bytes silently.
 
     Args:
         directory: Where they lie, ``<workdir>/checkpoints``.
@@ -80,9 +84,10 @@ class Checkpoints:
                     unfinished.wait_until_finished()
             manager = self._manager(kind)
             manager.check_for_errors()
+            info = {**info, "digest": int(digest(state))}
             args = ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                info=ocp.args.JsonSave({**info, "digest": int(digest(state))}),
+                info=ocp.args.JsonSave({**info, _CHECKSUM: _checksum(info)}),
             )
             saved = manager.save(step, args=args, force=True)
         except Exception as error:
@@ -159,23 +164,25 @@ class Checkpoints:
                 raise CheckpointError(f"an array has shape {leaf.shape}, not {wanted.shape}")
         if int(digest(state)) != info.get("digest"):
             raise CheckpointError("its digest does not match its contents")
+        if info.pop(_CHECKSUM, None) not in (None, _checksum(info)):  # earlier versions had none
+            raise CheckpointError("its checksum does not match what is beside the arrays")
         return state, info
 
     def discard_after(self, step: int) -> None:
         """Moves aside what is newer than ``step``: damaged ones, or of a run that is redone.
 
-        Orbax would refuse to save an earlier step while they are there.
+        Orbax would refuse to save an earlier step while they are there. Of several processes all
+        must call this; the first moves them.
         """
-        for kind in KINDS:
-            newer = [s for s in self.steps(kind) if s > step]
-            if not newer:
-                continue
+        newer = [(kind, s) for kind in KINDS for s in self.steps(kind) if s > step]
+        for kind in {kind for kind, _ in newer}:
             self._managers.pop(kind).close()
-            for s in newer:
-                source = self._directory / kind / str(s)
-                target = self._directory / f"damaged-{kind}-{s}"
-                shutil.rmtree(target, ignore_errors=True)
-                source.rename(target)
+        parallel.main_says(True)  # now all have looked,
+        for kind, s in newer if parallel.is_main() else ():
+            target = self._directory / f"damaged-{kind}-{s}"
+            shutil.rmtree(target, ignore_errors=True)
+            (self._directory / kind / str(s)).rename(target)
+        parallel.main_says(True)  # and from now on they are gone
 
     def wait(self) -> None:
         """Waits until everything is written.
@@ -201,6 +208,10 @@ class Checkpoints:
             for manager in self._managers.values():
                 manager.close()
             self._managers.clear()
+
+
+def _checksum(info: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(info, sort_keys=True).encode())
 
 
 def _sharding(leaf: Any) -> Any:

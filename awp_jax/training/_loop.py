@@ -100,19 +100,19 @@ def train(
     start = experiment.config.init_from
     if start and not (workdir / "config.json").exists():  # a started run needs it no more
         check_start(start)
-    main, problem = parallel.is_main(), None
+    main, problem, started = parallel.is_main(), None, False
     with contextlib.ExitStack() as held:
         try:
             if main:
                 held.enter_context(records.locked(workdir))
-                records.claim(workdir, experiment.config)
+                started = records.claim(workdir, experiment.config)
         except ValueError as error:
             problem = error
         if not parallel.main_says(problem is None):
             raise problem or parallel.DistributedError(
                 f"Process 0 of this run cannot use {workdir}, and says why."
             )
-        return _Run(experiment, workdir, quiet, should_stop).go(max_steps)
+        return _Run(experiment, workdir, quiet, should_stop).go(max_steps, started)
 
 
 class _Run:
@@ -139,7 +139,7 @@ class _Run:
         self.seconds = time.perf_counter()
         self.started: float | None = self.seconds  # None once the first step is done
 
-    def go(self, max_steps: int | None) -> Outcome:
+    def go(self, max_steps: int | None, started: bool) -> Outcome:
         experiment = self.experiment
         total = experiment.total_steps
         self.end = total if max_steps is None else min(total, max_steps)
@@ -152,6 +152,8 @@ class _Run:
         )
         if step:
             self.progress.line(f"Resuming at step {step} of {total}.")
+        elif started:
+            self.progress.line("The run was stopped before its first checkpoint: it begins anew.")
         try:
             while step < self.end:
                 state, step = self._epoch(state, step)
@@ -174,6 +176,8 @@ class _Run:
 
     def _first_state(self) -> TrainState:
         if not self.checkpoints.steps(LAST):
+            # Killed before the first one; averages and kept ones are saved before it.
+            self.checkpoints.discard_after(0)
             return self.experiment.init()
         state, info = self.checkpoints.restore(
             LAST, self.experiment.abstract_state(), report=lambda text: print(text, file=sys.stderr)

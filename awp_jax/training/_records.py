@@ -92,8 +92,11 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix[:-1]} is {old!r} there and {new!r} here"]
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+def claim(workdir: pathlib.Path, config: ConfigDict) -> bool:
     """Writes ``config.json``, or checks that the one that is there says the same.
+
+    Returns:
+        Whether one was there: the run has been started before.
 
     Raises:
         WorkdirError: When the directory holds another config, or files but no config.
@@ -108,12 +111,13 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
                 f"{workdir} holds a run with another config: {'; '.join(found[:3])}{more}; "
                 "choose another --workdir."
             )
-        return
+        return True
     if (workdir / METRICS).exists() or (workdir / "checkpoints").exists():
         raise WorkdirError(
             f"{workdir} holds metrics or checkpoints but no {CONFIG}; choose another --workdir."
         )
     write_json(workdir / CONFIG, values)
+    return False
 
 
 @contextlib.contextmanager

@@ -11,6 +11,36 @@ from awp_jax.ascent import ascend
 from awp_jax.balls import WeightBall
 
 
+def check_gradient(found: Any, params: Any, name: str) -> Any:
+    """``found`` when it is like ``params``; tracers have shapes too, so this is before compilation.
+
+    Raises:
+        ValueError: Otherwise, with the first place where they differ.
+    """
+
+    def shapes(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
+
+    there, wanted = shapes(found), shapes(params)
+    if jax.tree.structure(found) != jax.tree.structure(params):
+        place = next(
+            (path for path in [*wanted, *there] if (path in there) != (path in wanted)), ""
+        )
+        what = f"{name} is a {type(found).__name__} of {len(there)} arrays and params"
+        what += f" a {type(params).__name__} of {len(wanted)}"
+        only = "params" if place in wanted else name
+        where = f" (only {only} has {place})" if place else ""
+        hint = ": jax.value_and_grad gives more than the gradient" if type(found) is tuple else ""
+        raise ValueError(f"{what}{where}, but a gradient like params was expected{hint}.")
+    for path, shape in wanted.items():
+        if there[path] != shape:
+            raise ValueError(
+                f"{name} has shape {there[path]} at {path or 'its root'}, but params have {shape}."
+            )
+    return found
+
+
 def perturb(
     params: Any,
     grads: Any,
@@ -41,7 +71,7 @@ def perturb(
         The displacement v, like ``params`` in structure and dtypes.
 
     Raises:
-        ValueError: For a negative gamma, an unknown size or scope.
+        ValueError: For a negative gamma, an unknown size or scope, gradients not like ``params``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,6 +80,7 @@ def perturb(
         >>> print(perturb(w, g, gamma=0.1)["kernel"])
         [[0.  0.5]]
     """
+    check_gradient(grads, params, "grads")
     ball = WeightBall(gamma, size, scope, mask)
     start = ball.start(None, params) if displacement is None else displacement
     return ball.step(params, start, grads, ball.gamma if step_size is None else step_size)
@@ -88,19 +119,25 @@ def adversarial_displacement(
         The displacement v with ``||v_l|| <= gamma * ||w_l||``.
 
     Raises:
-        ValueError: For a negative gamma, unknown size or scope, or steps below 1.
+        ValueError: For a negative gamma, unknown size or scope, steps below 1, or gradients that
+            are not like ``params``.
     """
     checks.positive_integer(steps, "steps")
+    if first_gradient is not None:
+        check_gradient(first_gradient, params, "the gradient at w")
     ball = WeightBall(gamma, size, scope, mask)
     eta = ball.gamma / steps if step_size is None else step_size
     v = ball.start(None, params) if displacement is None else displacement
 
+    def gradient_at(v):
+        return check_gradient(grad_fn(jax.tree.map(jnp.add, params, v)), params, "grad_fn's result")
+
     def gradient_fn(point, carry):
-        return grad_fn(jax.tree.map(jnp.add, params, point)), carry
+        return gradient_at(point), carry
 
     if first_gradient is None and steps == 1:
         # No loop, so nothing is compiled for it when this is called outside jit.
-        first_gradient = grad_fn(jax.tree.map(jnp.add, params, v))
+        first_gradient = gradient_at(v)
     if first_gradient is not None:
         v = ball.step(params, v, first_gradient, eta)
         steps -= 1

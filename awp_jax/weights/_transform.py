@@ -11,7 +11,11 @@ import optax
 
 from awp_jax import checks
 from awp_jax.random import check_key
-from awp_jax.weights._displacement import adversarial_displacement, random_displacement
+from awp_jax.weights._displacement import (
+    adversarial_displacement,
+    check_gradient,
+    random_displacement,
+)
 from awp_jax.weights._robust import C_MIN, STEPS, check_c_min, robust_displacement
 
 
@@ -90,10 +94,21 @@ def _around(
                 "where grad_fn(params) returns the gradient on the same batch."
             )
         _reject_masked(params)
+        if not callable(grad_fn):
+            raise ValueError(
+                f"grad_fn is a {type(grad_fn).__name__}, but a function was expected: "
+                "grad_fn(params) returns the gradient on the same batch."
+            )
 
         def gradient_at(p):
             out = grad_fn(p)
-            return out if has_aux else (out, None)
+            if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+                raise ValueError(
+                    f"grad_fn returned a {type(out).__name__}, but with aux a pair (gradient, aux) "
+                    "was expected, as from jax.grad(..., has_aux=True)."
+                )
+            gradient, new_aux = out if has_aux else (out, None)
+            return check_gradient(gradient, params, "grad_fn's result"), new_aux
 
         gamma_now = gamma(state.count) if callable(gamma) else gamma
         v = displace(params, updates, lambda p: gradient_at(p)[0], gamma_now, state, extra_args)
@@ -153,8 +168,9 @@ def awp(
         aux)``. Extra arguments go to ``inner``; unknown ones are ignored.
 
     Raises:
-        ValueError: For bad arguments; when ``params`` or ``grad_fn`` is missing; inside
-            ``optax.masked``, ``multi_transform`` or ``MultiSteps``, where it cannot be right.
+        ValueError: For bad arguments; when ``params`` or ``grad_fn`` is missing, or gradients are
+            not like ``params``; inside ``optax.masked``, ``multi_transform`` or ``MultiSteps``,
+            where it cannot be right.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax

@@ -31,6 +31,20 @@ def _split(args: tuple, argnums: int | Sequence[int]) -> tuple[Any, Callable]:
     return (params if several else params[0]), with_params
 
 
+def _with_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
+    if not has_aux and isinstance(out, tuple):
+        raise ValueError(
+            f"loss_fn returned a tuple of {len(out)}, but a scalar loss was expected: for "
+            "(loss, aux) give has_aux=True."
+        )
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+        raise ValueError(
+            f"loss_fn returned a {type(out).__name__}, but with has_aux=True a pair (loss, aux) "
+            "was expected."
+        )
+    return out if has_aux else (out, None)
+
+
 def value_and_grad(
     loss_fn: Callable,
     gamma: Any = 5e-3,
@@ -84,8 +98,7 @@ def value_and_grad(
         params, with_params = _split(args, argnums)
 
         def loss(p):
-            out = loss_fn(*with_params(p), **kwargs)
-            return out if has_aux else (out, None)
+            return _with_aux(loss_fn(*with_params(p), **kwargs), has_aux)
 
         def ascent_gradient(p):
             return mean(jax.grad(loss, has_aux=True)(vary(p, axis_name))[0], axis_name)
@@ -136,8 +149,7 @@ def random_value_and_grad(
         params, with_params = _split(args, argnums)
 
         def loss(p):
-            out = loss_fn(*with_params(p), **kwargs)
-            return out if has_aux else (out, None)
+            return _with_aux(loss_fn(*with_params(p), **kwargs), has_aux)
 
         v = random_displacement(params, key, gamma, scope=scope, mask=mask)
         return _at(loss, params, v, has_aux, axis_name)
@@ -202,8 +214,7 @@ def robust_value_and_grad(
         params, with_params = _split(args, argnums)
 
         def losses(p):
-            out = losses_fn(*with_params(p), **kwargs)
-            return out if has_aux else (out, None)
+            return _with_aux(losses_fn(*with_params(p), **kwargs), has_aux)
 
         def compared(p):
             values, aux = losses(p)

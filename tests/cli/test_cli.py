@@ -149,6 +149,10 @@ def test_help_and_unknown_commands(capsys):
             "batch_size is 5000, but there are 600",
         ),
         (["train", f"--config={CONFIG}", "--workdir=W", "--config.epochs=abc"], "abc"),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.schedule.milestones=0.5"],
+            r"--config.schedule.milestones is 0.5, .* one alone is written '\(0.5,\)'",
+        ),
         (["train", f"--config={CONFIG}", "--workdir=W", "stray"], "'stray' was not expected"),
         (["train", f"--config={CONFIG}", "--workdir=W", "--wrokdir=x"], "wrokdir"),
         (["evaluate", "--workdir=W"], "holds no config.json"),
@@ -239,6 +243,18 @@ def test_describe_says_what_is_perturbed(capsys):
     text = capsys.readouterr().out
     for part in ("173,758 parameters", "steps: 6 per epoch", "13 of 32 tensors", "estimate of all"):
         assert part in text
+
+
+def test_describe_takes_a_run(runs, capsys):
+    given = [f"--config={CONFIG}:at", *SMALL]
+    assert cli.main(["describe", *given]) == 0
+    expected = capsys.readouterr().out
+    assert cli.main(["describe", f"--workdir={runs / 'at'}"]) == 0
+    assert capsys.readouterr().out == expected
+    assert cli.main(["describe", f"--workdir={runs / 'at'}", given[0]]) == 2
+    assert "--config and --workdir are both given" in capsys.readouterr().err
+    assert cli.main(["describe"]) == 2
+    assert "or --workdir." in capsys.readouterr().err
 
 
 def test_describe_works_without_the_data(capsys, monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import types
 
 import numpy as np
@@ -100,6 +101,39 @@ def test_it_goes_on_where_it_was_stopped(run, capsys, monkeypatch):
     assert evaluate(run, "--attacks=fgsm,pgd-2") == 0
     again = json.loads((run / "evaluation.json").read_text())
     assert again["unions"] == continued["unions"]
+
+
+def test_other_attacks_are_added_and_other_settings_kept_beside(run, capsys, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir, ignore=shutil.ignore_patterns("evaluation*"))
+
+    def read(name="evaluation.json"):
+        return json.loads((workdir / name).read_text())
+
+    assert evaluate(workdir, "--attacks=fgsm,pgd-2") == 0
+    first = read()
+    # The last state is the best one here, so that it has all attacks too.
+    assert evaluate(workdir, "--attacks=pgd-3", "--checkpoints=last") == 0
+    assert "fgsm, pgd-2 together (strongest: " in capsys.readouterr().out
+    found = read()["checkpoints"]
+    assert found["best"]["digest"] == found["last"]["digest"]
+    assert found["best"]["test"] == found["last"]["test"]
+    assert list(found["best"]["test"]) == ["clean", "fgsm", "pgd-2", "pgd-3"]
+    before = first["checkpoints"]["best"]["test"]
+    assert all(found["best"]["test"][name] == before[name] for name in ("fgsm", "pgd-2"))
+    assert read()["unions"]["best"]["test"]["attacks"] == ["fgsm", "pgd-2"]
+    # A set with other attacks than the other has a table too.
+    assert evaluate(workdir, "--attacks=fgsm", "--sets=train") == 0
+    assert "FGSM train" in capsys.readouterr().out
+    kept = read()
+    for arguments, reason in (
+        (["--epsilon=0.1"], "epsilon was '0.05' and is '0.1'"),
+        (["--epsilon=0.1", "--examples=10"], "of 20 test examples and not of 10"),
+    ):
+        assert evaluate(workdir, "--attacks=fgsm", *arguments) == 0
+        assert reason in capsys.readouterr().err
+    assert list(read()["checkpoints"]["best"]["test"]) == ["clean", "fgsm"]
+    assert read("evaluation-1.json") == kept and read("evaluation-2.json")["epsilon"] == "0.1"
 
 
 @pytest.mark.parametrize(

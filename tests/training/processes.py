@@ -138,7 +138,10 @@ def recipe():
 
 
 def interrupted(folder):
-    """``awp-jax train`` in two processes: told to stop, then one killed, then left alone."""
+    """``awp-jax train`` in two processes: told to stop, then one killed, then left alone.
+
+    The newest checkpoint is damaged before the last start.
+    """
     config_file = folder / "config.py"
     config_file.write_text(
         "import sys\n"
@@ -183,6 +186,9 @@ def interrupted(folder):
         found[f"killed {victim}"] = statuses(processes, 200)
         found[f"seconds {victim}"] = time.monotonic() - began
     found["reached"] = newest()
+    files = (path for path in (last / str(newest())).rglob("*") if path.is_file())
+    damaged = max(files, key=lambda path: path.stat().st_size)
+    damaged.write_bytes(damaged.read_bytes()[:100])
     shell = recipe()
     for text, ours in (
         ("awp-jax", f"{sys.executable} -m awp_jax"),

@@ -1,6 +1,8 @@
 """Checkpoints: damage of every kind is recognised, and the one before is used."""
 
+import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +87,17 @@ def test_a_damaged_info_file_is_recognised(saved):
     for file in (saved / LAST / "2" / "info").rglob("metadata"):
         file.write_text("{")
     assert int(restore(saved)[0].step) == 1
+
+
+def test_what_is_beside_the_arrays_is_checked_too(saved):
+    (file,) = (saved / LAST / "2" / "info").rglob("metadata")
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps(whole | {"best": {"step": 1}}))
+    _, info, said = restore(saved)
+    assert info["step"] == 1 and "what is beside the arrays" in said[0]
+    # Of a version that wrote no checksum.
+    file.write_text(json.dumps({k: v for k, v in whole.items() if k != "info_crc32"}))
+    assert restore(saved)[1] == {k: v for k, v in whole.items() if k != "info_crc32"}
 
 
 def test_no_checkpoint_is_one_sentence(tmp_path):
@@ -176,6 +189,22 @@ def test_every_dtype_has_a_digest():
     with jax.enable_x64(True):
         one, other = jnp.ones(2, jnp.float64), jnp.ones(2, jnp.float64).at[0].add(1e-15)
         assert int(digest(one)) != int(digest(other))
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_says_so(
+    tmp_path, tiny_config, capsys
+):
+    config = tiny_config("linear", width=None)
+    config.epochs, config.averaging.name, config.checkpoint.keep_every_epochs = 1, "ema", 1
+    whole = training.train(config, tmp_path)
+    assert "begins anew" not in capsys.readouterr().err
+    # An average and a kept one are saved before the last one: a kill may fall between them.
+    for kind in (LAST, BEST):
+        shutil.rmtree(tmp_path / "checkpoints" / kind)
+    again = training.train(config, tmp_path)
+    assert "stopped before its first checkpoint: it begins anew" in capsys.readouterr().err
+    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_damaged_last_checkpoint_of_a_run_costs_only_its_steps(tmp_path, tiny_config, capsys):

@@ -304,6 +304,45 @@ def test_under_a_launcher_the_processes_join_and_failures_are_not_swallowed(
         parallel.initialize()
 
 
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        # One process for all GPUs of each of two machines; JAX alone would take the first GPU.
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}, []),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, []),
+        # A process per GPU, shown alone; JAX would look for one with the number of the process.
+        (
+            {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "1", "CUDA_VISIBLE_DEVICES": "3"},
+            [],
+        ),
+        # A process per GPU, all shown to all: JAX deals them out.
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "2", "CUDA_VISIBLE_DEVICES": "0,1"}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, None),
+    ],
+)
+def test_which_gpus_of_a_machine_a_process_takes(monkeypatch, environment, expected):
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    given = []
+
+    def joined(coordinator, count, number, local_devices, **options):
+        given.append(local_devices)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(jax.distributed, "initialize", joined)
+    with pytest.raises(parallel.DistributedError, match="enough"):
+        parallel.initialize()
+    with pytest.raises(parallel.DistributedError, match="enough"):  # by hand: what is shown
+        parallel.initialize(coordinator="host:1", process_id=0, num_processes=2)
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "1")
+    with pytest.raises(parallel.DistributedError, match="enough"):
+        parallel.initialize()
+    assert given == [expected, [], None]
+
+
 # AWP_JAX_KILLS=25 for the figure of the README: starting again is what takes the time.
 KILLS = int(os.environ.get("AWP_JAX_KILLS", "5"))
 

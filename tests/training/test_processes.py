@@ -84,6 +84,7 @@ def test_a_stopped_and_a_killed_run_of_two_processes_goes_on(tmp_path):
     assert max(found["seconds 0"], found["seconds 1"]) < 60  # the heartbeat is 5
     assert said.count("another process of this run has ended or cannot be reached") == 2
     assert found["finished"] == 0 and "finished at step 120" in found["said"]
+    assert f"step {found['reached']} is damaged" in found["said"]
     alone = training.train(processes.long_config(), tmp_path / "alone", devices=2, quiet=True)
     equal(alone.state, last_of(tmp_path / "run", 2))
 

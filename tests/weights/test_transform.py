@@ -262,6 +262,39 @@ def test_missing_arguments_are_named():
         random_weight_perturbation(optax.sgd(0.1), 0.1, 0)
 
 
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    ("grad_fn", "message"),
+    [
+        (lambda p: (0.5, p), "is a tuple of 3 arrays and params a dict of 2 .* jax.value_and_grad"),
+        (lambda p: {"kernel": p["kernel"]}, r"\(only params has \['bias'\]\)"),
+        (lambda p: {**p, "scale": p["bias"]}, r"\(only grad_fn's result has \['scale'\]\)"),
+        (lambda p: {**p, "bias": p["kernel"]}, r"shape \(2, 2\) at \['bias'\], but .* \(2,\)"),
+    ],
+)
+def test_a_gradient_that_is_not_like_the_parameters_is_one_sentence(grad_fn, message, jit):
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    tx = awp(optax.sgd(0.1), 0.1)
+    state = tx.init(params)
+
+    def update(grads):
+        return tx.update(grads, state, params, grad_fn=grad_fn)
+
+    with pytest.raises(ValueError, match=f"^grad_fn's result .*{message}"):
+        (jax.jit(update) if jit else update)(params)
+    with pytest.raises(ValueError, match="^the gradient at w has shape"):
+        update({**params, "bias": jnp.ones(3)})
+
+
+def test_a_grad_fn_that_is_none_or_gives_no_pair_is_one_sentence():
+    params = {"kernel": jnp.ones((2, 2))}
+    tx = awp(optax.sgd(0.1), 0.1, aux=0)
+    with pytest.raises(ValueError, match="^grad_fn is a dict, but a function was expected"):
+        tx.update(params, tx.init(params), params, grad_fn=params)
+    with pytest.raises(ValueError, match="^grad_fn returned a dict, but with aux a pair"):
+        tx.update(params, tx.init(params), params, grad_fn=lambda p: p)
+
+
 # --- inside awp -------------------------------------------------------------------------------
 
 

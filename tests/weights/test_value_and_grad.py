@@ -100,6 +100,10 @@ def test_wrong_calls_say_so(problem):
         value_and_grad(jax_loss, 0.1, steps=0)(params, x, y)
     with pytest.raises(TypeError, match="scalar"):
         value_and_grad(lambda p: p["bias"], 0.1)(params)
+    with pytest.raises(ValueError, match="tuple of 2, but a scalar .* give has_aux=True"):
+        value_and_grad(lambda p: (p["bias"].sum(), 1), 0.1)(params)
+    with pytest.raises(ValueError, match=r"with has_aux=True a pair \(loss, aux\) was expected"):
+        jax.jit(value_and_grad(lambda p: p["bias"].sum(), 0.1, has_aux=True))(params)
 
 
 def test_keeps_name_and_signature():
