@@ -9,8 +9,8 @@ from awp_jax.training import WorkdirError
 
 EVALUATION = "evaluation.json"
 # What results must have in common to stand in one file.
-_SAME = ("method", "seed", "norm", "epsilon", "step_size", "restarts", "eot", "selection")
-_SAME += ("device", "data", "model", "surrogate")
+_SAME: tuple[str, ...] = ("method", "seed", "norm", "epsilon", "step_size", "restarts", "eot")
+_SAME += ("selection", "device", "data", "model", "surrogate")
 
 
 def read_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:

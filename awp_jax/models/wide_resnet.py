@@ -77,9 +77,11 @@ class WideResNet(Residual):
         self.activation = make.activate()
         self.conv1 = _conv(make, image_shape[-1], 16, 3, 1)
         stages = [((depth - 4) // 6, 16 * width * 2**i, 2 if i else 1) for i in range(3)]
-        channels = self.add_stages(
-            lambda *sizes: WideBlock(make, *sizes, self.dropout_rate), 16, stages
-        )
+
+        def block(inputs: int, outputs: int, stride: int) -> WideBlock:
+            return WideBlock(make, inputs, outputs, stride, self.dropout_rate)
+
+        channels = self.add_stages(block, 16, stages)
         self.bn1 = make.batch_norm(channels)
         self.fc = make.dense(channels, num_classes, classifies=True, bias_init=ZEROS)
 

@@ -23,7 +23,8 @@ def check_gradient(found: Any, params: Any, name: str) -> Any:
         return {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
 
     there, wanted = shapes(found), shapes(params)
-    if jax.tree.structure(found) != jax.tree.structure(params):
+    structure: Any = jax.tree.structure
+    if structure(found) != structure(params):
         place = next(
             (path for path in [*wanted, *there] if (path in there) != (path in wanted)), ""
         )
