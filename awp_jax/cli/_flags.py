@@ -172,7 +172,7 @@ def _check_sequences(argv: Sequence[str], values: flags.FlagValues) -> None:
     # ml_collections makes one value of a single number, where two may have been meant.
     for argument in argv:
         name, _, text = argument.removeprefix("--").partition("=")
-        several = name in values and values[name].flag_type() == "tuple"
+        several = name in values and values[name].flag_type().endswith("tuple")
         if several and text and text[0] not in "([" and "," not in text:
             raise UsageError(
                 f"--{name} is {text}, but several values were expected; one alone is written "

@@ -14,7 +14,7 @@ class Feed:
     A pool of images up to ``data.device_megabytes`` lies whole on every device, and the step
     gathers its batch there. A larger one stays in the memory of the host: every process looks up
     what its own devices compute on, and nothing else, while the step before is still computed. The
-    numbers are the same, bit by bit.
+    numbers are the same, to rounding.
 
     Args:
         experiment: An ``Experiment``.
