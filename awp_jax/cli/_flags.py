@@ -181,8 +181,8 @@ def _check_sequences(argv: Sequence[str], values: flags.FlagValues) -> None:
 
 
 def _with_underscores(argument: str) -> str:
-    """``--process-id=1`` and ``--process_id=1`` are the same flag."""
-    if not argument.startswith("--") or argument.startswith("--config"):
+    """``--process-id=1`` and ``--process_id=1`` are the same flag, in configs as well."""
+    if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value

@@ -43,9 +43,11 @@ def make_train_step(
     Args:
         classifier: Fulfils the contract of ``awp_jax.models.Classifier``.
         objective: From ``awp_jax.objectives``.
-        optimizer: Any optax optimiser; it is handed w + v as parameters.
+        optimizer: Any optax optimiser, but not wrapped in ``awp`` or ``rwp``: the step perturbs the
+            weights itself, and hands it w + v as parameters.
         attack: ``None`` for the defaults; not used by ``natural``.
-        weights: ``None`` for the defaults.
+        weights: ``None`` for AWP with its defaults; ``WeightPerturbation("none")`` for no
+            perturbation.
         regularisation: ``None`` for none.
         average_rate: ``step -> r``: after each step the average of the weights moves by ``r`` of
             its way to them (see ``averaging_rate``); ``None`` for no average.
