@@ -120,7 +120,8 @@ def section(results):
 
 `python benchmarks/memory.py`: MiB per image of a training step (AT-AWP) and of its attack, and the
 largest batch. "kept" for the backward pass, "compiled" by XLA's plan for {results["device"]};
-"fixed" does not grow with the batch. Where nothing was compiled, batches are upper limits.
+"fixed" does not grow with the batch. Where nothing was compiled, batches are upper limits. XLA's
+compiler for CPUs undoes rematerialisation, so there "compiled" is the same with it and without.
 
 {markdown_table(header, rows)}
 """
