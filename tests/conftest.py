@@ -1,16 +1,16 @@
 """Settings for the whole suite."""
 
+import importlib.metadata
 import os
 import pathlib
 import tempfile
 
 # Tests compile far more than they compute: cheap code generation halves their time, and without
-# XLA's own fusion kernels the rest takes a third (jax 0.10.2).
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    + " --xla_cpu_use_fusion_emitters=false"
-)
+# XLA's own fusion kernels the rest takes a third. Later releases do not know that flag.
+_FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
