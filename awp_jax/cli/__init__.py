@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 
 import absl.logging
-import jax
 from absl import flags
 
 # One sentence and one module per command; the module is imported when the command is called, so
@@ -81,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"awp-jax: unknown command {command!r}.\n\n{_usage()}", file=sys.stderr)
         return 2
     run = importlib.import_module(f"awp_jax.cli._{command.replace('-', '_')}").main
+    import jax
+
     from awp_jax import parallel
     from awp_jax.cli._flags import Help, UsageError
     from awp_jax.compilation import use_compilation_cache, use_fast_convolutions

@@ -186,9 +186,7 @@ class Metrics:
         before = os.fstat(self._file).st_size
         with _writing(self._path):
             try:
-                while (
-                    rest
-                ):  # the system may take a part of it only, as when the disk is nearly full
+                while rest:  # a part of it may be taken, as when the disk is nearly full
                     rest = rest[os.write(self._file, rest) :]
             except OSError:
                 os.ftruncate(self._file, before)

@@ -1,6 +1,7 @@
 """A run small enough for tests: real digits, a tiny network, real optimiser state."""
 
 from awp_jax import config as schema
+from awp_jax import training
 
 
 def tiny_config(model="mlp", width=16, **weights):
@@ -27,3 +28,20 @@ def tiny_config(model="mlp", width=16, **weights):
     config.evaluation.batch_size = 32
     config.optimizer.learning_rate = 0.05
     return config
+
+
+def poison(monkeypatch, after, change):
+    """The metrics of the step that comes after so many are what ``change`` makes of them."""
+    original = training.Experiment.step.func
+
+    def poisoned(self):
+        step = original(self)
+
+        def call(state, *args, **kwargs):
+            at = int(state.step)
+            state, metrics = step(state, *args, **kwargs)
+            return state, change(metrics) if at == after else metrics
+
+        return call
+
+    monkeypatch.setattr(training.Experiment, "step", property(poisoned))

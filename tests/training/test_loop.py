@@ -8,6 +8,7 @@ import os
 import jax
 import numpy as np
 import pytest
+from small_run import poison
 from small_run import tiny_config as small_config
 
 from awp_jax import cli, training
@@ -150,21 +151,7 @@ def test_nothing_that_is_not_finite_is_ever_saved(tmp_path, tiny_config, monkeyp
     config = tiny_config()
     config.logging.every_steps = 50
     config.checkpoint.every_steps = 1
-    original = training.Experiment.step.func
-
-    def poisoned(self):
-        step = original(self)
-
-        def call(state, *args, **kwargs):
-            at = int(state.step)
-            state, metrics = step(state, *args, **kwargs)
-            if at == 4:
-                metrics = {**metrics, "loss": metrics["loss"] * float("nan")}
-            return state, metrics
-
-        return call
-
-    monkeypatch.setattr(training.Experiment, "step", property(poisoned))
+    poison(monkeypatch, 4, lambda found: {**found, "loss": found["loss"] * float("nan")})
     with pytest.raises(training.NonFiniteError, match="Step 5: the loss is nan"):
         run(config, tmp_path)
     checkpoints = training.Checkpoints(tmp_path / "checkpoints", read_only=True)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_run import poison
 
 from awp_jax import models, objectives, training
 from awp_jax.training import TrainingAttack, WeightPerturbation, _loop
@@ -104,21 +105,8 @@ def test_many_skipped_steps_in_a_row_stop_the_run(tmp_path, overflowing, monkeyp
 def test_what_is_skipped_is_no_part_of_the_averages(tmp_path, tiny_config, monkeypatch):
     config = tiny_config("linear", width=None)
     config.optimizer.non_finite = "skip"
-    original = training.Experiment.step.func
-
-    def poisoned(self):
-        step = original(self)
-
-        def call(state, *args, **kwargs):
-            at = int(state.step)
-            state, metrics = step(state, *args, **kwargs)
-            if at == 1:
-                metrics = {**metrics, "loss": jnp.float32(jnp.nan), "finite": jnp.bool_(False)}
-            return state, metrics
-
-        return call
-
-    monkeypatch.setattr(training.Experiment, "step", property(poisoned))
+    wrong = {"loss": jnp.float32(jnp.nan), "finite": jnp.bool_(False)}
+    poison(monkeypatch, 1, lambda found: {**found, **wrong})
     training.train(config, tmp_path, max_steps=3, quiet=True)
     (record,) = [r for r in training.read_metrics(tmp_path) if r["kind"] == "train"]
     assert record["skipped_steps"] == 1 and np.isfinite(record["loss"])
