@@ -20,14 +20,44 @@ def is_concrete(value: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
-def radius(value: Any, name: str = "epsilon", norm: str = "linf") -> Any:
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a Python or NumPy number (and no bool)."""
+    return isinstance(value, int | float | np.floating | np.integer) and not isinstance(value, bool)
+
+
+def number(value: Any, name: str) -> Any:
+    """A bound: a number or a fraction as text becomes a float; arrays pass through.
+
+    Raises:
+        ValueError: When it is none of these, or NaN.
+    """
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return value
+    found = _read(value, name)
+    if math.isnan(found):
+        raise ValueError(f"{name} is {value!r}, but a number was expected.")
+    return found
+
+
+def _read(value: Any, name: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        raise ValueError(
+            f"{name} is {value!r}, but a number or a fraction such as '8/255' was expected."
+        ) from None
+
+
+def radius(value: Any, name: str = "epsilon", norm: str | None = "linf") -> Any:
     """Reads a radius or step size: a number, or text such as ``"8/255"``, ``"0.03"``.
 
     Args:
         value: A number >= 0, a fraction as text, or an array/tracer (passed through unchanged, so
             that schedules and injected hyperparameters work).
         name: What to call it in messages.
-        norm: What it is measured in.
+        norm: What it is measured in; ``None`` where no value is unusual.
 
     Returns:
         A Python float in the units of ``value``, or the array itself.
@@ -39,26 +69,19 @@ def radius(value: Any, name: str = "epsilon", norm: str = "linf") -> Any:
         UserWarning: Above 1 (L2: 16; L1: never): images live in [0, 1], so 8 is nearly always meant
             to be 8/255.
     """
-    if isinstance(value, jax.Array | np.ndarray):
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
         return value
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
-        raise ValueError(
-            f"{name} is {value!r}, but a number or a fraction such as '8/255' was expected."
-        ) from None
-    if not math.isfinite(number) or number < 0:
+    found = _read(value, name)
+    if not math.isfinite(found) or found < 0:
         raise ValueError(f"{name} is {value!r}, but a finite number of at least 0 was expected.")
-    usual = _USUAL.get(norm, 1.0)
-    if number > usual:
+    usual = math.inf if norm is None else _USUAL.get(norm, 1.0)
+    if found > usual:
         warnings.warn(
             f"{name} is {value}, above {usual:g}: images are in [0, 1] and weight sizes are "
             f"relative, so was {value}/255 meant?",
             stacklevel=3,
         )
-    return number
+    return found
 
 
 def positive_integer(value: Any, name: str, minimum: int = 1) -> int:
@@ -86,8 +109,123 @@ def choice(value: Any, choices: Iterable[str], name: str) -> str:
     raise ValueError(f"Unknown {name} {value!r}; known: {', '.join(options)}.{hint}")
 
 
+def inputs(images: Any, *, low: Any = 0.0, high: Any = 1.0) -> int:
+    """Checks a batch of inputs.
+
+    Args:
+        images: float ``[batch, ...]``, or a pytree of arrays with the same batch, some of which may
+            be integers.
+        low: Least value, a number or arrays that broadcast; ``None`` for no bound.
+        high: Largest value.
+
+    Returns:
+        The number of examples.
+
+    Raises:
+        ValueError: For wrong shapes or dtypes always; for values outside the bounds and NaN when
+            the arrays are concrete (under ``jit`` only shapes and dtypes are known).
+    """
+    leaves = jax.tree.leaves(images)
+    alone = len(leaves) == 1 and leaves[0] is images
+    if not leaves or not all(hasattr(leaf, "dtype") for leaf in leaves):
+        raise ValueError("images and labels must be arrays, not lists or numbers.")
+    if alone and not jax.numpy.issubdtype(images.dtype, np.floating):
+        raise ValueError(
+            f"images have dtype {images.dtype}, but floats {_range(low, high)} were expected "
+            "(divide uint8 images by 255)."
+        )
+    shapes = [leaf.shape for leaf in leaves]
+    if any(len(shape) < (2 if alone else 1) for shape in shapes):
+        raise ValueError(
+            f"images have shape {shapes[0] if alone else shapes}, but [batch, height, width, "
+            "channels], or [batch, ...], was expected."
+        )
+    if len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(
+            f"The inputs have shapes {shapes}, but the same batch was expected in all."
+        )
+    if shapes[0][0] == 0:
+        raise ValueError("The batch is empty: at least one image was expected.")
+    if is_concrete((images, low, high)):
+        for leaf in leaves:
+            if jax.numpy.issubdtype(leaf.dtype, np.floating):
+                _values(leaf, *(bound if alone else None for bound in (low, high)))
+    return shapes[0][0]
+
+
+def _range(low: Any, high: Any) -> str:
+    if is_number(low) and is_number(high):
+        return f"in [{low:g}, {high:g}]"
+    return "within the ball's bounds"
+
+
+def _values(images: Any, low: Any, high: Any) -> None:
+    # Concrete values stay concrete even when something else is being traced around them.
+    with jax.ensure_compile_time_eval():
+        least, most = float(images.min()), float(images.max())
+        if np.ndim(low) or np.ndim(high):
+            # NumPy, as ranks may differ.
+            below = low is not None and bool((np.asarray(images) < np.asarray(low)).any())
+            above = high is not None and bool((np.asarray(images) > np.asarray(high)).any())
+        else:
+            # A bound as the images' dtype holds it: 0.3 in float32 is more than 0.3.
+            below = low is not None and least < float(np.asarray(low, images.dtype))
+            above = high is not None and most > float(np.asarray(high, images.dtype))
+    if math.isnan(least) or math.isnan(most):
+        bad = np.isnan(np.asarray(images).astype(np.float32)).reshape(len(images), -1)
+        count = int(bad.any(axis=1).sum())
+        raise ValueError(f"images hold NaN, in {count} of {len(images)} images.")
+    if below or above:
+        raise ValueError(
+            f"images hold [{least:.4g}, {most:.4g}], but values {_range(low, high)} were expected "
+            "(put mean and standard deviation into the model, not into the images; other inputs "
+            "have a ball of their own, InputBall(low=..., high=...), or None)."
+        )
+
+
+def inputs_and_targets(images: Any, targets: Any, *, low: Any = 0.0, high: Any = 1.0) -> None:
+    """Checks inputs and targets of any task: arrays with the same batch. Raises as ``inputs``."""
+    batch = inputs(images, low=low, high=high)
+    shapes = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(targets)]
+    if not shapes or any(not shape or shape[0] != batch for shape in shapes):
+        raise ValueError(
+            f"targets have shapes {shapes}, but arrays [batch, ...] with the {batch} examples of "
+            "the inputs were expected."
+        )
+
+
+def inputs_and_labels(images: Any, labels: Any, *, low: Any = 0.0, high: Any = 1.0) -> None:
+    """Checks inputs as ``inputs`` does, and that labels are integers ``[batch]``."""
+    if not all(hasattr(array, "dtype") for array in (*jax.tree.leaves(images), labels)):
+        raise ValueError("images and labels must be arrays, not lists or numbers.")
+    if not jax.numpy.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels have dtype {labels.dtype}, but integers were expected.")
+    shapes = [leaf.shape for leaf in jax.tree.leaves(images)]
+    if labels.ndim != 1 or not shapes or any(s[:1] != labels.shape or not s for s in shapes):
+        raise ValueError(
+            f"images have shape {shapes[0] if len(shapes) == 1 else shapes} and labels "
+            f"{labels.shape}, but [batch, height, width, channels] and [batch] with the same batch "
+            "were expected (for other targets give the attack a loss and a success)."
+        )
+    inputs(images, low=low, high=high)
+    labels_below(labels, None)
+
+
+def labels_below(labels: Any, num_classes: int | None) -> None:
+    """Raises ``ValueError`` for known labels below 0 or of at least ``num_classes``."""
+    if not is_concrete(labels):
+        return
+    with jax.ensure_compile_time_eval():
+        least, most = int(labels.min()), int(labels.max())
+    if least < 0 or (num_classes is not None and most >= num_classes):
+        bound = "the number of classes" if num_classes is None else str(num_classes)
+        raise ValueError(
+            f"labels lie in [{least}, {most}], but values from 0 to below {bound} were expected."
+        )
+
+
 def images_and_labels(images: Any, labels: Any, num_classes: int | None = None) -> None:
-    """Checks a batch before an attack or a model sees it.
+    """Checks a batch of images in [0, 1] before a model sees it.
 
     Args:
         images: float ``[batch, ...]`` in [0, 1].
@@ -95,42 +233,7 @@ def images_and_labels(images: Any, labels: Any, num_classes: int | None = None) 
         num_classes: The upper bound of the labels, when known.
 
     Raises:
-        ValueError: For wrong shapes or dtypes always; for values outside the range and NaN when
-            the arrays are concrete (under ``jit`` only shapes and dtypes are known).
+        ValueError: As ``inputs_and_labels`` and ``labels_below``.
     """
-    if not hasattr(images, "dtype") or not hasattr(labels, "dtype"):
-        raise ValueError("images and labels must be arrays, not lists or numbers.")
-    if not jax.numpy.issubdtype(images.dtype, np.floating):
-        raise ValueError(
-            f"images have dtype {images.dtype}, but floats in [0, 1] were expected "
-            "(divide uint8 images by 255)."
-        )
-    if not jax.numpy.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels have dtype {labels.dtype}, but integers were expected.")
-    if images.ndim < 2 or labels.ndim != 1 or images.shape[0] != labels.shape[0]:
-        raise ValueError(
-            f"images have shape {images.shape} and labels {labels.shape}, but "
-            "[batch, height, width, channels] and [batch] with the same batch were expected."
-        )
-    if images.shape[0] == 0:
-        raise ValueError("The batch is empty: at least one image was expected.")
-    if not (is_concrete(images) and is_concrete(labels)):
-        return
-    # Concrete values stay concrete even when something else is being traced around them.
-    with jax.ensure_compile_time_eval():
-        low, high = float(images.min()), float(images.max())
-        least, most = int(labels.min()), int(labels.max())
-    if not (low >= 0.0 and high <= 1.0):
-        if math.isnan(low) or math.isnan(high):
-            bad = np.isnan(np.asarray(images).astype(np.float32)).reshape(len(images), -1)
-            count = int(bad.any(axis=1).sum())
-            raise ValueError(f"images hold NaN, in {count} of {len(images)} images.")
-        raise ValueError(
-            f"images hold [{low:.4g}, {high:.4g}], but values in [0, 1] were expected (put mean "
-            "and standard deviation into the model, not into the images)."
-        )
-    if least < 0 or (num_classes is not None and most >= num_classes):
-        bound = "the number of classes" if num_classes is None else str(num_classes)
-        raise ValueError(
-            f"labels lie in [{least}, {most}], but values from 0 to below {bound} were expected."
-        )
+    inputs_and_labels(images, labels)
+    labels_below(labels, num_classes)

@@ -14,6 +14,7 @@ from awp_jax.attacks._fab import FAB as FAB
 from awp_jax.attacks._fab import FABResult as FABResult
 from awp_jax.attacks._fab import FABTargeted as FABTargeted
 from awp_jax.attacks._feature import FeatureAttack as FeatureAttack
+from awp_jax.attacks._in_ball import InBall as InBall
 from awp_jax.attacks._losses import LOSSES as LOSSES
 from awp_jax.attacks._losses import HingedMargin as HingedMargin
 from awp_jax.attacks._losses import cross_entropy as cross_entropy
@@ -25,6 +26,8 @@ from awp_jax.attacks._losses import targeted_dlr as targeted_dlr
 from awp_jax.attacks._losses import targeted_margin as targeted_margin
 from awp_jax.attacks._pgd import CW as CW
 from awp_jax.attacks._pgd import FGSM as FGSM
+from awp_jax.attacks._pgd import FGSMRS as FGSMRS
+from awp_jax.attacks._pgd import NFGSM as NFGSM
 from awp_jax.attacks._pgd import PGD as PGD
 from awp_jax.attacks._result import AttackResult as AttackResult
 from awp_jax.attacks._spsa import SPSA as SPSA

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,17 +13,19 @@ from jax.tree_util import Partial
 
 from awp_jax import checks, parallel
 from awp_jax.attacks._apgd import APGD
-from awp_jax.attacks._ensemble import ensemble, is_random
-from awp_jax.attacks._model import as_pytree_function, number_of_classes
+from awp_jax.attacks._ensemble import ensemble, is_random, runnable
+from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
+from awp_jax.attacks._model import as_pytree_function, bounds_of, number_of_classes
 from awp_jax.attacks._stepped import SteppedAttack
 from awp_jax.attacks._survivors import (
+    Found,
     Progress,
     attack_keys,
     attack_survivors,
     batch_sizes,
     evaluate,
 )
-from awp_jax.balls import ImageBall
+from awp_jax.balls import InputBall
 from awp_jax.random import check_key, example_keys
 
 
@@ -69,13 +72,14 @@ class AutoAttackResult(NamedTuple):
     """The outcome of an ensemble.
 
     Attributes:
-        images: float ``[examples, ...]``: inside the ball and [0, 1]; adversarial where found.
+        images: float ``[examples, ...]``: inside the ball and its bounds; adversarial where found.
         robust: bool ``[examples]``: by a last forward pass on ``images``.
         clean_accuracy: In [0, 1].
         accuracy: Robust accuracy in [0, 1].
         rows: A ``Row`` per attack, ``"clean"`` first.
-        norm: Of the ball.
-        epsilon: Its exact radius in pixel units.
+        norm: Of the ball; ``None`` for a ball of one's own, as the next.
+        epsilon: Its exact radius in the units of the images; an array for several.
+        left_out: ``(name, reason)`` of attacks that are not defined for these images or classes.
     """
 
     images: np.ndarray
@@ -83,17 +87,26 @@ class AutoAttackResult(NamedTuple):
     clean_accuracy: float
     accuracy: float
     rows: tuple[Row, ...]
-    norm: str
-    epsilon: float
+    norm: str | None
+    epsilon: Any
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
-def _judging(plan, norm, epsilon) -> SteppedAttack:
+Plan = Sequence[tuple[str, Callable]]
+
+
+def _judging(plan: Plan) -> SteppedAttack:
     """Settings for the verdict: only whether the model is random matters."""
-    return APGD(epsilon, norm=norm, eot=int(is_random(plan)))
+    return APGD(eot=int(is_random(plan)))
+
+
+def _ball(plan: Plan) -> Any:
+    """The ball of the first attack that has one; an attack without is in that of images."""
+    return next((a.ball for _, a in plan if hasattr(a, "ball")), InputBall())
 
 
 def start_state(
-    plan: Sequence[tuple[str, Callable]],
+    plan: Plan,
     logits_fn: Callable,
     key: jax.Array,
     images: Any,
@@ -122,7 +135,7 @@ def start_state(
     function = as_pytree_function(logits_fn)
     _classes(plan, function, images, labels, batch_size)
     keys = example_keys(key, len(labels))
-    judging = APGD(eot=int(is_random(plan)))
+    judging = _judging(plan)
     sizes = batch_sizes(min(batch_size, len(labels)), parallel.shards(function))
     wrong, loss = evaluate(function, judging, keys, images, labels, sizes)
     _check_finite(loss, "clean")
@@ -130,17 +143,23 @@ def start_state(
     return AutoAttackState(images.copy(), ~wrong, (row,))
 
 
-def _classes(plan, function: Partial, images, labels, batch_size) -> int:
+def _classes(
+    plan: Plan, function: Partial, images: np.ndarray, labels: np.ndarray, batch_size: int
+) -> int:
     checks.positive_integer(batch_size, "batch_size")
-    checks.images_and_labels(images, labels)
+    ball = _ball(plan)
+    low, high = bounds_of(ball)
+    checks.inputs_and_labels(images, labels, low=low, high=high)
+    if isinstance(ball, InputBall):
+        ball.check(images)
     key = jax.random.key(0) if is_random(plan) else None
     few = jax.ShapeDtypeStruct((min(batch_size, len(labels)), *images.shape[1:]), images.dtype)
     classes = number_of_classes(function, few, key)
-    checks.images_and_labels(images, labels, classes)
+    checks.labels_below(labels, classes)
     return classes
 
 
-def _check_finite(loss, what):
+def _check_finite(loss: np.ndarray, what: str) -> None:
     if np.isnan(loss).any():
         raise ValueError(
             f"The model returns NaN for {int(np.isnan(loss).sum())} of {len(loss)} {what} images: "
@@ -149,15 +168,14 @@ def _check_finite(loss, what):
 
 
 def run_stage(
-    plan: Sequence[tuple[str, Callable]],
+    plan: Plan,
     state: AutoAttackState,
     logits_fn: Callable,
     key: jax.Array,
     images: Any,
     labels: Any,
     *,
-    norm: str = "linf",
-    epsilon: Any = 8 / 255,
+    ball: Any = None,
     batch_size: int = 250,
     progress: Callable[[Progress], Any] | None = None,
 ) -> AutoAttackState:
@@ -173,8 +191,7 @@ def run_stage(
         key: The same key in every call.
         images: The clean images.
         labels: int ``[examples]``.
-        norm: Of the ball.
-        epsilon: Its radius in pixel units.
+        ball: What the verdict projects on; ``None`` for the ball of the plan's first attack.
         batch_size: Largest number of examples per step.
         progress: Called with a ``Progress`` now and then.
 
@@ -197,8 +214,10 @@ def run_stage(
     function = as_pytree_function(logits_fn)
     classes = _classes(plan, function, images, labels, batch_size)
     keys = example_keys(key, len(labels))
-    if isinstance(attack, APGD) and attack.loss == "dlr" and classes < 3:
-        raise ValueError(f"Attack {name!r} (DLR loss) needs at least 3 classes, not {classes}.")
+    _, out = runnable([plan[state.finished]], images, classes)
+    if out:
+        raise ValueError(f"Attack {name!r} cannot run: {out[0][1]}.")
+    ball = _ball(plan) if ball is None else ball
     found = attack_survivors(
         name,
         attack,
@@ -212,7 +231,7 @@ def run_stage(
         progress=progress,
     )
     broken, adversarial = _confirm(
-        found, function, _judging(plan, norm, epsilon), keys, images, labels, batch_size
+        found, function, _judging(plan), ball, keys, images, labels, batch_size
     )
     robust = state.robust & ~broken
     result = state.images.copy()
@@ -224,30 +243,44 @@ def run_stage(
     return AutoAttackState(result, robust, (*state.rows, row))
 
 
-def _confirm(found, function, judging, keys, images, labels, batch_size):
+def _confirm(
+    found: Found,
+    function: Partial,
+    judging: SteppedAttack,
+    ball: Any,
+    keys: jax.Array,
+    images: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
     """Projects what was found and judges it: ``(broken, images)``."""
     rows = np.flatnonzero(found.success)
     sizes = batch_sizes(min(batch_size, len(labels)), parallel.shards(function))
     broken, adversarial = np.zeros(len(labels), bool), images.copy()
     if len(rows) == 0:
         return broken, adversarial
-    adversarial[rows] = _inside(judging.ball, images[rows], found.images[rows])
+    if isinstance(ball, InputBall):
+        ball = ball.examples(images, rows)
+    adversarial[rows] = _inside(ball, images[rows], found.images[rows])
     wrong, loss = evaluate(function, judging, keys[rows], adversarial[rows], labels[rows], sizes)
     _check_finite(loss, "attacked")
     broken[rows] = wrong
     return broken, adversarial
 
 
-def _inside(ball: ImageBall, centre: np.ndarray, point: np.ndarray) -> np.ndarray:
+def _inside(ball: Any, centre: np.ndarray, point: np.ndarray) -> np.ndarray:
     """The projection, and for L2 a shrinking by the rounding error that float32 leaves."""
     point = np.array(ball.project(jnp.asarray(centre), jnp.asarray(point)))
-    if ball.norm == "l2":
-        move = point.astype(np.float64) - centre
-        axes = tuple(range(1, move.ndim))
-        lengths = np.sqrt((move**2).sum(axis=axes, keepdims=True))
-        scale = np.minimum(1.0, ball.radius / np.maximum(lengths, 1e-30))
-        point = np.where(lengths > ball.radius, (centre + scale * move), point).astype(point.dtype)
-    return np.clip(point, ball.low, ball.high)
+    if not (isinstance(ball, InputBall) and ball.norm == "l2"):
+        return point
+    move = point.astype(np.float64) - centre
+    axes = tuple(range(1, move.ndim))
+    lengths = np.sqrt((move**2).sum(axis=axes, keepdims=True))
+    radius = np.asarray(ball.radius, np.float64)
+    radius = radius.reshape((-1,) + (1,) * (move.ndim - 1))
+    scale = np.minimum(1.0, radius / np.maximum(lengths, 1e-30))
+    point = np.where(lengths > radius, (centre + scale * move), point).astype(point.dtype)
+    return np.asarray(ball.clip(centre, point))
 
 
 def autoattack(
@@ -256,8 +289,9 @@ def autoattack(
     images: Any,
     labels: Any,
     *,
-    norm: str = "linf",
-    epsilon: Any = 8 / 255,
+    norm: Any = OF_THE_BALL,
+    epsilon: Any = OF_THE_BALL,
+    ball: Any = None,
     version: str = "standard",
     attacks: Iterable[Any] | None = None,
     batch_size: int = 250,
@@ -278,8 +312,9 @@ def autoattack(
         key: One typed key, or one per example.
         images: float ``[examples, height, width, channels]`` in [0, 1].
         labels: int ``[examples]``.
-        norm: ``"linf"`` or ``"l2"``.
+        norm: ``"linf"`` or ``"l2"``; with ``epsilon`` short for ``ball=InputBall(norm, epsilon)``.
         epsilon: Radius in pixel units: 8/255 or ``"8/255"``; 0 gives the clean accuracy.
+        ball: What the attacks move in: other bounds, a mask, a radius for each example.
         version: ``"standard"``, ``"plus"``, ``"rand"`` or ``"custom"``; see ``ensemble``.
         attacks: See ``ensemble``.
         batch_size: Largest number of examples per step.
@@ -292,7 +327,12 @@ def autoattack(
 
     Raises:
         ValueError: For an unknown norm, version or attack, an empty selection, a negative epsilon,
-            bad images or labels, or a model that returns NaN.
+            bad images or labels, or a model that returns NaN; before anything runs for an attack
+            named in ``attacks`` that is not defined for these images or classes (DLR below 3
+            classes, Square on what is no image).
+
+    Warns:
+        UserWarning: Once, for attacks of a version that are not defined and left out.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -303,15 +343,26 @@ def autoattack(
         >>> result.clean_accuracy, result.accuracy
         (1.0, 0.5)
     """
-    checks.choice(norm, ("linf", "l2"), "norm")
     check_key(key)
-    radius = float(checks.radius(epsilon, "epsilon", norm))
-    plan = ensemble(version, norm=norm, epsilon=radius, attacks=attacks)
+    ball = ball_of(epsilon, norm, ball)
+    plan = ensemble(version, ball=ball, attacks=attacks)
+    images, labels = np.asarray(images), np.asarray(labels)
+    classes = _classes(plan, as_pytree_function(logits_fn), images, labels, batch_size)
+    plan, left_out = runnable(plan, images, classes)
+    if left_out:
+        reasons = "; ".join(f"{name} ({reason})" for name, reason in left_out)
+        if attacks is not None or version == "custom":
+            raise ValueError(f"Not defined here: {reasons}.")
+        names = ", ".join(name for name, _ in plan)
+        warnings.warn(
+            f"Not defined here, and left out: {reasons}. What runs: {names}.", stacklevel=2
+        )
     if state is None:
         state = start_state(plan, logits_fn, key, images, labels, batch_size=batch_size)
         if on_stage is not None:
             on_stage(state)
-    while radius > 0 and state.finished < len(plan):
+    nothing = isinstance(ball, InputBall) and not np.any(jax.tree.leaves(ball.radius)[0] > 0)
+    while not nothing and state.finished < len(plan):
         state = run_stage(
             plan,
             state,
@@ -319,8 +370,7 @@ def autoattack(
             key,
             images,
             labels,
-            norm=norm,
-            epsilon=radius,
+            ball=ball,
             batch_size=batch_size,
             progress=progress,
         )
@@ -332,6 +382,7 @@ def autoattack(
         state.rows[0].accuracy,
         float(state.robust.mean()),
         state.rows,
-        norm,
-        radius,
+        getattr(ball, "norm", None),
+        getattr(ball, "radius", None),
+        tuple(left_out),
     )

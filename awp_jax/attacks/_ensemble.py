@@ -6,7 +6,9 @@ from typing import Any
 from awp_jax import checks
 from awp_jax.attacks._apgd import APGD, APGDTargeted
 from awp_jax.attacks._fab import FAB, FABTargeted
+from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
 from awp_jax.attacks._square import Square
+from awp_jax.attacks._stepped import SteppedAttack
 
 # fra31/auto-attack, autoattack.py.
 VERSIONS = {
@@ -20,8 +22,9 @@ NAMES = VERSIONS["plus"]
 def ensemble(
     version: str = "standard",
     *,
-    norm: str = "linf",
-    epsilon: Any = 8 / 255,
+    norm: Any = OF_THE_BALL,
+    epsilon: Any = OF_THE_BALL,
+    ball: Any = None,
     attacks: Iterable[Any] | None = None,
 ) -> list[tuple[str, Callable]]:
     """The attacks of a version of AutoAttack, with their published settings.
@@ -31,8 +34,8 @@ def ensemble(
             six, five restarts of APGD-CE, APGD-DLR and FAB. ``"rand"``: APGD-CE and APGD-DLR with
             the gradient of 20 random passes, for ``logits_fn(images, key)``. ``"custom"``: the
             ``attacks``.
-        norm: ``"linf"`` or ``"l2"``.
-        epsilon: Radius in pixel units.
+        norm, epsilon: Short for ``ball=InputBall(norm, epsilon)``.
+        ball: What they move in.
         attacks: For ``"custom"``: names out of ``apgd-ce``, ``apgd-dlr``, ``apgd-t``, ``fab``,
             ``fab-t``, ``square``, and ``(name, attack)`` pairs. Otherwise a selection of names.
 
@@ -40,18 +43,19 @@ def ensemble(
         ``[(name, attack), ...]`` in the order in which they run.
 
     Raises:
-        ValueError: For unknown names and an empty selection.
+        ValueError: For unknown names, an empty selection, and an attack that has no meaning in the
+            ball.
     """
     checks.choice(version, (*VERSIONS, "custom"), "version")
     restarts, eot = (5 if version == "plus" else 1), (20 if version == "rand" else 0)
-    common = {"epsilon": epsilon, "norm": norm}
-    known: dict[str, Callable] = {
-        "apgd-ce": APGD(**common, restarts=restarts, eot=eot),
-        "apgd-dlr": APGD(**common, restarts=restarts, eot=eot, loss="dlr"),
-        "fab": FAB(**common, restarts=restarts),
-        "square": Square(**common),
-        "apgd-t": APGDTargeted(**common, eot=eot),
-        "fab-t": FABTargeted(**common),
+    common = {"ball": ball_of(epsilon, norm, ball)}
+    known: dict[str, Callable[[], Callable]] = {
+        "apgd-ce": lambda: APGD(**common, restarts=restarts, eot=eot),
+        "apgd-dlr": lambda: APGD(**common, restarts=restarts, eot=eot, loss="dlr"),
+        "fab": lambda: FAB(**common, restarts=restarts),
+        "square": lambda: Square(**common),
+        "apgd-t": lambda: APGDTargeted(**common, eot=eot),
+        "fab-t": lambda: FABTargeted(**common),
     }
     allowed = VERSIONS.get(version, NAMES)
     if isinstance(attacks, str):
@@ -62,14 +66,45 @@ def ensemble(
     plan = []
     for entry in chosen:
         if isinstance(entry, str):
-            entry = (entry, known[checks.choice(entry, allowed, "attack")])
+            entry = (entry, known[checks.choice(entry, allowed, "attack")]())
         if not (isinstance(entry, tuple) and len(entry) == 2 and callable(entry[1])):
             raise ValueError(f"{entry!r} is neither a name nor a pair (name, attack).")
         plan.append(entry)
     return plan
 
 
+def runnable(
+    plan: Sequence[tuple[str, Callable]], images: Any, classes: int
+) -> tuple[list[tuple[str, Callable]], list[tuple[str, str]]]:
+    """Which attacks of a plan are defined for these images and classes, and why others are not.
+
+    Args:
+        plan: From ``ensemble``.
+        images: ``[examples, ...]``, or their shape and dtype.
+        classes: Number of classes.
+
+    Returns:
+        The attacks that are, and ``(name, reason)`` of the others.
+    """
+    left, out = [], []
+    for name, attack in plan:
+        reason = None
+        if isinstance(attack, APGD) and attack.loss == "dlr" and classes < 3:
+            reason = f"the DLR loss needs at least 3 classes, not {classes}"
+        elif isinstance(attack, SteppedAttack):
+            try:
+                attack.check(images)
+            except ValueError as error:
+                reason = str(error).rstrip(".")
+        if reason is None:
+            left.append((name, attack))
+        else:
+            out.append((name, reason))
+    return left, out
+
+
 def is_random(plan: Sequence[tuple[str, Callable]]) -> bool:
+    """Whether the attacks are for ``logits_fn(images, key)``; all have to be, or none."""
     random = [bool(getattr(attack, "eot", 0)) for _, attack in plan]
     if any(random) != all(random):
         raise ValueError("Attacks with eot, for logits_fn(images, key), and without do not mix.")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,51 +10,59 @@ from jax.tree_util import Partial
 
 from awp_jax import checks
 from awp_jax.ascent import loop
+from awp_jax.attacks._apgd import noise_like
 from awp_jax.attacks._model import check_logits, predict, prepare
-from awp_jax.attacks._stepped import (
-    SteppedAttack,
-    advance,
-    begin,
-    choose,
-    per_example,
-    ranked_targets,
-)
-from awp_jax.balls import image_norms
+from awp_jax.attacks._result import choose
+from awp_jax.attacks._stepped import SteppedAttack, advance, begin, ranked_targets
+from awp_jax.balls import input_norms
+from awp_jax.balls._inputs import per_example
+from awp_jax.pytrees import pytree_dataclass
 
 # Newton's method on a concave piecewise linear function needs a handful of steps; this is a cap.
 _MOST_NEWTON_STEPS = 100
 
 
 def boundary_displacement(
-    point: jax.Array, normal: jax.Array, change: jax.Array, norm: str
+    point: jax.Array,
+    normal: jax.Array,
+    change: jax.Array,
+    norm: str,
+    low: Any = 0.0,
+    high: Any = 1.0,
 ) -> jax.Array:
-    """The shortest way to a hyperplane inside the pixel box [0, 1].
+    """The shortest way to a hyperplane inside the box of the inputs.
 
-    Solves ``min ||d||`` subject to ``<normal, d> = change`` and ``0 <= point + d <= 1``. Written as
+    Solves ``min ||d||`` subject to ``<normal, d> = change`` and ``low <= point + d <= high``, as
     ``d_i = sign * min(t * s_i, room_i)`` with ``s = 1`` for Linf and ``s = |normal|`` for L2, the
     reached change is a concave, increasing, piecewise linear function of ``t``; Newton's method
     from ``t = 0`` never overshoots and ends on the exact solution once it is on the right piece.
 
     Args:
-        point: Images ``[batch, ...]`` in [0, 1].
+        point: Images ``[batch, ...]`` in the box.
         normal: ``[batch, ...]``.
         change: ``[batch]``; where the box allows less, every pixel that helps goes to its bound.
         norm: ``"linf"`` or ``"l2"``.
+        low: Least value, a number or of the shape of ``point``; ``None`` for no bound.
+        high: Largest value.
 
     Returns:
         ``d [batch, ...]``; zero where ``normal`` is zero.
     """
     shape = point.shape
     # Two axes: sums over several short ones are several times slower on CPU.
-    point, normal = (x.reshape(shape[0], -1) for x in (point, normal))
+    above, below = (
+        jnp.full_like(point, jnp.inf) if bound is None else jnp.abs(bound - point)
+        for bound in (high, low)
+    )
+    point, normal, above, below = (x.reshape(shape[0], -1) for x in (point, normal, above, below))
     normal = normal * jnp.where(change < 0, -1.0, 1.0).astype(normal.dtype)[:, None]
     change = jnp.abs(change)
     weight = jnp.abs(normal)
-    room = jnp.where(normal > 0, 1 - point, jnp.where(normal < 0, point, 0.0))
+    room = jnp.where(normal > 0, above, jnp.where(normal < 0, below, 0.0))
     speed = weight if norm == "l2" else jnp.ones_like(weight)
     tolerance = 2 * jnp.finfo(point.dtype).eps
 
-    def newton(carry):
+    def newton(carry: tuple) -> tuple:
         count, t, _ = carry
         travelled = speed * t[:, None]
         free = travelled < room
@@ -65,7 +73,7 @@ def boundary_displacement(
         moving = increase > tolerance * t
         return count + 1, jnp.where(moving, t + increase, t), moving
 
-    def unfinished(carry):
+    def unfinished(carry: tuple) -> jax.Array:
         return (carry[0] < _MOST_NEWTON_STEPS) & carry[2].any()
 
     first = (jnp.int32(0), jnp.zeros_like(change), change > 0)
@@ -100,8 +108,8 @@ class FABResult(NamedTuple):
     radius: jax.Array
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass("ball")
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FAB(SteppedAttack):
     """Fast adaptive boundary attack (Croce and Hein, ICML 2020, algorithm 1).
 
@@ -114,7 +122,8 @@ class FAB(SteppedAttack):
     one, and is what AutoAttack runs.
 
     Attributes:
-        epsilon, steps, norm, restarts, unroll: As in ``SteppedAttack``.
+        epsilon, steps, norm, ball, restarts, unroll: As in ``SteppedAttack``; an ``InputBall`` in
+            Linf or L2, with one radius or one for each example.
         alpha_max: 0.1, eta: 1.05, beta: 0.9 (the paper and fra31/auto-attack).
 
     Example:
@@ -132,20 +141,40 @@ class FAB(SteppedAttack):
     eta: float = 1.05
     beta: float = 0.9
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+        super().__post_init__(epsilon, norm)
+        self._needs_input_ball("minimises the norm of its ball")
+        checks.choice(self.ball.norm, ("linf", "l2"), f"norm of {type(self).__name__}")
         for name, value in (("alpha_max", self.alpha_max), ("beta", self.beta)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value!r}, but a number in [0, 1] was expected.")
         if not self.eta >= 1:
             raise ValueError(f"eta is {self.eta!r}, but at least 1 was expected.")
 
-    def begin(self, function, keys, images, labels, rank, restart) -> FABState:
+    def check(self, images: Any) -> None:
+        """Raises ``ValueError`` for pytrees, and for radii of features."""
+        if not hasattr(images, "shape"):
+            raise ValueError(
+                f"{type(self).__name__} needs one array of inputs, not a {type(images).__name__}."
+            )
+        if self.ball.per_feature(images):
+            raise ValueError(
+                f"{type(self).__name__} needs one radius for all features of an example."
+            )
+
+    def begin(
+        self,
+        function: Callable,
+        keys: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+        rank: jax.Array,
+        restart: jax.Array,
+    ) -> FABState:
         """The clean image; for restarts a random point at epsilon / 2."""
-        draw = jax.random.normal if self.norm == "l2" else _uniform
-        noise = jax.vmap(lambda k: draw(k, images.shape[1:], images.dtype))(keys)
-        length = 0.5 * self.epsilon / jnp.maximum(image_norms(noise, self.norm), 1e-30)
-        random_start = self.ball.project(images, images + per_example(length, images) * noise)
+        self.check(images)
+        noise = noise_like(keys, images, self.ball.norm)
+        random_start = self.ball.on_sphere(images, noise, 0.5)
         logits = predict(function, images)
         wrong = logits.argmax(axis=1) != labels
         return FABState(
@@ -160,16 +189,16 @@ class FAB(SteppedAttack):
             first=jnp.zeros(labels.shape, jnp.int32),
         )
 
-    def _boundary(self, function, s: FABState) -> tuple[jax.Array, jax.Array]:
+    def _boundary(self, function: Callable, s: FABState) -> tuple[jax.Array, jax.Array]:
         """Difference of logits at the nearest linearised boundary, and its gradient."""
 
-        def differences(x):
+        def differences(x: jax.Array) -> jax.Array:
             logits = function(x)
             return logits - jnp.take_along_axis(logits, s.labels[:, None], axis=1)
 
         if self.targets:
 
-            def to_target(x):
+            def to_target(x: jax.Array) -> tuple[jax.Array, jax.Array]:
                 value = jnp.take_along_axis(differences(x), s.targets[:, None], axis=1)[:, 0]
                 return value.sum(), value
 
@@ -184,7 +213,7 @@ class FAB(SteppedAttack):
         # Ten classes at a time: memory stays bounded for models with many.
         gradients = jax.lax.map(lambda row: pullback(row)[0], basis, batch_size=min(classes, 10))
         flat = gradients.reshape(classes, values.shape[0], -1)
-        dual = jnp.abs(flat).sum(-1) if self.norm == "linf" else jnp.sqrt((flat**2).sum(-1))
+        dual = jnp.abs(flat).sum(-1) if self.ball.norm == "linf" else jnp.sqrt((flat**2).sum(-1))
         distance = jnp.abs(values.T) / (dual + 1e-12)
         is_label = jax.nn.one_hot(s.labels, classes, axis=0, dtype=bool)
         nearest = jnp.where(is_label, jnp.inf, distance).argmin(axis=0)
@@ -192,19 +221,22 @@ class FAB(SteppedAttack):
         gradient = jnp.einsum("cb,cb...->b...", chosen, gradients)
         return jnp.take_along_axis(values, nearest[:, None], axis=1)[:, 0], gradient
 
-    def step(self, function, index, state: FABState) -> FABState:
+    def step(self, function: Callable, index: jax.Array, state: FABState) -> FABState:
         """One step of algorithm 1."""
         s = state
+        norm = self.ball.norm
         value, normal = self._boundary(function, s)
+        normal = self.ball.hold(jnp.zeros_like(normal), normal)
         inner = (normal * (s.point - s.images)).reshape(len(value), -1).sum(axis=1)
         from_clean = inner - value
         both = boundary_displacement(
             jnp.concatenate([s.point, s.images]),
             jnp.concatenate([normal, normal]),
             jnp.concatenate([-value, from_clean]),
-            self.norm,
+            norm,
+            *self._box(s.images),
         )
-        lengths = jnp.maximum(image_norms(both, self.norm), 1e-8)
+        lengths = jnp.maximum(input_norms(both, norm), 1e-8)
         move, move_clean = jnp.split(both, 2)
         length, length_clean = jnp.split(lengths, 2)
         alpha = jnp.minimum(length / (length + length_clean), self.alpha_max)
@@ -212,11 +244,12 @@ class FAB(SteppedAttack):
         point = (1 - alpha) * (s.point + self.eta * move) + alpha * (
             s.images + self.eta * move_clean
         )
-        point = jnp.clip(point, self.ball.low, self.ball.high)
+        point = self.ball.clip(s.images, point)
         wrong = function(point).argmax(axis=1) != s.labels
-        radius = image_norms(point - s.images, self.norm)
+        radius = input_norms(point - s.images, norm).astype(s.radius.dtype)
         nearer = wrong & (radius < s.radius)
-        inside = wrong & (radius <= self.epsilon)
+        limit = self.ball.lying(jnp.asarray(self.ball.radius, radius.dtype), s.images)
+        inside = wrong & (radius <= limit.reshape(-1))
         return s._replace(
             point=choose(wrong, s.images + self.beta * (point - s.images), point),
             best=choose(nearer, point, s.best),
@@ -224,6 +257,16 @@ class FAB(SteppedAttack):
             first=jnp.where(inside & ~s.success, index.astype(jnp.int32) + 1, s.first),
             success=s.success | inside,
         )
+
+    def _box(self, images: jax.Array) -> tuple[Any, Any]:
+        """The bounds of two batches of the images, one after the other."""
+        bounds = []
+        for bound in (self.ball.low, self.ball.high):
+            if bound is not None and jnp.ndim(bound):
+                lying = jnp.broadcast_to(jnp.asarray(bound, images.dtype), images.shape)
+                bound = jnp.concatenate([lying, lying])
+            bounds.append(bound)
+        return bounds[0], bounds[1]
 
     def candidate(self, state: FABState) -> jax.Array:
         """The nearest misclassified image where it is inside epsilon, else the clean image."""
@@ -244,6 +287,7 @@ class FAB(SteppedAttack):
             A ``FABResult``; radius 0 for misclassified clean images.
         """
         function, keys, classes = prepare(self, logits_fn, key, images, labels)
+        self.check(images)
         check_logits(predict(function, images))
         best, radius = images, jnp.full(labels.shape, jnp.inf, images.dtype)
         for rank, restart in self.runs(classes):
@@ -256,25 +300,21 @@ class FAB(SteppedAttack):
         return FABResult(best, radius)
 
 
-def _uniform(key, shape, dtype):
-    return jax.random.uniform(key, shape, dtype, -1.0, 1.0)
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass("ball")
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FABTargeted(FAB):
     """FAB towards one class at a time: the FAB-T of AutoAttack.
 
     Any misclassification counts, not only the target (fra31/auto-attack).
 
     Attributes:
-        epsilon, steps, norm, restarts, alpha_max, eta, beta, unroll: As in ``FAB``.
+        epsilon, steps, norm, ball, restarts, alpha_max, eta, beta, unroll: As in ``FAB``.
         targets: Number of target classes (9), ranks 2 to 10 of the clean logits; fewer classes:
             all wrong ones.
     """
 
     targets: int = 9  # type: ignore[misc]
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+        super().__post_init__(epsilon, norm)
         checks.positive_integer(self.targets, "targets")

@@ -9,20 +9,24 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from awp_jax import checks
-from awp_jax.attacks._model import as_pytree_function
-from awp_jax.attacks._result import AttackResult
-from awp_jax.attacks._stepped import SteppedAttack, choose
+from awp_jax.attacks._goal import Goal, Loss, Success, inequality
+from awp_jax.attacks._gradient import loss_and_gradient
+from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
+from awp_jax.attacks._model import as_pytree_function, bounds_of
+from awp_jax.attacks._result import AttackResult, choose
+from awp_jax.attacks._stepped import SteppedAttack
+from awp_jax.pytrees import pytree_dataclass
 
 
 class FeatureState(NamedTuple):
     """Everything the attack remembers; each leaf has the batch as its first axis."""
 
     keys: jax.Array
-    images: jax.Array
-    labels: jax.Array
+    images: Any
+    labels: Any
     goal: jax.Array  # features to reach
-    point: jax.Array
-    found: jax.Array
+    point: Any
+    found: Any
     success: jax.Array
     first: jax.Array
 
@@ -31,11 +35,11 @@ class _Bound(NamedTuple):
     """What the steps need beside the logits; it rides in the arguments of the logits function."""
 
     features: Partial
-    pool_images: jax.Array
-    pool_labels: jax.Array
+    pool_images: Any
+    pool_labels: Any
 
 
-def _logits(logits, bound, images):
+def _logits(logits: Callable, bound: _Bound, images: Any) -> Any:
     del bound
     return logits(images)
 
@@ -67,43 +71,66 @@ def cosine_distance(first: jax.Array, second: jax.Array) -> jax.Array:
     return 1 - (first * second).sum(1) / lengths
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass("ball", "step_size", "loss", "success")
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _FeatureSteps(SteppedAttack):
     """The steps, without the arrays."""
 
-    step_size: float = 1 / 255
+    step_size: Any = 1 / 255
+    loss: Loss = "cross_entropy"
+    success: Success | None = None
 
     segment: ClassVar[int] = 10
 
-    def begin(self, function, keys, images, labels, rank, restart) -> FeatureState:
+    @property
+    def goal(self) -> Goal:
+        """What counts as success; the loss is only reported."""
+        return Goal(self.loss, self.success)
+
+    def begin(
+        self,
+        function: Partial,
+        keys: jax.Array,
+        images: Any,
+        labels: Any,
+        rank: jax.Array,
+        restart: jax.Array,
+    ) -> FeatureState:
+        """A random point, and the features of an example with another target."""
         del rank, restart
         bound = function.args[1]
         both = jax.vmap(jax.random.split)(keys)
         point = self.ball.sample(both[:, 0], images)
 
-        def pick(key, label):
-            scores = jax.random.uniform(key, bound.pool_labels.shape)
-            return jnp.where(bound.pool_labels != label, scores, -1.0).argmax()
+        def pick(key: jax.Array, label: Any) -> jax.Array:
+            pool = bound.pool_labels
+            size = jax.tree.leaves(pool)[0].shape[0]
+            scores = jax.random.uniform(key, (size,))
+            every = jax.tree.map(lambda own, all_: jnp.broadcast_to(own, all_.shape), label, pool)
+            return jnp.where(inequality(pool, every), scores, -1.0).argmax()
 
         chosen = jax.vmap(pick)(both[:, 1], labels)
+        imitated = jax.tree.map(lambda leaf: leaf[chosen], bound.pool_images)
         return FeatureState(
             keys=keys,
             images=images,
             labels=labels,
-            goal=bound.features(bound.pool_images[chosen]),
+            goal=bound.features(imitated),
             point=point,
             found=point,
-            success=function(point).argmax(axis=1) != labels,
-            first=jnp.zeros(labels.shape, jnp.int32),
+            success=self.goal.succeeded(function(point), labels),
+            first=jnp.zeros(keys.shape, jnp.int32),
         )
 
-    def step(self, function, index, state: FeatureState) -> FeatureState:
+    def step(self, function: Partial, index: jax.Array, state: FeatureState) -> FeatureState:
+        """One step towards the features."""
         s, features = state, function.args[1].features
-        gradient = jax.grad(lambda x: -cosine_distance(features(x), s.goal).sum())(s.point)
+        _, _, gradient = loss_and_gradient(
+            features, lambda found: -cosine_distance(found, s.goal), s.point
+        )
         moved = self.ball.step(s.images, s.point, gradient, self.step_size)
         point = choose(s.success, s.point, moved)  # stop at success
-        wrong = function(point).argmax(axis=1) != s.labels
+        wrong = self.goal.succeeded(function(point), s.labels)
         new = wrong & ~s.success
         return s._replace(
             point=point,
@@ -112,7 +139,8 @@ class _FeatureSteps(SteppedAttack):
             success=s.success | wrong,
         )
 
-    def candidate(self, state: FeatureState) -> jax.Array:
+    def candidate(self, state: FeatureState) -> Any:
+        """The first success, else the last point."""
         return choose(state.success, state.found, state.point)
 
 
@@ -127,10 +155,10 @@ class FeatureAttack:
         features_fn: ``images -> [batch, ...]``: penultimate features of the model; a
             ``jax.tree_util.Partial`` over the parameters is compiled once for all parameters.
             ``None``: the logits function is a ``Classifier``'s, whose features are used.
-        epsilon: Radius in pixel units.
+        epsilon, norm, ball: See ``InBall``.
         steps: Per restart (20 to 50 are usual).
-        step_size: In pixel units (1/255).
-        norm: ``"linf"`` or ``"l2"``.
+        step_size: In the units of the ball's radius (1/255).
+        success: As in ``PGD``; ``loss`` is what the result reports then.
         restarts: Images to imitate per example (100 are usual, and slow).
         pool: ``(images, labels)`` to draw from; ``None``: the batch itself. Then the result depends
             on the batch.
@@ -142,46 +170,60 @@ class FeatureAttack:
     """
 
     features_fn: Callable | None = None
-    epsilon: Any = 8 / 255
+    epsilon: dataclasses.InitVar[Any] = OF_THE_BALL
+    norm: dataclasses.InitVar[Any] = OF_THE_BALL
+    ball: Any = None
     steps: int = 50
     step_size: Any = 1 / 255
-    norm: str = "linf"
+    loss: Loss = "cross_entropy"
+    success: Success | None = None
     restarts: int = 10
     pool: Any = None
     unroll: bool | None = None
 
-    def __post_init__(self):
+    def __post_init__(self, epsilon: Any, norm: Any) -> None:
         if self.features_fn is not None and not callable(self.features_fn):
             raise ValueError(f"features_fn is {self.features_fn!r}, but a function was expected.")
+        object.__setattr__(self, "ball", ball_of(epsilon, norm, self.ball))
         self._steps()
 
     def _steps(self) -> _FeatureSteps:
-        size = float(checks.radius(self.step_size, "step_size", self.norm))
         return _FeatureSteps(
-            self.epsilon, self.steps, self.norm, self.restarts, self.unroll, step_size=size
+            ball=self.ball,
+            steps=self.steps,
+            restarts=self.restarts,
+            unroll=self.unroll,
+            step_size=checks.radius(self.step_size, "step_size", None),
+            loss=self.loss,
+            success=self.success,
         )
 
     def __call__(
-        self, logits_fn: Callable, key: jax.Array, images: jax.Array, labels: jax.Array
+        self, logits_fn: Callable, key: jax.Array, images: Any, labels: Any
     ) -> AttackResult:
         """Attacks a batch.
 
         Args:
             logits_fn: ``images -> logits [batch, classes]`` of the same model.
             key: One typed key, or one per example.
-            images: float ``[batch, height, width, channels]`` in [0, 1].
-            labels: int ``[batch]``.
+            images: float ``[batch, height, width, channels]`` in [0, 1], or what the ball holds.
+            labels: int ``[batch]``, or what ``success`` takes.
 
         Returns:
             An ``AttackResult``.
         """
-        checks.images_and_labels(images, labels)
+        low, high = bounds_of(self.ball)
+        check = checks.inputs_and_labels if self.success is None else checks.inputs_and_targets
+        check(images, labels, low=low, high=high)
         pool_images, pool_labels = (images, labels) if self.pool is None else self.pool
-        checks.images_and_labels(pool_images, pool_labels)
+        check(pool_images, pool_labels, low=low, high=high)
         if checks.is_concrete((labels, pool_labels)):
-            first = pool_labels[0]
-            one_class = bool((pool_labels == first).all())
-            if one_class and bool((labels == first).any()):
+            first = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), pool_labels)
+            own = jax.tree.map(
+                lambda leaf, one: jnp.broadcast_to(one[:1], leaf.shape), labels, pool_labels
+            )
+            one_class = not bool(inequality(pool_labels, first).any())
+            if one_class and not bool(inequality(labels, own).all()):
                 raise ValueError(
                     "The pool holds no image of another class: hand in pool=(images, labels) of "
                     "several classes."

@@ -1,6 +1,7 @@
-"""Gradients of a loss in the images, also averaged over the passes of a randomised model (EOT)."""
+"""Gradients of a loss in the inputs, also averaged over the passes of a randomised model (EOT)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax.tree_util import Partial
 from awp_jax.ascent import loop
 
 
-def _bound(function, key, images):
+def _bound(function: Callable, key: jax.Array, images: Any) -> Any:
     return function(images, key)
 
 
@@ -29,41 +30,51 @@ def model_key(keys: jax.Array, index: int | jax.Array) -> jax.Array:
 
 def loss_and_gradient(
     function: Callable,
-    objective: Callable[[jax.Array], jax.Array],
-    point: jax.Array,
+    objective: Callable[[Any], jax.Array],
+    point: Any,
     key: jax.Array | None = None,
     eot: int = 0,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logits, per-example losses and their gradients in the images.
+) -> tuple[Any, jax.Array, Any]:
+    """Outputs, per-example losses and their gradients in the inputs.
 
     Args:
-        function: ``images -> logits``, or with ``eot > 0`` ``(images, key) -> logits``.
-        objective: ``logits [batch, classes] -> [batch]``.
-        point: Images ``[batch, ...]``.
+        function: ``inputs -> outputs``, or with ``eot > 0`` ``(inputs, key) -> outputs``.
+        objective: ``outputs -> [batch]``.
+        point: Inputs ``[batch, ...]``, or a pytree of them; integers have no gradient.
         key: One typed key, for ``eot > 0``.
         eot: Number of random passes to average over (expectation over transformation, Athalye et
             al. 2018); 0 for a deterministic model.
 
     Returns:
-        ``(logits, losses, gradient)``; losses and gradient averaged, logits of the last pass.
+        ``(outputs, losses, gradient)``; losses and gradient averaged, outputs of the last pass.
     """
 
-    def total(images, *args):
-        logits = function(images, *args)
-        losses = objective(logits)
-        return losses.sum(), (logits, losses)
+    def total(images: Any, *args: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+        outputs = function(images, *args)
+        losses = objective(outputs)
+        return losses.sum(), (outputs, losses)
 
-    gradient_fn = jax.grad(total, has_aux=True)
+    differentiate = jax.grad(total, has_aux=True, allow_int=True)
+
+    def gradient_fn(*args: Any) -> tuple[Any, tuple[Any, jax.Array]]:
+        gradient, aux = differentiate(*args)
+        # Integers have no gradient; zeros can be summed and carried through loops.
+        return jax.tree.map(_zero_for_integers, gradient, point), aux
+
     if not eot:
-        gradient, (logits, losses) = gradient_fn(point)
-        return logits, losses, gradient
+        gradient, (outputs, losses) = gradient_fn(point)
+        return outputs, losses, gradient
     assert key is not None
-    gradient, (logits, losses) = gradient_fn(point, jax.random.fold_in(key, 0))
+    gradient, (outputs, losses) = gradient_fn(point, jax.random.fold_in(key, 0))
 
-    def another(index, sums):
-        more, (logits, more_losses) = gradient_fn(point, jax.random.fold_in(key, index))
-        return logits, sums[1] + more_losses, sums[2] + more
+    def another(index: jax.Array, sums: tuple) -> tuple:
+        more, (outputs, more_losses) = gradient_fn(point, jax.random.fold_in(key, index))
+        return outputs, sums[1] + more_losses, jax.tree.map(jnp.add, sums[2], more)
 
-    logits, losses, gradient = loop(another, (logits, losses, gradient), eot - 1, first=1)
-    scale = jnp.asarray(1 / eot, gradient.dtype)
-    return logits, losses * scale.astype(losses.dtype), gradient * scale
+    outputs, losses, gradient = loop(another, (outputs, losses, gradient), eot - 1, first=1)
+    scale = jnp.asarray(1 / eot, losses.dtype)
+    return outputs, losses * scale, jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient)
+
+
+def _zero_for_integers(gradient: jax.Array, point: jax.Array) -> jax.Array:
+    return jnp.zeros(point.shape, point.dtype) if gradient.dtype == jax.dtypes.float0 else gradient

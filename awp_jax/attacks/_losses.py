@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from awp_jax.pytrees import pytree_dataclass
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Cross-entropy of each example.
@@ -117,6 +119,7 @@ def targeted_margin(logits: jax.Array, labels: jax.Array, targets: jax.Array) ->
     return _label_logits(logits, targets) - _label_logits(logits, labels)
 
 
+@pytree_dataclass("kappa")
 @dataclasses.dataclass(frozen=True)
 class HingedMargin:
     """The CW loss cut off at a confidence: ``min(max_{j != y} z_j - z_y, kappa)``.

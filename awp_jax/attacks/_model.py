@@ -9,8 +9,10 @@ from jax.tree_util import Partial
 
 from awp_jax import checks
 from awp_jax.ascent import is_traced
+from awp_jax.attacks._goal import Goal
 from awp_jax.attacks._gradient import with_key
 from awp_jax.attacks._result import AttackResult, judge
+from awp_jax.balls import InputBall
 from awp_jax.random import example_keys
 
 
@@ -19,7 +21,7 @@ def as_pytree_function(function: Callable) -> Partial:
     return function if isinstance(function, Partial) else Partial(function)
 
 
-def _predict(function: Partial, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+def _predict(function: Partial, images: Any, key: jax.Array | None = None) -> Any:
     return function(images) if key is None else function(images, key)
 
 
@@ -42,15 +44,19 @@ def number_of_classes(function: Partial, images: Any, key: jax.Array | None = No
         raise ValueError(
             f"logits_fn returned a {type(found).__name__} of {len(found)}, but an array of logits "
             "alone was expected: hand in a function that returns these only, such as "
-            "lambda images: model(images)[0]."
+            "lambda images: model(images)[0], or a loss and a success of your own."
         )
-    shape = getattr(found, "shape", None)
-    if shape is None or len(shape) != 2 or shape[0] != images.shape[0] or shape[1] < 2:
+    shape, batch = getattr(found, "shape", None), _batch(images)
+    if shape is None or len(shape) != 2 or shape[0] != batch or shape[1] < 2:
         raise ValueError(
-            f"logits_fn returned {shape} for {images.shape[0]} images, but logits "
-            "[batch, classes] with at least 2 classes were expected."
+            f"logits_fn returned {shape} for {batch} images, but logits [batch, classes] with at "
+            "least 2 classes were expected (for other outputs give a loss and a success)."
         )
     return shape[1]
+
+
+def _batch(images: Any) -> int:
+    return jax.tree.leaves(images)[0].shape[0]
 
 
 def check_logits(values: Any) -> None:
@@ -60,53 +66,73 @@ def check_logits(values: Any) -> None:
         raise ValueError("The model returns NaN: no verdict is possible.")
 
 
+def bounds_of(ball: Any) -> tuple[Any, Any]:
+    """The bounds of the inputs: those of an ``InputBall``; another ball's are not known."""
+    return (ball.low, ball.high) if isinstance(ball, InputBall) else (None, None)
+
+
 def prepare(
     attack: Any, logits_fn: Callable, key: jax.Array, images: Any, labels: Any
 ) -> tuple[Partial, jax.Array, int | None]:
     """Checks the arguments of an attack.
 
     Args:
-        attack: Its ``eot`` says whether the model is randomised, its ``targets`` whether it has to
-            know the number of classes.
+        attack: Its ``ball`` holds the bounds of the inputs, its ``goal`` says what labels are, its
+            ``eot`` whether the model is randomised, its ``targets`` whether it has to know the
+            number of classes.
         logits_fn: As in every attack.
         key: One typed key, or one per example.
-        images: float ``[batch, ...]`` in [0, 1].
-        labels: int ``[batch]``.
+        images: float ``[batch, ...]`` within the ball's bounds, or a pytree of them.
+        labels: int ``[batch]``, or what the goal takes.
 
     Returns:
-        The function as a pytree, a key per example, and the number of classes; ``None`` where the
-        caller is being traced and nobody needs it: a function that closes over tracers must not
-        become a key of the global compilation cache.
+        The function as a pytree, a key per example, and the number of classes; ``None`` where there
+        are none, or the caller is being traced and nobody needs it: a function that closes over
+        tracers must not become a key of the global compilation cache.
 
     Raises:
         ValueError: For bad images, labels, keys, or what the model returns.
     """
-    checks.images_and_labels(images, labels)
-    keys, function = example_keys(key, images.shape[0]), as_pytree_function(logits_fn)
+    goal: Goal = attack.goal
+    low, high = bounds_of(attack.ball)
+    if goal.classifies:
+        checks.inputs_and_labels(images, labels, low=low, high=high)
+    else:
+        checks.inputs_and_targets(images, labels, low=low, high=high)
+    if isinstance(attack.ball, InputBall):
+        attack.ball.check(images)
+    keys, function = example_keys(key, _batch(images)), as_pytree_function(logits_fn)
     if is_traced(function, images, labels) and not getattr(attack, "targets", 0):
         return function, keys, None
-    classes = number_of_classes(function, images, keys[0] if attack.eot else None)
-    checks.images_and_labels(images, labels, classes)
+    key_now = keys[0] if attack.eot else None
+    if not goal.classifies:
+        goal.check(predict.eval_shape(function, images, key_now), labels, _batch(images))
+        return function, keys, None
+    classes = number_of_classes(function, images, key_now)
+    checks.labels_below(labels, classes)
     return function, keys, classes
 
 
-def _verdict(function: Partial, images, labels, key=None) -> AttackResult:
-    return judge(function if key is None else with_key(function, key), images, labels)
+def _verdict(
+    function: Partial, goal: Goal, images: Any, labels: Any, key: jax.Array | None = None
+) -> AttackResult:
+    return judge(function if key is None else with_key(function, key), images, labels, goal)
 
 
 _compiled_verdict = jax.jit(_verdict)
 
 
 def verdict(
-    function: Partial, images: jax.Array, labels: jax.Array, key: jax.Array | None = None
+    function: Partial, goal: Goal, images: Any, labels: Any, key: jax.Array | None = None
 ) -> AttackResult:
     """What one pass says of ``images``, compiled except where the caller is.
 
     Args:
         function: ``images -> logits``, or with a key ``(images, key) -> logits``.
-        images: ``[batch, ...]``.
-        labels: int ``[batch]``.
+        goal: What counts as success.
+        images: ``[batch, ...]``, or a pytree of them.
+        labels: int ``[batch]``, or what the goal takes.
         key: One typed key for a randomised model.
     """
     traced = is_traced(function, images, labels)
-    return (_verdict if traced else _compiled_verdict)(function, images, labels, key)
+    return (_verdict if traced else _compiled_verdict)(function, goal, images, labels, key)

@@ -1,15 +1,18 @@
 """SPSA: gradients estimated from function values only (Uesato et al., ICML 2018)."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from awp_jax import checks
 from awp_jax.ascent import loop
-from awp_jax.attacks._losses import margin
-from awp_jax.attacks._stepped import SteppedAttack, choose
+from awp_jax.attacks._goal import Goal, Loss, Success
+from awp_jax.attacks._result import choose
+from awp_jax.attacks._stepped import SteppedAttack
+from awp_jax.pytrees import pytree_dataclass
 from awp_jax.random import fold_keys
 
 # Adam's own defaults (Kingma and Ba 2015), which the paper keeps.
@@ -20,18 +23,18 @@ class SPSAState(NamedTuple):
     """Everything SPSA remembers; each leaf has the batch as its first axis."""
 
     keys: jax.Array
-    images: jax.Array
-    labels: jax.Array
-    point: jax.Array
-    mean: jax.Array
-    square: jax.Array
-    found: jax.Array
+    images: Any
+    labels: Any
+    point: Any
+    mean: Any
+    square: Any
+    found: Any
     success: jax.Array
     first: jax.Array
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass("ball", "loss", "success")
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SPSA(SteppedAttack):
     """Simultaneous perturbation stochastic approximation on the margin, with Adam.
 
@@ -40,7 +43,9 @@ class SPSA(SteppedAttack):
     ``samples`` forward passes per step, and one to look.
 
     Attributes:
-        epsilon, norm, restarts, unroll: As in ``SteppedAttack``.
+        epsilon, norm, ball, restarts, unroll: As in ``SteppedAttack``.
+        loss: As in ``PGD``; ``"margin"``, the paper.
+        success, targeted: As in ``PGD``.
         steps: 100 (the paper).
         samples: Function values per step, two per random direction (256, the paper's first
             setting); even.
@@ -59,6 +64,9 @@ class SPSA(SteppedAttack):
     """
 
     steps: int = 100
+    loss: Loss = "margin"
+    success: Success | None = None
+    targeted: bool = False
     samples: int = 256
     delta: float = 0.001
     learning_rate: float = 0.01
@@ -66,8 +74,9 @@ class SPSA(SteppedAttack):
 
     segment: ClassVar[int] = 10
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+        super().__post_init__(epsilon, norm)
+        _ = self.goal  # which checks the loss
         checks.positive_integer(self.samples, "samples", minimum=2)
         checks.positive_integer(self.samples_per_pass, "samples_per_pass", minimum=2)
         if self.samples % 2 or self.samples_per_pass % 2:
@@ -75,56 +84,96 @@ class SPSA(SteppedAttack):
         if not (self.delta > 0 and self.learning_rate > 0):
             raise ValueError("delta and learning_rate must be above 0.")
 
-    def begin(self, function, keys, images, labels, rank, restart) -> SPSAState:
+    @property
+    def goal(self) -> Goal:
+        """What the attack wants."""
+        return Goal(self.loss, self.success, self.targeted)
+
+    def begin(
+        self,
+        function: Callable,
+        keys: jax.Array,
+        images: Any,
+        labels: Any,
+        rank: jax.Array,
+        restart: jax.Array,
+    ) -> SPSAState:
         """The clean image; a random start for restarts."""
         del rank
-        point = jnp.where(restart > 0, self.ball.sample(keys, images), images)
+        point = jax.tree.map(
+            lambda drawn, clean: jnp.where(restart > 0, drawn, clean),
+            self.ball.sample(keys, images),
+            images,
+        )
         return SPSAState(
             keys=keys,
             images=images,
             labels=labels,
             point=point,
-            mean=jnp.zeros_like(images),
-            square=jnp.zeros_like(images),
+            mean=jax.tree.map(jnp.zeros_like, images),
+            square=jax.tree.map(jnp.zeros_like, images),
             found=point,
-            success=function(point).argmax(axis=1) != labels,
-            first=jnp.zeros(labels.shape, jnp.int32),
+            success=self.goal.succeeded(function(point), labels),
+            first=jnp.zeros(keys.shape, jnp.int32),
         )
 
-    def gradient(self, function, keys, point, labels) -> jax.Array:
-        """The estimate, ``[batch, ...]``."""
-        batch, pairs_at_once = labels.shape[0], min(self.samples_per_pass, self.samples) // 2
+    def gradient(self, function: Callable, keys: jax.Array, point: Any, labels: Any) -> Any:
+        """The estimate, like ``point``."""
+        pairs_at_once = min(self.samples_per_pass, self.samples) // 2
         passes = -(-self.samples // (2 * pairs_at_once))
-        many_labels = jnp.tile(labels, pairs_at_once)
+        many_labels = jax.tree.map(lambda leaf: _repeated(leaf, pairs_at_once), labels)
 
-        def add(number, total):
+        def losses(points: Any) -> jax.Array:
+            return self.goal.ascended(function(points), many_labels)
+
+        def add(number: jax.Array, total: Any) -> Any:
             noise_keys = jax.vmap(lambda k: jax.random.split(k, pairs_at_once), out_axes=1)(
                 fold_keys(keys, number)
             )
-            draw = jax.vmap(jax.vmap(lambda k: jax.random.rademacher(k, point.shape[1:])))
-            noise = draw(noise_keys).astype(point.dtype)
-            shape = (pairs_at_once * batch, *point.shape[1:])
-            above = (point[None] + self.delta * noise).reshape(shape)
-            below = (point[None] - self.delta * noise).reshape(shape)
-            slope = margin(function(above), many_labels) - margin(function(below), many_labels)
-            slope = slope.reshape(pairs_at_once, batch) / (2 * self.delta)
-            return total + jnp.einsum("sb,sb...->b...", slope.astype(point.dtype), noise)
+            noise = _signs(noise_keys, point)
 
-        total = loop(add, jnp.zeros_like(point), passes)
-        return total / (passes * pairs_at_once)
+            def shifted(sign: float) -> Any:
+                return jax.tree.map(
+                    lambda p, n: (
+                        (p[None] + sign * self.delta * n).reshape(-1, *p.shape[1:])
+                        if _moves(p)
+                        else _repeated(p, pairs_at_once)
+                    ),
+                    point,
+                    noise,
+                )
 
-    def step(self, function, index, state: SPSAState) -> SPSAState:
-        """One Adam step on the margin, then the projection."""
+            slope = (losses(shifted(1.0)) - losses(shifted(-1.0))) / (2 * self.delta)
+            slope = slope.reshape(pairs_at_once, -1)
+            return jax.tree.map(
+                lambda t, n: (
+                    t + jnp.einsum("sb,sb...->b...", slope.astype(n.dtype), n) if _moves(t) else t
+                ),
+                total,
+                noise,
+            )
+
+        total = loop(add, jax.tree.map(jnp.zeros_like, point), passes)
+        return jax.tree.map(lambda t: t / (passes * pairs_at_once) if _moves(t) else t, total)
+
+    def step(self, function: Callable, index: jax.Array, state: SPSAState) -> SPSAState:
+        """One Adam step on the loss, then the projection."""
         s = state
         gradient = self.gradient(function, fold_keys(s.keys, index + 1), s.point, s.labels)
-        mean = _DECAY * s.mean + (1 - _DECAY) * gradient
-        square = _SQUARE_DECAY * s.square + (1 - _SQUARE_DECAY) * gradient**2
-        count = (index + 1).astype(s.images.dtype)
-        unbiased_mean = mean / (1 - _DECAY**count)
-        unbiased_square = square / (1 - _SQUARE_DECAY**count)
-        move = unbiased_mean / (jnp.sqrt(unbiased_square) + _FLOOR)
-        point = self.ball.project(s.images, s.point + self.learning_rate * move)
-        wrong = function(point).argmax(axis=1) != s.labels
+        mean = _decayed(_DECAY, s.mean, gradient)
+        square = _decayed(_SQUARE_DECAY, s.square, jax.tree.map(jnp.square, gradient))
+
+        def moved(point: jax.Array, mean: jax.Array, square: jax.Array) -> jax.Array:
+            if not _moves(point):
+                return point
+            count = (index + 1).astype(point.dtype)
+            unbiased_mean = mean / (1 - _DECAY**count)
+            unbiased_square = square / (1 - _SQUARE_DECAY**count)
+            move = unbiased_mean / (jnp.sqrt(unbiased_square) + _FLOOR)
+            return point + self.learning_rate * move
+
+        point = self.ball.project(s.images, jax.tree.map(moved, s.point, mean, square))
+        wrong = self.goal.succeeded(function(point), s.labels)
         return s._replace(
             point=point,
             mean=mean,
@@ -134,6 +183,35 @@ class SPSA(SteppedAttack):
             success=s.success | wrong,
         )
 
-    def candidate(self, state: SPSAState) -> jax.Array:
+    def candidate(self, state: SPSAState) -> Any:
         """The latest misclassified iterate, else the last."""
         return choose(state.success, state.found, state.point)
+
+
+def _moves(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _repeated(leaf: jax.Array, times: int) -> jax.Array:
+    return jnp.tile(leaf, (times,) + (1,) * (leaf.ndim - 1))
+
+
+def _decayed(decay: float, average: Any, new: Any) -> Any:
+    return jax.tree.map(lambda a, n: decay * a + (1 - decay) * n if _moves(a) else a, average, new)
+
+
+def _signs(keys: jax.Array, point: Any) -> Any:
+    """Random signs ``[directions, batch, ...]`` like the inputs, from keys of as many."""
+    leaves, structure = jax.tree.flatten(point)
+
+    def draw(leaf: jax.Array, number: int) -> jax.Array:
+        if not _moves(leaf):
+            return leaf
+
+        def one(key: jax.Array) -> jax.Array:
+            key = key if len(leaves) == 1 else jax.random.fold_in(key, number)
+            return jax.random.rademacher(key, leaf.shape[1:])
+
+        return jax.vmap(jax.vmap(one))(keys).astype(leaf.dtype)
+
+    return jax.tree.unflatten(structure, [draw(leaf, i) for i, leaf in enumerate(leaves)])

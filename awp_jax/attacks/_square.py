@@ -1,15 +1,18 @@
 """Square attack: random search without gradients (Andriushchenko et al., ECCV 2020)."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax.attacks._losses import margin
-from awp_jax.attacks._stepped import SteppedAttack, choose, per_example
-from awp_jax.balls import image_norms
+from awp_jax import checks
+from awp_jax.attacks._goal import Goal
+from awp_jax.attacks._result import choose
+from awp_jax.attacks._stepped import SteppedAttack
+from awp_jax.pytrees import pytree_dataclass
 from awp_jax.random import fold_keys
 
 # After these many queries p is halved (section 4 of the paper, for 10,000 queries).
@@ -79,8 +82,8 @@ class SquareState(NamedTuple):
     first: jax.Array
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass("ball")
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Square(SteppedAttack):
     """Square attack: one random square per query, kept when the margin loss improves.
 
@@ -88,7 +91,9 @@ class Square(SteppedAttack):
     the batch), anywhere in the image. An example that is misclassified stays as it is.
 
     Attributes:
-        epsilon, norm, restarts, unroll: As in ``SteppedAttack``.
+        epsilon, norm, ball, restarts, unroll: As in ``SteppedAttack``; an ``InputBall`` in Linf or
+            L2 on images, with one radius or one for each example.
+        targeted: The labels are classes to reach.
         steps: Queries after the first one (5000, AutoAttack).
         p: First share of pixels to change (0.8, AutoAttack), halved after 10, 50, 200, 500, 1000,
             2000, 4000, 6000 and 8000 queries.
@@ -105,52 +110,74 @@ class Square(SteppedAttack):
     """
 
     steps: int = 5000
+    targeted: bool = False
     p: float = 0.8
     released_corners: bool = False
 
     segment: ClassVar[int] = 100
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+        super().__post_init__(epsilon, norm)
+        self._needs_input_ball("paints windows in the norm of its ball")
+        checks.choice(self.ball.norm, ("linf", "l2"), "norm of Square")
         if not 0 < self.p <= 1:
             raise ValueError(f"p is {self.p!r}, but a number in (0, 1] was expected.")
 
-    def begin(self, function, keys, images, labels, rank, restart) -> SquareState:
+    @property
+    def goal(self) -> Goal:
+        """What the attack wants."""
+        return Goal("margin", targeted=self.targeted)
+
+    def check(self, images: Any) -> None:
+        """Raises ``ValueError`` for what is no batch of images, and for radii of features."""
+        if getattr(images, "ndim", None) != 4:
+            raise ValueError(
+                "Square paints windows, so it needs images [batch, height, width, channels], not "
+                f"{getattr(images, 'shape', type(images).__name__)}."
+            )
+        if self.ball.per_feature(images):
+            raise ValueError("Square needs one radius for all features of an example.")
+
+    def begin(
+        self,
+        function: Callable,
+        keys: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+        rank: jax.Array,
+        restart: jax.Array,
+    ) -> SquareState:
         """The first query: vertical stripes for Linf, a grid of bumps and dips for L2."""
         del rank, restart
-        if images.ndim != 4:
-            raise ValueError(
-                f"Square needs images [batch, height, width, channels], not {images.shape}."
-            )
+        self.check(images)
         _, height, width, channels = images.shape
         start_keys = fold_keys(keys, 0)
-        if self.norm == "linf":
+        if self.ball.norm == "linf":
             signs = jax.vmap(lambda k: _signs(k, (1, width, channels), images.dtype))(start_keys)
-            noise = jnp.broadcast_to(self.epsilon * signs, images.shape)
+            noise = jnp.broadcast_to(signs, images.shape)
         else:
             noise = jax.vmap(lambda k: _grid(k, height, width, channels, images.dtype))(start_keys)
-            noise = _of_length(noise, self.epsilon)
-        point = self.ball.project(images, images + noise)
+        point = self.ball.on_sphere(images, noise)
         logits = function(point)
         return SquareState(
             keys=keys,
             images=images,
             labels=labels,
             best=point,
-            loss=margin(logits, labels),
-            success=logits.argmax(axis=1) != labels,
+            loss=self.goal.ascended(logits, labels),
+            success=self.goal.succeeded(logits, labels),
             first=jnp.zeros(labels.shape, jnp.int32),
         )
 
-    def step(self, function, index, state: SquareState) -> SquareState:
+    def step(self, function: Callable, index: jax.Array, state: SquareState) -> SquareState:
         """One query per example."""
         s = state
         keys = fold_keys(s.keys, index + 1)
-        propose = self._linf if self.norm == "linf" else self._l2
+        propose = self._linf if self.ball.norm == "linf" else self._l2
         point = self.ball.project(s.images, propose(keys, index, s.images, s.best))
         logits = function(point)
-        loss = margin(logits, s.labels)
-        wrong = logits.argmax(axis=1) != s.labels
+        loss = self.goal.ascended(logits, s.labels)
+        wrong = self.goal.succeeded(logits, s.labels)
         keep = ~s.success & (wrong | (loss > s.loss))
         return s._replace(
             best=choose(keep, point, s.best),
@@ -159,20 +186,27 @@ class Square(SteppedAttack):
             success=s.success | wrong,
         )
 
-    def _linf(self, keys, index, images, best):
+    def _linf(
+        self, keys: jax.Array, index: jax.Array, images: jax.Array, best: jax.Array
+    ) -> jax.Array:
         """``+-2 epsilon`` per channel on a window (algorithm 2), +-epsilon once projected."""
         _, height, width, channels = images.shape
         side = jnp.asarray(window_sizes(self.steps, self.p, height, width))[index]
 
-        def one(key):
+        def one(key: jax.Array) -> jax.Array:
             corner_key, sign_key = jax.random.split(key)
             corner = self._corner(corner_key, side, height, width)
             window = _window(corner, side, height, width, images.dtype)
             return window[..., None] * _signs(sign_key, (1, 1, channels), images.dtype)
 
-        return best + 2 * self.epsilon * jax.vmap(one)(keys)
+        return best + 2 * self._radius(images) * jax.vmap(one)(keys)
 
-    def _l2(self, keys, index, images, best):
+    def _radius(self, images: jax.Array) -> jax.Array:
+        return self.ball.lying(jnp.asarray(self.ball.radius, images.dtype), images)
+
+    def _l2(
+        self, keys: jax.Array, index: jax.Array, images: jax.Array, best: jax.Array
+    ) -> jax.Array:
         """Moves the mass of one window, and what is left of epsilon, to another (algorithm 3)."""
         _, height, width, channels = images.shape
         sides = window_sizes(self.steps, self.p, height, width, "l2")
@@ -184,7 +218,7 @@ class Square(SteppedAttack):
         side = jnp.asarray(sides)[index]
         pattern, turned = jnp.asarray(canvas, images.dtype)[:, jnp.asarray(which)[index]]
 
-        def one(key, delta):
+        def one(key: jax.Array, delta: jax.Array, radius: jax.Array) -> jax.Array:
             corner_key, other_key, turn_key, sign_key = jax.random.split(key, 4)
             corner = self._corner(corner_key, side, height, width)
             target = _window(corner, side, height, width, images.dtype)[..., None]
@@ -195,14 +229,15 @@ class Square(SteppedAttack):
             bump = bump * _signs(sign_key, (1, 1, channels), images.dtype)
             old = delta * target
             new = bump + old / (_channel_norms(old) + 1e-12)
-            unused = jnp.maximum(self.epsilon**2 - jnp.sum(delta**2), 0.0) / channels
+            unused = jnp.maximum(radius**2 - jnp.sum(delta**2), 0.0) / channels
             moved = _channel_norms(delta * jnp.maximum(target, source)) ** 2
             new = new / (_channel_norms(new) + 1e-12) * jnp.sqrt(unused + moved)
             return jnp.where(target > 0, new, jnp.where(source > 0, 0.0, delta))
 
-        return images + _of_length(jax.vmap(one)(keys, best - images), self.epsilon)
+        radii = jnp.broadcast_to(self._radius(images).reshape(-1), keys.shape)
+        return self.ball.on_sphere(images, jax.vmap(one)(keys, best - images, radii))
 
-    def _corner(self, key, side, height, width):
+    def _corner(self, key: jax.Array, side: jax.Array, height: int, width: int) -> jax.Array:
         """A window's upper left corner, uniform over all places where it fits."""
         places = jnp.stack([height - side, width - side]).astype(jnp.int32)
         places = jnp.maximum(places, 1) if self.released_corners else places + 1
@@ -214,26 +249,22 @@ class Square(SteppedAttack):
         return state.best
 
 
-def _signs(key, shape, dtype):
+def _signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jax.random.rademacher(key, shape).astype(dtype)
 
 
-def _window(corner, side, height, width, dtype):
+def _window(corner: jax.Array, side: jax.Array, height: int, width: int, dtype: Any) -> jax.Array:
     """A mask ``[height, width]`` of zeros and ones."""
     rows, columns = jnp.arange(height) - corner[0], jnp.arange(width) - corner[1]
     inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
     return (inside_rows[:, None] & inside_columns[None, :]).astype(dtype)
 
 
-def _channel_norms(image):
+def _channel_norms(image: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(image**2, axis=(0, 1), keepdims=True))
 
 
-def _of_length(noise, length):
-    return noise * per_example(length / (image_norms(noise, "l2") + 1e-12), noise)
-
-
-def _grid(key, height, width, channels, dtype):
+def _grid(key: jax.Array, height: int, width: int, channels: int, dtype: Any) -> jax.Array:
     """The first L2 point: tiles of a fifth of the image, each a pattern with a random sign."""
     side = max(min(height, width) // 5, 1)
     rows, columns = height // side, width // side

@@ -11,20 +11,10 @@ from jax.tree_util import Partial
 from awp_jax import checks
 from awp_jax.ascent import loop
 from awp_jax.attacks._gradient import model_key
+from awp_jax.attacks._in_ball import InBall
 from awp_jax.attacks._model import check_logits, prepare, verdict
 from awp_jax.attacks._result import AttackResult, worse
-from awp_jax.balls import ImageBall
 from awp_jax.random import fold_keys
-
-
-def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
-    """``[batch]`` with axes added, so that it broadcasts against ``like``."""
-    return values.reshape((-1,) + (1,) * (like.ndim - 1))
-
-
-def choose(mask: jax.Array, first: Any, second: Any) -> Any:
-    """``first`` where ``mask [batch]``, else ``second``."""
-    return jnp.where(per_example(mask, first), first, second)
 
 
 def ranked_targets(logits: jax.Array, labels: jax.Array, rank: jax.Array) -> jax.Array:
@@ -38,25 +28,21 @@ def ranked_targets(logits: jax.Array, labels: jax.Array, rank: jax.Array) -> jax
     return jnp.take(order, rank - 1, axis=1).astype(labels.dtype)
 
 
-@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class SteppedAttack:
+class SteppedAttack(InBall):
     """Base of attacks whose state holds everything per example.
 
     Because every leaf of the state has the batch as its first axis, ``autoattack`` can drop
     finished examples on the way; and because targets are data, one compilation serves all of them.
 
     Attributes:
-        epsilon: Radius in pixel units, images in [0, 1]: a number or a fraction such as "8/255".
+        epsilon, norm, ball: See ``InBall``.
         steps: Number of steps or queries of one run.
-        norm: ``"linf"`` or ``"l2"``.
         restarts: Runs from new random starts; the worst is kept per example.
         unroll: See ``awp_jax.ascent.loop``.
     """
 
-    epsilon: Any = 8 / 255
     steps: int = 100
-    norm: str = "linf"
     restarts: int = 1
     unroll: bool | None = None
 
@@ -65,43 +51,46 @@ class SteppedAttack:
     targets: ClassVar[int] = 0
     eot: ClassVar[int] = 0
 
-    def __post_init__(self):
+    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+        super().__post_init__(epsilon, norm)
         checks.positive_integer(self.steps, "steps")
         checks.positive_integer(self.restarts, "restarts")
-        checks.choice(self.norm, ("linf", "l2"), "norm")
-        object.__setattr__(
-            self, "epsilon", float(checks.radius(self.epsilon, "epsilon", self.norm))
-        )
-
-    @property
-    def ball(self) -> ImageBall:
-        """The ball that the attack moves in."""
-        return ImageBall(self.norm, self.epsilon)
 
     def runs(self, classes: int | None) -> list[tuple[int, int]]:
         """All runs as ``(rank of the target class or 0, restart)``."""
         ranks = range(2, min(self.targets + 1, classes or 0) + 1) if self.targets else (0,)
         return [(rank, restart) for rank in ranks for restart in range(self.restarts)]
 
-    def begin(self, function, keys, images, labels, rank, restart) -> Any:
+    def check(self, images: Any) -> None:
+        """Raises ``ValueError`` for images that the attack cannot work on."""
+
+    def begin(
+        self,
+        function: Partial,
+        keys: jax.Array,
+        images: Any,
+        labels: Any,
+        rank: jax.Array,
+        restart: jax.Array,
+    ) -> Any:
         """The state before the first step."""
         raise NotImplementedError
 
-    def step(self, function, index, state) -> Any:
+    def step(self, function: Partial, index: jax.Array, state: Any) -> Any:
         """The state after one more step."""
         raise NotImplementedError
 
-    def candidate(self, state) -> jax.Array:
+    def candidate(self, state: Any) -> Any:
         """The images to be judged."""
         raise NotImplementedError
 
-    def highest_loss(self, state, loss: jax.Array) -> jax.Array:
+    def highest_loss(self, state: Any, loss: jax.Array) -> jax.Array:
         """The highest cross-entropy that was seen, given that of the candidate."""
         del state
         return loss
 
     def __call__(
-        self, logits_fn: Callable, key: jax.Array, images: jax.Array, labels: jax.Array
+        self, logits_fn: Callable, key: jax.Array, images: Any, labels: Any
     ) -> AttackResult:
         """Attacks a batch; clean images that are misclassified count as found.
 
@@ -109,8 +98,8 @@ class SteppedAttack:
             logits_fn: ``images -> logits [batch, classes]``; a ``jax.tree_util.Partial`` over the
                 parameters is compiled once for all parameters.
             key: One typed key, or one per example (then the result does not depend on batching).
-            images: float ``[batch, height, width, channels]`` in [0, 1].
-            labels: int ``[batch]``.
+            images: float ``[batch, height, width, channels]`` in [0, 1], or what the ball holds.
+            labels: int ``[batch]``, or what ``loss`` and ``success`` take.
 
         Returns:
             An ``AttackResult``.
@@ -119,9 +108,10 @@ class SteppedAttack:
             ValueError: For bad images or labels, or a model that returns NaN.
         """
         function, keys, classes = prepare(self, logits_fn, key, images, labels)
+        self.check(images)
         result = judged(self, function, keys, images, labels)
         check_logits(result.loss)
-        result = result._replace(steps=jnp.zeros(labels.shape, jnp.int32))
+        result = result._replace(steps=jnp.zeros(keys.shape, jnp.int32))
         for number, (rank, restart) in enumerate(self.runs(classes)):
             state = begin(self, function, keys, images, labels, rank, restart)
             state = loop(Partial(advance, self, function), state, self.steps, unroll=self.unroll)
@@ -133,26 +123,36 @@ class SteppedAttack:
 
 
 @jax.jit
-def begin(attack, function, keys, images, labels, rank, restart):
+def begin(
+    attack: SteppedAttack,
+    function: Partial,
+    keys: jax.Array,
+    images: Any,
+    labels: Any,
+    rank: jax.Array,
+    restart: jax.Array,
+) -> Any:
     """The first state of one run; every run has keys of its own."""
     run_keys = fold_keys(fold_keys(keys, rank), restart)
     return attack.begin(function, run_keys, images, labels, rank, restart)
 
 
-def advance(attack, function, index, state):
+def advance(attack: SteppedAttack, function: Partial, index: jax.Array, state: Any) -> Any:
     """One step, as the body of a loop."""
     return attack.step(function, index, state)
 
 
 @jax.jit
-def judged(attack, function, keys, images, labels) -> AttackResult:
+def judged(
+    attack: SteppedAttack, function: Partial, keys: jax.Array, images: Any, labels: Any
+) -> AttackResult:
     """The verdict on images, by a random pass for a randomised model."""
     key = model_key(keys, attack.steps + 1) if attack.eot else None
-    return verdict(function, images, labels, key)
+    return verdict(function, attack.goal, images, labels, key)
 
 
 @jax.jit
-def finish(attack, function, state) -> AttackResult:
+def finish(attack: SteppedAttack, function: Partial, state: Any) -> AttackResult:
     """Projects and judges what a run found."""
     images = attack.ball.project(state.images, attack.candidate(state))
     verdict = judged(attack, function, state.keys, images, state.labels)

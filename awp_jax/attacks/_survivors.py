@@ -1,6 +1,7 @@
 """Runs attacks on the examples that are still robust, in padded batches of a few fixed sizes."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from awp_jax import parallel
 from awp_jax.ascent import loop
 from awp_jax.attacks._result import AttackResult
 from awp_jax.attacks._stepped import SteppedAttack, advance, begin, finish, judged
+from awp_jax.balls import InputBall
 from awp_jax.random import fold_keys
 
 
@@ -66,7 +68,7 @@ def batches(rows: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:
 
 
 @jax.jit
-def _take(tree, rows):
+def _take(tree: Any, rows: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf[rows], tree)
 
 
@@ -107,7 +109,7 @@ def attack_survivors(
     runs = attack.runs(classes) if stepped else [(0, 0)]  # type: ignore[attr-defined]
     known = True
 
-    def report(share):
+    def report(share: float) -> None:
         if progress is not None:
             left = int(robust.sum() - found.success.sum())
             progress(Progress(name, min(share, 1.0), left, len(labels)))
@@ -122,9 +124,10 @@ def attack_survivors(
             padding = padded(part, sizes)
             data = _batch(function, keys, images, labels, padding)
             if stepped:
-                results = _segments(attack, function, data, part, rank, restart, sizes, tick)
+                cut = Partial(of_examples, attack, images)
+                results = _segments(cut, function, data, part, rank, restart, sizes, tick)
             else:
-                results = [(part, attack(function, *data))]
+                results = [(part, of_examples(attack, images, padding)(function, *data))]
             before = number * attack.steps if stepped else 0  # type: ignore[attr-defined]
             for which, result in results:
                 known = _record(found, which, result, before) and known
@@ -146,11 +149,30 @@ def _record(found: Found, rows: np.ndarray, result: AttackResult, steps_before: 
     return True
 
 
-def _segments(attack, function, data, rows, rank, restart, sizes, tick):
+def of_examples(attack: Any, images: np.ndarray, rows: np.ndarray) -> Any:
+    """The attack on some of the examples, where its ball has numbers for each of them."""
+    ball = getattr(attack, "ball", None)
+    if not (isinstance(ball, InputBall) and dataclasses.is_dataclass(attack)):
+        return attack
+    own = ball.examples(images, rows)
+    return attack if own is ball else dataclasses.replace(attack, ball=own)  # type: ignore[type-var]
+
+
+def _segments(
+    cut: Callable,
+    function: Partial,
+    data: tuple,
+    rows: np.ndarray,
+    rank: int,
+    restart: int,
+    sizes: tuple[int, ...],
+    tick: Callable[[float], Any],
+) -> Iterator[tuple[np.ndarray, AttackResult]]:
     """One run, cut into segments; between them finished examples leave the batch.
 
     Yields ``(rows, AttackResult)`` with one result for each of ``rows``.
     """
+    attack = cut(padded(rows, sizes))
     state = begin(attack, function, *data, rank, restart)
     body, index = Partial(advance, attack, function), 0
     while True:
@@ -169,19 +191,30 @@ def _segments(attack, function, data, rows, rank, restart, sizes, tick):
                 return
             rows = rows[alive]
             state = _take(state, jnp.asarray(padded(np.flatnonzero(alive), sizes)))
+            attack = cut(padded(rows, sizes))
+            body = Partial(advance, attack, function)
         steps = min(attack.segment, attack.steps - index)
         state = loop(body, state, steps, unroll=attack.unroll, first=index)
         index += steps
         tick(index / attack.steps)
 
 
-def _batch(function, keys, images, labels, rows):
+def _batch(
+    function: Partial, keys: jax.Array, images: np.ndarray, labels: np.ndarray, rows: np.ndarray
+) -> Any:
     """Some of the examples, where the model is: among its devices."""
     arrays = (keys[rows], jnp.asarray(images[rows]), jnp.asarray(labels[rows]))
     return parallel.follow(function, arrays)
 
 
-def evaluate(function, attack, keys, images, labels, sizes):
+def evaluate(
+    function: Partial,
+    attack: SteppedAttack,
+    keys: jax.Array,
+    images: np.ndarray,
+    labels: np.ndarray,
+    sizes: tuple[int, ...],
+) -> tuple[np.ndarray, np.ndarray]:
     """Verdict on all images in padded batches: ``(success, loss)`` as NumPy arrays."""
     success, loss = np.zeros(len(labels), bool), np.zeros(len(labels), np.float64)
     for part in batches(np.arange(len(labels)), sizes):

@@ -7,9 +7,15 @@ import jax.numpy as jnp
 
 from awp_jax import checks
 from awp_jax.attacks._apgd import APGD
-from awp_jax.attacks._model import as_pytree_function, check_logits, number_of_classes
-from awp_jax.attacks._result import AttackResult
+from awp_jax.attacks._model import (
+    as_pytree_function,
+    bounds_of,
+    check_logits,
+    number_of_classes,
+)
+from awp_jax.attacks._result import AttackResult, choose
 from awp_jax.attacks._stepped import judged
+from awp_jax.balls import InputBall
 from awp_jax.random import example_keys
 
 
@@ -32,7 +38,8 @@ def transfer(
         surrogate_fn: ``images -> logits`` of the model that the attacker has.
         target_fn: ``images -> logits`` of the model under test.
         key: One typed key, or one per example.
-        images: float ``[batch, height, width, channels]`` in [0, 1].
+        images: float ``[batch, height, width, channels]`` in [0, 1], or within the bounds of the
+            attack's ball.
         labels: int ``[batch]``.
         eot: Above 0: the target is randomised, ``target_fn(images, key)``, and each verdict is one
             pass. For a randomised surrogate give the attack an ``eot``.
@@ -54,11 +61,13 @@ def transfer(
         >>> transfer(PGD("8/255"), surrogate, target, jax.random.key(0), images, labels).success
         Array([ True], dtype=bool)
     """
-    checks.images_and_labels(images, labels)
+    ball = getattr(attack, "ball", None) or InputBall()
+    low, high = bounds_of(ball)
+    checks.inputs_and_labels(images, labels, low=low, high=high)
     target = as_pytree_function(target_fn)
     keys = example_keys(key, images.shape[0])
     classes = number_of_classes(target, images, keys[0] if eot else None)
-    checks.images_and_labels(images, labels, classes)
+    checks.labels_below(labels, classes)
     surrogate_key = keys[0] if getattr(attack, "eot", 0) else None
     theirs = number_of_classes(as_pytree_function(surrogate_fn), images, surrogate_key)
     if theirs != classes:
@@ -68,9 +77,8 @@ def transfer(
     clean = judged(plain, target, keys, images, labels)
     found = judged(plain, target, keys, crafted, labels)
     check_logits((clean.loss, found.loss))
-    shape = (-1,) + (1,) * (images.ndim - 1)
     return AttackResult(
-        jnp.where(clean.success.reshape(shape), images, crafted),
+        choose(clean.success, images, crafted),
         clean.success | found.success,
         jnp.maximum(clean.loss, found.loss),
     )

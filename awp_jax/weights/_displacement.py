@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from awp_jax import checks
 from awp_jax.ascent import ascend
 from awp_jax.balls import WeightBall
+from awp_jax.balls._protocol import check_ball, check_step_size
 
 
 def check_gradient(found: Any, params: Any, name: str) -> Any:
@@ -18,7 +19,7 @@ def check_gradient(found: Any, params: Any, name: str) -> Any:
         ValueError: Otherwise, with the first place where they differ.
     """
 
-    def shapes(tree):
+    def shapes(tree: Any) -> dict[str, tuple]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
 
@@ -42,16 +43,65 @@ def check_gradient(found: Any, params: Any, name: str) -> Any:
     return found
 
 
+def weight_ball(gamma: Any, ball: Any, default: float = 5e-3, **settings: Any) -> Any:
+    """The ball of a weight perturbation, from its short form or as given.
+
+    Args:
+        gamma: Relative radius, or ``None``.
+        ball: Any ball of weights, or ``None``.
+        default: Gamma when neither is given.
+        **settings: Of the ``WeightBall`` that the short form makes.
+
+    Raises:
+        ValueError: For both, a ball that is none, a negative gamma.
+    """
+    if ball is None:
+        return WeightBall(gamma=default if gamma is None else gamma, **settings)
+    if gamma is not None:
+        raise ValueError(
+            f"Both gamma {gamma!r} and a ball were given, but gamma is only short for "
+            "ball=WeightBall(gamma): give one of them."
+        )
+    return check_ball(ball)
+
+
+def default_step(ball: Any, params: Any, steps: int, step_size: Any) -> Any:
+    """eta2: as given, or the radius over the number of steps."""
+    if step_size is not None:
+        return step_size
+    if isinstance(ball, WeightBall):
+        return ball.radii(params, 1 / steps)
+    check_step_size(ball, None, "the weight perturbation")
+    return jax.tree.map(lambda r: r / steps, ball.radius)
+
+
+def moved(params: Any, displacement: Any) -> Any:
+    """``w + v``; integers, random keys and other leaves that are no floats stay as they are."""
+
+    def add(w: Any, v: Any) -> Any:
+        return jnp.add(w, v) if jnp.issubdtype(jnp.result_type(w), jnp.inexact) else w
+
+    return jax.tree.map(add, params, displacement)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every float in a pytree is finite, one bool."""
+    finite = jnp.bool_(True)
+    for leaf in jax.tree.leaves(tree):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            # The largest is NaN or infinite where any entry is: one pass, no array of bools.
+            finite &= jnp.isfinite(jnp.max(jnp.abs(leaf), initial=0))
+    return finite
+
+
 def perturb(
     params: Any,
     grads: Any,
-    gamma: Any,
+    gamma: Any = None,
     *,
+    ball: Any = None,
     displacement: Any = None,
     step_size: Any = None,
-    size: str = "l2",
-    scope: str = "leaf",
-    mask: Any = None,
 ) -> Any:
     """One step of adversarial weight perturbation (AWP, NeurIPS 2020, eqs. 10 and 15).
 
@@ -59,20 +109,20 @@ def perturb(
     No proxy optimiser is needed: its learning rate cancels in the normalisation.
 
     Args:
-        params: Weights w, a pytree of float arrays.
+        params: Weights w, a pytree of arrays.
         grads: Gradient of the loss in w + displacement, like ``params``.
-        gamma: Relative radius, without unit, e.g. 0.005.
-        displacement: Where the step starts; ``None`` for zero.
-        step_size: eta2, relative to ||w_l||; ``None`` for gamma.
-        size: Norm of a layer: ``"l2"`` (Frobenius) or ``"l1"``.
-        scope: ``"leaf"``, ``"global"`` or ``"filter"``; see ``awp_jax.balls.WeightBall``.
-        mask: What is perturbed; ``None`` for all leaves with more than one axis.
+        gamma: Short for ``ball=WeightBall(gamma)``: relative radius, without unit (0.005).
+        ball: What v moves in.
+        displacement: Where the step starts; ``None`` for where the ball does, zero.
+        step_size: eta2, in the units of the ball's radius; ``None`` for the radius.
 
     Returns:
-        The displacement v, like ``params`` in structure and dtypes.
+        The displacement v, like ``params`` in structure and dtypes; zero for a gradient that is
+        zero or not finite.
 
     Raises:
-        ValueError: For a negative gamma, an unknown size or scope, gradients not like ``params``.
+        ValueError: For a negative gamma, a ball without a radius where ``step_size`` is missing,
+            gradients not like ``params``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -82,23 +132,21 @@ def perturb(
         [[0.  0.5]]
     """
     check_gradient(grads, params, "grads")
-    ball = WeightBall(gamma, size, scope, mask)
+    ball = weight_ball(gamma, ball)
+    size = default_step(ball, params, 1, step_size)
     start = ball.start(None, params) if displacement is None else displacement
-    return ball.step(params, start, grads, ball.gamma if step_size is None else step_size)
+    return ball.step(params, start, grads, size)
 
 
 def adversarial_displacement(
     params: Any,
     grad_fn: Callable[[Any], Any],
-    gamma: Any,
+    ball: Any,
     *,
     steps: int = 1,
+    step_size: Any = None,
     first_gradient: Any = None,
     displacement: Any = None,
-    step_size: Any = None,
-    size: str = "l2",
-    scope: str = "leaf",
-    mask: Any = None,
     unroll: bool | None = None,
 ) -> Any:
     """K2 steps of projected weight ascent (AWP, NeurIPS 2020, algorithm 2, lines 11 to 13).
@@ -106,34 +154,31 @@ def adversarial_displacement(
     Args:
         params: Weights w.
         grad_fn: ``params -> gradient`` of the loss to ascend, like ``params``.
-        gamma: Relative radius.
+        ball: What v moves in, such as ``WeightBall(gamma=0.005)``.
         steps: K2.
+        step_size: eta2, in the units of the ball's radius; ``None`` for the radius over ``steps``.
         first_gradient: The gradient in w + displacement when it is known already: saves one call.
-        displacement: Where ascent starts; ``None`` for zero.
-        step_size: eta2 relative to ||w_l||; ``None`` for gamma / steps.
-        size: ``"l2"`` or ``"l1"``.
-        scope: ``"leaf"``, ``"global"`` or ``"filter"``.
-        mask: What is perturbed; ``None`` for all leaves with more than one axis.
+        displacement: Where ascent starts; ``None`` for where the ball does, zero.
         unroll: See ``awp_jax.ascent.loop``.
 
     Returns:
-        The displacement v with ``||v_l|| <= gamma * ||w_l||``.
+        The displacement v, inside the ball.
 
     Raises:
-        ValueError: For a negative gamma, unknown size or scope, steps below 1, or gradients that
-            are not like ``params``.
+        ValueError: For a ball that is none or has no radius where ``step_size`` is missing, steps
+            below 1, or gradients that are not like ``params``.
     """
     checks.positive_integer(steps, "steps")
+    check_ball(ball)
     if first_gradient is not None:
         check_gradient(first_gradient, params, "the gradient at w")
-    ball = WeightBall(gamma, size, scope, mask)
-    eta = ball.gamma / steps if step_size is None else step_size
+    eta = default_step(ball, params, steps, step_size)
     v = ball.start(None, params) if displacement is None else displacement
 
-    def gradient_at(v):
-        return check_gradient(grad_fn(jax.tree.map(jnp.add, params, v)), params, "grad_fn's result")
+    def gradient_at(v: Any) -> Any:
+        return check_gradient(grad_fn(moved(params, v)), params, "grad_fn's result")
 
-    def gradient_fn(point, carry):
+    def gradient_fn(point: Any, carry: Any) -> tuple[Any, Any]:
         return gradient_at(point), carry
 
     if first_gradient is None and steps == 1:
@@ -146,10 +191,8 @@ def adversarial_displacement(
     return v
 
 
-def random_displacement(
-    params: Any, key: jax.Array, gamma: Any, *, scope: str = "leaf", mask: Any = None
-) -> Any:
-    """A Gaussian direction with ``||v_l|| = gamma * ||w_l||`` (random weight perturbation).
+def random_displacement(params: Any, key: jax.Array, ball: Any) -> Any:
+    """A random displacement: in a ``WeightBall``, Gaussian with ``||v_l|| = gamma * ||w_l||``.
 
     The comparison of AWP, NeurIPS 2020, section 5.3. There it is called RWP; here that name is
     kept for robust weight perturbation (IJCAI 2022).
@@ -157,11 +200,9 @@ def random_displacement(
     Args:
         params: Weights w.
         key: One typed key.
-        gamma: Relative radius, without unit.
-        scope: ``"leaf"``, ``"global"`` or ``"filter"``.
-        mask: What is perturbed; ``None`` for all leaves with more than one axis.
+        ball: What v is drawn from, such as ``WeightBall(gamma=0.005)``.
 
     Returns:
         The displacement, like ``params``.
     """
-    return WeightBall(gamma, "l2", scope, mask).sample(key, params)
+    return check_ball(ball).sample(key, params)

@@ -10,8 +10,10 @@ from jax.tree_util import Partial
 
 from awp_jax import checks
 from awp_jax.ascent import is_traced
-from awp_jax.balls import WeightBall
+from awp_jax.balls._protocol import check_ball
 from awp_jax.mapped import mean, vary
+from awp_jax.pytrees import as_argument, from_argument
+from awp_jax.weights._displacement import default_step, moved
 
 STEPS = 10  # K2 of the paper, section 5.1
 C_MIN = 1.7  # in nats; 4.0 for CIFAR-100
@@ -29,7 +31,7 @@ def check_c_min(c_min: Any) -> Any:
 def _evaluate(losses_fn: Callable, params: Any) -> tuple[Callable, jax.Array]:
     """``mask -> gradient`` of the masked losses over the whole batch, and the criterion."""
 
-    def both(p):
+    def both(p: Any) -> tuple[jax.Array, jax.Array]:
         out = losses_fn(p)
         losses, criterion = out if isinstance(out, tuple) else (out, out)
         return losses, jax.lax.stop_gradient(criterion)
@@ -74,44 +76,45 @@ def loss_range_gradient(
     return mean(gradient((criterion >= low) & (criterion < high)), axis_name)
 
 
-def _accumulate(losses_fn, params, gamma, c_min, summed, *, keep, size, scope, axis_name, lazy):
+def _accumulate(
+    losses_fn: Callable,
+    params: Any,
+    ball: Any,
+    size: Any,
+    c_min: Any,
+    summed: Any,
+    *,
+    axis_name: str | None,
+    lazy: bool,
+) -> tuple[Any, jax.Array]:
     """Adds one raw masked gradient, taken at w + v; also whether any example was selected."""
-    ball = WeightBall(gamma, size, scope, jax.tree.unflatten(jax.tree.structure(params), keep))
-    v = _on_sphere(ball, params, summed)
-    perturbed = vary(jax.tree.map(jnp.add, params, v), axis_name)
+    ball = from_argument(ball)
+    v = ball.step(params, ball.start(None, params), summed, size)
+    perturbed = vary(moved(params, v), axis_name)
     gradient, criterion = _evaluate(losses_fn, perturbed)
     mask = criterion <= c_min
     selected = mask.any()
     if axis_name is not None:
         selected = jax.lax.pmax(selected.astype(jnp.int32), axis_name) > 0
 
-    def add(summed):
+    def add(summed: Any) -> Any:
         return jax.tree.map(jnp.add, summed, mean(gradient(mask), axis_name))
 
     # Nothing selected: the gradient is zero, and where a branch is cheap it is not computed.
     return (jax.lax.cond(selected, add, lambda s: s, summed) if lazy else add(summed)), selected
 
 
-_compiled_accumulate = jax.jit(
-    _accumulate, static_argnames=("keep", "size", "scope", "axis_name", "lazy")
-)
-
-
-def _on_sphere(ball: WeightBall, params: Any, summed: Any) -> Any:
-    direction = ball.direction(summed, params)
-    return jax.tree.map(lambda d: jnp.asarray(ball.gamma, d.dtype) * d, direction)
+_compiled_accumulate = jax.jit(_accumulate, static_argnames=("axis_name", "lazy"))
 
 
 def robust_displacement(
     params: Any,
     losses_fn: Callable[[Any], Any],
-    gamma: Any,
+    ball: Any,
     *,
     c_min: Any = C_MIN,
     steps: int = STEPS,
-    size: str = "l2",
-    scope: str = "global",
-    mask: Any = None,
+    step_size: Any = None,
     axis_name: str | None = None,
     unroll: bool | None = None,
 ) -> Any:
@@ -133,66 +136,66 @@ def robust_displacement(
         losses_fn: ``params -> losses [batch]``, or ``-> (losses, criterion)`` where another loss
             than the ascended one is compared with ``c_min`` (for TRADES the cross-entropy of the
             adversarial images), both ``[batch]`` in nats.
-        gamma: Relative radius, without unit (paper: 0.01 for AT, 0.005 for TRADES and RST).
+        ball: What v moves in; the released one is ``WeightBall(gamma=0.01, scope="global")``: one
+            ratio for all tensors (paper: gamma 0.01 for AT, 0.005 for TRADES and RST).
         c_min: In nats (paper: 1.7 for CIFAR-10 and SVHN, 4.0 for CIFAR-100). Infinite selects all
             examples, below zero none: then v is zero.
         steps: K2 (paper: 10).
-        size: ``"l2"`` or ``"l1"``.
-        scope: ``"global"`` (one ratio for all tensors, as released), ``"leaf"`` or ``"filter"``.
-        mask: What is perturbed; ``None`` for all leaves with more than one axis.
+        step_size: Where v = step_size * ||w|| * s / ||s|| lies, in the units of the ball's radius;
+            ``None`` for the radius.
         axis_name: Under ``pmap`` or ``shard_map``: the batch is that of all devices together.
         unroll: Inside ``jit``: ``None`` for the rule above, ``True`` for an unrolled loop that
             computes every step, ``False`` for ``lax.while_loop``.
 
     Returns:
-        The displacement v, like ``params``, on the sphere of radius gamma, or zero.
+        The displacement v, like ``params``, on the sphere of the ball, or zero.
 
     Raises:
-        ValueError: For a negative gamma, a c_min that is no number, an unknown size or scope, steps
-            below 1, or losses that are not one per example.
+        ValueError: For a ball that is none or has no radius where ``step_size`` is missing, a c_min
+            that is no number, steps below 1, or losses that are not one per example.
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from awp_jax.balls import WeightBall
         >>> from awp_jax.weights import robust_displacement
+        >>> ball = WeightBall(gamma=0.1, scope="global")
         >>> params = {"kernel": jnp.array([[3.0, 4.0]])}
         >>> losses_fn = lambda p: p["kernel"][0] ** 2  # 9 and 16
-        >>> print(robust_displacement(params, losses_fn, gamma=0.1, c_min=10.0)["kernel"])
+        >>> print(robust_displacement(params, losses_fn, ball, c_min=10.0)["kernel"])
         [[0.5 0. ]]
     """
     checks.positive_integer(steps, "steps")
     c_min = check_c_min(c_min)
-    ball = WeightBall(gamma, size, scope, mask)
-    ball = WeightBall(ball.gamma, size, scope, ball.mask_of(params))
+    check_ball(ball)
+    size = default_step(ball, params, 1, step_size)
     losses_fn = losses_fn if isinstance(losses_fn, Partial) else Partial(losses_fn)
-    keep = tuple(jax.tree.leaves(ball.mask))
     traced = is_traced(losses_fn, params)
     if unroll is None:
         unroll = jax.default_backend() == "cpu"
     lazy = traced and not unroll
+    # A ball that is no pytree is a constant of the compiled step, see ``Constant``.
     add = functools.partial(
         _accumulate if traced else _compiled_accumulate,
         losses_fn,
         params,
-        ball.gamma,
+        as_argument(ball),
+        size,
         c_min,
-        keep=keep,
-        size=size,
-        scope=scope,
         axis_name=axis_name,
         lazy=lazy,
     )
-    summed = jax.tree.map(jnp.zeros_like, params)
+    summed = ball.start(None, params)
     if lazy:
 
-        def body(state):
+        def body(state: tuple) -> tuple:
             index, summed, _ = state
             return index + 1, *add(summed)
 
-        def go_on(state):
+        def go_on(state: tuple) -> jax.Array:
             return (state[0] < steps) & state[2]
 
         summed = jax.lax.while_loop(go_on, body, (jnp.int32(0), summed, jnp.bool_(True)))[1]
-        return _on_sphere(ball, params, summed)
+        return ball.step(params, ball.start(None, params), summed, size)
     # Inside an outer trace XLA inlines it, and it is traced only once. Not the global one: its
     # cache would keep the outer tracers that losses_fn closes over.
     step = jax.jit(add) if traced else add
@@ -200,4 +203,4 @@ def robust_displacement(
         summed, selected = step(summed)
         if not traced and not selected:
             break
-    return _on_sphere(ball, params, summed)
+    return ball.step(params, ball.start(None, params), summed, size)

@@ -1,0 +1,588 @@
+"""Balls of inputs: images, tables, embeddings, or any pytree of them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from awp_jax import checks
+from awp_jax.balls._l1 import project_l1
+from awp_jax.balls._norms import (
+    at_least_float32,
+    largest,
+    length,
+    power_of_two,
+    power_sum,
+    reciprocal,
+)
+from awp_jax.pytrees import pytree_dataclass
+from awp_jax.random import example_keys, fold_keys
+
+NORMS = ("linf", "l2", "l1")
+
+
+def input_norms(inputs: Any, norm: str) -> jax.Array:
+    """The norm of each example, without overflow or underflow.
+
+    Args:
+        inputs: ``[batch, ...]``, or a pytree of them: then over all leaves together.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+
+    Returns:
+        ``[batch]``, in the units of ``inputs``; float32 for half precision.
+    """
+    leaves = [at_least_float32(leaf) for leaf in jax.tree.leaves(inputs)]
+    size, total = _measured(leaves, norm)
+    return size * total
+
+
+def _measured(leaves: list[jax.Array], norm: str) -> tuple[jax.Array, jax.Array]:
+    """Two factors of the norm of each example: a power of two, and the norm of what it leaves."""
+    flat = [leaf.reshape(leaf.shape[0], -1) for leaf in leaves]
+    most = _over_leaves(jnp.maximum, [largest(leaf, (1,))[:, 0] for leaf in flat])
+    if norm == "linf":
+        return jnp.ones_like(most), most
+    size = power_of_two(most)
+    sums = [power_sum(leaf / size[:, None].astype(leaf.dtype), norm, (1,))[:, 0] for leaf in flat]
+    return size, length(_over_leaves(jnp.add, sums), norm)
+
+
+def _over_leaves(combine: Callable, values: list[jax.Array]) -> jax.Array:
+    total = values[0]
+    for value in values[1:]:
+        total = combine(total, value)
+    return total
+
+
+def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
+    """``[batch]`` with axes added, so that it broadcasts against ``like``."""
+    return values.reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def _moves(leaf: jax.Array) -> bool:
+    """Whether an adversary can move an array: tokens and other integers stay as they are."""
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+@pytree_dataclass("radius", "low", "high", "mask")
+@dataclasses.dataclass(frozen=True)
+class InputBall:
+    """Inputs within ``radius`` of a centre and within their bounds.
+
+    Points are inputs ``[batch, ...]`` of any rank of at least 2, or a pytree of them, in the dtype
+    of the centre. Of a pytree the norm is taken over all leaves together, unless ``radius`` is a
+    pytree itself: then each of its entries is a ball of its own. Arrays of integers stay as they
+    are.
+
+    Attributes:
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        radius: Epsilon, in the units of the inputs (``8/255`` or ``"8/255"`` for pixels in [0, 1]):
+            a number; ``[batch]``, one for each example; for Linf also one for each feature, of any
+            shape that broadcasts against the inputs; or a pytree of these.
+        low: Least value of an input: a number, an array that broadcasts against the inputs, or
+            ``None`` for no bound (standardised tables, embeddings).
+        high: Largest value.
+        mask: What may change (a patch, all but some features): bools that broadcast against the
+            inputs; ``None`` for all.
+
+    The radius, bounds and mask may be traced, sharded and mapped by ``vmap``: they compile nothing
+    anew.
+
+    Raises:
+        ValueError: For an unknown norm, a radius that is negative or no number, empty bounds; when
+            used, for shapes that do not fit the inputs.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from awp_jax.balls import InputBall
+        >>> ball = InputBall("l2", radius=0.5, mask=jnp.array([True, True, False]))
+        >>> print(ball.project(jnp.zeros((1, 3)), jnp.array([[0.6, 0.8, 1.0]])))
+        [[0.3 0.4 0. ]]
+    """
+
+    norm: str = "linf"
+    radius: Any = 8 / 255
+    low: Any = 0.0
+    high: Any = 1.0
+    mask: Any = None
+
+    def __post_init__(self) -> None:
+        checks.choice(self.norm, NORMS, "norm")
+        usual = None if self.norm == "linf" else self.norm
+        radius = jax.tree.map(lambda r: checks.radius(r, "epsilon", usual), self.radius)
+        object.__setattr__(self, "radius", radius)
+        for name in ("low", "high"):
+            number = functools.partial(checks.number, name=name)
+            object.__setattr__(self, name, jax.tree.map(number, getattr(self, name)))
+        if checks.is_number(self.low) and checks.is_number(self.high) and self.low >= self.high:
+            raise ValueError(f"The range of inputs [{self.low}, {self.high}] is empty.")
+        if self.norm == "linf" and checks.is_number(self.low) and checks.is_number(self.high):
+            for value in jax.tree.leaves(self.radius):
+                if checks.is_number(value) and value > self.high - self.low:
+                    raise ValueError(
+                        f"epsilon is {value:g}, wider than the range [{self.low:g}, {self.high:g}] "
+                        f"of the inputs: was {value:g}/255 meant? (Other inputs have other low and "
+                        "high, or None.)"
+                    )
+
+    # What the contract asks for.
+
+    def start(self, key: jax.Array, centre: Any) -> Any:
+        """Where an attack begins: a random point, see ``sample``."""
+        return self.sample(key, centre)
+
+    def sample(self, key: jax.Array, centre: Any) -> Any:
+        """A random point: U(-radius, radius) for Linf; else a random direction times U(0, radius).
+
+        Rice et al. 2020, ``train_cifar.py``. Directions are Gaussian for L2 and Laplacian for L1.
+
+        Args:
+            key: One typed key, or one for each example.
+            centre: Clean inputs ``[batch, ...]``.
+
+        Returns:
+            Inputs like ``centre``, within their bounds.
+        """
+        if self._several:
+            return self._each(lambda ball, i, c: ball.sample(_folded(key, i, c), c), centre)
+        centres, structure = self._leaves(centre)
+        keys = example_keys(key, centres[0].shape[0])
+        # One array draws from the key itself, several from a key each.
+        leaf_keys = (
+            [keys] if len(centres) == 1 else [fold_keys(keys, i) for i in range(len(centres))]
+        )
+        radii = self._radii(centres)
+        if self.norm == "linf":
+            drawn = [
+                jax.vmap(lambda k, c: jax.random.uniform(k, c.shape, c.dtype, -1.0, 1.0))(k, c)
+                if _moves(c)
+                else c
+                for k, c in zip(leaf_keys, centres, strict=True)
+            ]
+            moved = [
+                c + r.astype(c.dtype) * d if _moves(c) else c
+                for c, r, d in zip(centres, radii, drawn, strict=True)
+            ]
+            return self.project(centre, jax.tree.unflatten(structure, moved))
+        draw = jax.random.normal if self.norm == "l2" else jax.random.laplace
+
+        def one(k: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+            direction_key, length_key = jax.random.split(k)
+            shape, dtype = c.shape, c.dtype
+            return draw(direction_key, shape, dtype), jax.random.uniform(length_key, (), dtype)
+
+        pairs = [
+            jax.vmap(one)(k, c) if _moves(c) else (jnp.zeros(c.shape), None)
+            for k, c in zip(leaf_keys, centres, strict=True)
+        ]
+        share = next(lengths for _, lengths in pairs if lengths is not None)
+        directions = self._masked([direction for direction, _ in pairs], centres)
+        norms = reciprocal(input_norms(directions, self.norm))
+        moved = [
+            c
+            + d
+            * per_example((share.astype(norms.dtype) * norms).astype(c.dtype), c)
+            * r.astype(c.dtype)
+            if _moves(c)
+            else c
+            for c, d, r in zip(centres, directions, radii, strict=True)
+        ]
+        return self.project(centre, jax.tree.unflatten(structure, moved))
+
+    def step(self, centre: Any, point: Any, gradient: Any, size: Any) -> Any:
+        """One step of projected steepest ascent (eqs. 9 and 14 of AWP, NeurIPS 2020).
+
+        Args:
+            centre: Clean inputs ``[batch, ...]``.
+            point: Current inputs.
+            gradient: Of the loss in the point. An example whose gradient is not finite stays.
+            size: Length of the step in the ball's norm, in the units of the radius, and of the
+                same shapes.
+
+        Returns:
+            The projected inputs.
+        """
+        if self._several:
+            return self._each(
+                lambda ball, _, c, p, g, s: ball.step(c, p, g, s),
+                centre,
+                point,
+                gradient,
+                size=size,
+            )
+        centres, structure = self._leaves(centre)
+        points, gradients = structure.flatten_up_to(point), structure.flatten_up_to(gradient)
+        gradients = self._masked(gradients, centres)
+        if self.norm == "l1":
+            gradients = self._with_room(gradients, points, centres)
+        sizes = self._radii(centres, size, "step_size")
+        moved = [
+            p + s.astype(p.dtype) * d if _moves(p) else p
+            for p, s, d in zip(points, sizes, self._directions(gradients), strict=True)
+        ]
+        return self.project(centre, jax.tree.unflatten(structure, moved))
+
+    def project(self, centre: Any, point: Any) -> Any:
+        """The point itself when it is inside, else the nearest of the norm ball, within the bounds.
+
+        Clipping to the bounds after the projection on an Linf or L2 ball never leaves it, because
+        the centre lies within: each coordinate only moves towards its centre. The L1 projection is
+        the exact one on ball and bounds together (Croce and Hein, ICML 2021).
+        """
+        if self._several:
+            return self._each(lambda ball, _, c, p: ball.project(c, p), centre, point)
+        centres, structure = self._leaves(centre)
+        points = structure.flatten_up_to(point)
+        moves = self._masked(
+            [p - c if _moves(c) else c for p, c in zip(points, centres, strict=True)], centres
+        )
+        radii = self._radii(centres)
+        lows, highs = self._bounds(centres)
+        if self.norm == "linf":
+            moves = [
+                jnp.clip(m, -r.astype(m.dtype), r.astype(m.dtype)) if _moves(m) else m
+                for m, r in zip(moves, radii, strict=True)
+            ]
+        elif self.norm == "l2":
+            wide = [at_least_float32(m) for m in moves if _moves(m)]
+            size, rest = _measured(wide, "l2")
+            limit = radii[0].reshape(-1).astype(rest.dtype)
+            # Two factors, as the norm itself may be more than the largest number.
+            outside = size * rest > limit
+            factor = jnp.where(outside, limit * reciprocal(rest) / size, 1.0)
+            moves = [
+                (
+                    at_least_float32(m) * per_example(jnp.broadcast_to(factor, m.shape[:1]), m)
+                ).astype(m.dtype)
+                if _moves(m)
+                else m
+                for m in moves
+            ]
+        else:
+            moves = project_l1(centres, moves, radii[0].reshape(-1), lows, highs)
+        moved = [c + m if _moves(c) else p for c, m, p in zip(centres, moves, points, strict=True)]
+        return self.clip(centre, jax.tree.unflatten(structure, moved))
+
+    def distance(self, centre: Any, point: Any) -> Any:
+        """How far each example is from its centre.
+
+        Args:
+            centre: Clean inputs ``[batch, ...]``.
+            point: Inputs like them.
+
+        Returns:
+            ``[batch]``, in the ball's norm and the units of the inputs; infinite where something
+            moved that the mask holds. With a radius for each feature, the largest share of its
+            radius that any feature moved: inside is at most 1. For a pytree of radii one of these
+            for each.
+        """
+        if self._several:
+            return self._each(lambda ball, _, c, p: ball.distance(c, p), centre, point)
+        centres, structure = self._leaves(centre)
+        points = structure.flatten_up_to(point)
+        moves = [at_least_float32(p - c) for p, c in zip(points, centres, strict=True) if _moves(c)]
+        if self.per_feature(centres):
+            radii = self._radii([c for c in centres if _moves(c)])
+            moves = [
+                jnp.where(m == 0, 0.0, jnp.abs(m) / r.astype(m.dtype))
+                for m, r in zip(moves, radii, strict=True)
+            ]
+        distance = input_norms(moves, self.norm)
+        for mask, p, c in zip(self._masks(centres), points, centres, strict=True):
+            if mask is not None:
+                held = jnp.any((~mask & (p != c)).reshape(c.shape[0], -1), axis=1)
+                distance = jnp.where(held, jnp.inf, distance)
+        return distance
+
+    # What attacks of this library ask beside.
+
+    def direction(self, gradient: Any) -> Any:
+        """The unit step of steepest ascent: sign for Linf, g/||g|| for L2, one entry for L1.
+
+        Args:
+            gradient: Like the inputs.
+
+        Returns:
+            Like ``gradient``; zero where the gradient of an example is zero or not finite.
+        """
+        leaves, structure = jax.tree.flatten(gradient)
+        return jax.tree.unflatten(structure, self._directions(leaves))
+
+    def on_sphere(self, centre: Any, way: Any, share: float = 1.0) -> Any:
+        """The point at ``share`` of the radius in the direction ``way``, within the bounds.
+
+        Args:
+            centre: Clean inputs ``[batch, ...]``.
+            way: Like them, of any length; zero stays at the centre.
+            share: Of the radius, in [0, 1].
+        """
+        if self._several:
+            return self._each(lambda ball, _, c, w: ball.on_sphere(c, w, share), centre, way)
+        centres, structure = self._leaves(centre)
+        ways = self._masked(structure.flatten_up_to(way), centres)
+        norms = reciprocal(input_norms([w for w in ways if _moves(w)], self.norm))
+        moved = [
+            c + r.astype(c.dtype) * (share * per_example(norms, c)).astype(c.dtype) * w
+            if _moves(c)
+            else c
+            for c, w, r in zip(centres, ways, self._radii(centres), strict=True)
+        ]
+        return self.project(centre, jax.tree.unflatten(structure, moved))
+
+    def lying(self, value: jax.Array, leaf: jax.Array, name: str = "step_size") -> jax.Array:
+        """A radius or step size with as many axes as the inputs, or none (one number).
+
+        Raises:
+            ValueError: Where its shape is neither that of examples nor (for Linf) of features.
+        """
+        if value.ndim == 0:
+            return value
+        batch, features = leaf.shape[0], leaf.shape[-1]
+        for_example = value.shape == (batch,)
+        if self.norm == "linf":
+            for_feature = value.shape in ((features,), (1,)) and leaf.ndim > 1
+            if for_example and for_feature and batch > 1:
+                ones = ", ".join(["1"] * (leaf.ndim - 1))
+                raise ValueError(
+                    f"{name} has shape {value.shape}, which may be one for each of {batch} "
+                    f"examples or one for each of {features} features: give it the shape "
+                    f"({batch}, {ones}) or ({ones}, {features})."
+                )
+            if not for_example:
+                return _broadcastable(value, leaf, name)
+        elif not for_example and value.size != 1:
+            if value.shape != (batch,) + (1,) * (leaf.ndim - 1):
+                raise ValueError(
+                    f"{name} has shape {value.shape}, but for {self.norm} one number, or one for "
+                    f"each of {batch} examples, was expected."
+                )
+        return value.reshape((-1,) + (1,) * (leaf.ndim - 1))
+
+    def clip(self, centre: Any, point: Any) -> Any:
+        """``point`` within the bounds, and with what the mask holds put back."""
+        if self._several:
+            return self._each(lambda ball, _, c, p: ball.clip(c, p), centre, point)
+        centres, structure = self._leaves(centre)
+        lows, highs = self._bounds(centres)
+        points = structure.flatten_up_to(point)
+        inside = [
+            _clipped(p, low, high) if _moves(p) else p
+            for p, low, high in zip(points, lows, highs, strict=True)
+        ]
+        return self.hold(centre, jax.tree.unflatten(structure, inside))
+
+    def hold(self, centre: Any, point: Any) -> Any:
+        """``point`` with what the mask holds put back; in the ball or not."""
+        if self._several:
+            return self._each(lambda ball, _, c, p: ball.hold(c, p), centre, point)
+        centres, structure = self._leaves(centre)
+        kept = [
+            p if mask is None else jnp.where(mask, p, c)
+            for p, c, mask in zip(
+                structure.flatten_up_to(point), centres, self._masks(centres), strict=True
+            )
+        ]
+        return jax.tree.unflatten(structure, kept)
+
+    def per_feature(self, centre: Any) -> bool:
+        """Whether features of one example have radii of their own."""
+        centres = [jnp.asarray(leaf) for leaf in jax.tree.leaves(centre)]
+        radii = self._radii(centres)
+        return any(r.ndim > 0 and any(n > 1 for n in r.shape[1:]) for r in radii)
+
+    def check(self, centre: Any) -> None:
+        """Raises ``ValueError`` where radius, bounds or mask do not fit the inputs."""
+        if self._several:
+            self._each(lambda ball, _, c: ball.check(c), centre)
+            return
+        centres, _ = self._leaves(centre)
+        self._radii(centres), self._bounds(centres), self._masks(centres)
+
+    def examples(self, centre: Any, rows: Any) -> "InputBall":
+        """The ball of some of the examples: what is given for each example is cut with them.
+
+        Args:
+            centre: All inputs ``[batch, ...]``.
+            rows: int ``[n]``.
+
+        Returns:
+            The ball for ``centre[rows]``.
+        """
+        batch = jax.tree.leaves(centre)[0].shape[0]
+
+        def cut(value: Any, leaf: Any) -> Any:
+            full = jnp.ndim(value) == jnp.ndim(leaf) and jnp.shape(value)[0] == batch > 1
+            alone = jnp.ndim(value) == 1 and jnp.shape(value)[0] == batch > 1
+            # For Linf a vector as long as batch and features alike is refused before.
+            return value[rows] if full or alone else value
+
+        first = jax.tree.leaves(centre)[0]
+
+        def cut_all(value: Any) -> Any:
+            spread = jax.tree.structure(value) == jax.tree.structure(centre)
+            if spread:
+                return jax.tree.map(cut, value, centre)
+            return jax.tree.map(lambda v: cut(v, first), value)
+
+        names = ("radius", "low", "high", "mask")
+        own = {name: getattr(self, name) for name in names}
+        parts = {name: cut_all(value) for name, value in own.items()}
+        same = jax.tree.leaves(
+            jax.tree.map(lambda a, b: a is b, list(own.values()), list(parts.values()))
+        )
+        return self if all(same) else dataclasses.replace(self, **parts)
+
+    # How radius, bounds and mask lie over the inputs.
+
+    @property
+    def _several(self) -> bool:
+        return not jax.tree_util.all_leaves([self.radius])
+
+    def _each(self, work: Callable, centre: Any, *trees: Any, size: Any = None) -> Any:
+        """``work`` for the ball and the inputs under each entry of a pytree of radii."""
+        radii, structure = jax.tree.flatten(self.radius)
+        parts = [structure.flatten_up_to(tree) for tree in (centre, *trees)]
+
+        def split(value: Any) -> list:
+            alike = jax.tree.structure(value, is_leaf=lambda x: x is None) == structure
+            return structure.flatten_up_to(value) if alike else [value] * len(radii)
+
+        lows, highs, masks = split(self.low), split(self.high), split(self.mask)
+        extra = []
+        if size is not None:
+            one = jax.tree_util.all_leaves([size])
+            extra = [[size] * len(radii) if one else structure.flatten_up_to(size)]
+        return jax.tree.unflatten(
+            structure,
+            [
+                work(InputBall(self.norm, radii[i], lows[i], highs[i], masks[i]), i, *rest)
+                for i, rest in enumerate(zip(*parts, *extra, strict=True))
+            ],
+        )
+
+    def _leaves(self, centre: Any) -> tuple[list[jax.Array], Any]:
+        leaves, structure = jax.tree.flatten(centre)
+        leaves = [jnp.asarray(leaf) for leaf in leaves]
+        if not any(_moves(leaf) for leaf in leaves):
+            raise ValueError("The inputs hold no float array: there is nothing that can be moved.")
+        return leaves, structure
+
+    def _radii(self, centres: list, radius: Any = None, name: str = "radius") -> list[jax.Array]:
+        """The radius (or a step size) as one array for each leaf, with as many axes, or none."""
+        values = jax.tree.leaves(self.radius if radius is None else radius)
+        # One for all, or one for each leaf.
+        values = values if len(values) == len(centres) else values * len(centres)
+        return [
+            self.lying(jnp.asarray(value), leaf, name)
+            for value, leaf in zip(values, centres, strict=True)
+        ]
+
+    def _bounds(self, centres: list) -> tuple[list, list]:
+        pair = []
+        for name in ("low", "high"):
+            spread = _spread(getattr(self, name), centres)
+            pair.append(
+                [
+                    None if b is None else _broadcastable(jnp.asarray(b), leaf, name)
+                    for b, leaf in zip(spread, centres, strict=True)
+                ]
+            )
+        return pair[0], pair[1]
+
+    def _masks(self, centres: list) -> list:
+        return [
+            None if m is None else _broadcastable(jnp.asarray(m, bool), leaf, "mask")
+            for m, leaf in zip(_spread(self.mask, centres), centres, strict=True)
+        ]
+
+    def _masked(self, leaves: list[jax.Array], centres: list) -> list[jax.Array]:
+        return [
+            leaf if mask is None else jnp.where(mask, leaf, jnp.zeros_like(leaf))
+            for leaf, mask in zip(leaves, self._masks(centres), strict=True)
+        ]
+
+    def _with_room(self, gradients: list, points: list, centres: list) -> list[jax.Array]:
+        """Gradients, zero where the point can go no further that way."""
+        lows, highs = self._bounds(centres)
+        return [
+            jnp.where(
+                g > 0,
+                True if high is None else p < high.astype(p.dtype),
+                True if low is None else p > low.astype(p.dtype),
+            )
+            * g
+            if _moves(p)
+            else g
+            for g, p, low, high in zip(gradients, points, lows, highs, strict=True)
+        ]
+
+    def _directions(self, gradients: list[jax.Array]) -> list[jax.Array]:
+        if self.norm == "linf":
+            # sign(NaN) is NaN: an entry that nobody knows stays.
+            return [jnp.where(jnp.isnan(g), 0, jnp.sign(g)).astype(g.dtype) for g in gradients]
+        moving = [at_least_float32(g) for g in gradients if g.dtype != jax.dtypes.float0]
+        size, rest = _measured(moving, self.norm)
+        known = jnp.isfinite(rest)
+        if self.norm == "l2":
+            factor = jnp.where(known, reciprocal(rest), 0.0)
+
+            def unit(g: jax.Array) -> jax.Array:
+                wide = jnp.where(per_example(known, g), at_least_float32(g), 0.0)
+                scaled = wide / per_example(size, g).astype(wide.dtype)
+                return (scaled * per_example(factor, g).astype(wide.dtype)).astype(g.dtype)
+
+            return [g if g.dtype == jax.dtypes.float0 else unit(g) for g in gradients]
+        # L1: the one entry with the largest gradient, over all leaves.
+        flat = [jnp.abs(g).reshape(g.shape[0], -1) for g in moving]
+        ends = [leaf.shape[1] for leaf in flat]
+        every = jnp.concatenate(flat, axis=1)
+        best = every.argmax(axis=1)
+        chosen = jax.nn.one_hot(best, every.shape[1], dtype=every.dtype)
+        chosen = jnp.where((every > 0) & known[:, None], chosen, jnp.zeros_like(chosen))
+        parts, first = [], 0
+        for end in ends:
+            parts.append(chosen[:, first : first + end])
+            first += end
+        found = iter(parts)
+        return [
+            g
+            if g.dtype == jax.dtypes.float0
+            else (
+                next(found).reshape(g.shape).astype(g.dtype)
+                * jnp.where(jnp.isnan(g), 0, jnp.sign(g))
+            )
+            for g in gradients
+        ]
+
+
+def _folded(key: jax.Array, number: int, centre: Any) -> jax.Array:
+    return fold_keys(example_keys(key, jax.tree.leaves(centre)[0].shape[0]), number)
+
+
+def _spread(value: Any, centres: list) -> list:
+    """One value for each leaf: the same for all, or the leaves of a pytree of as many."""
+    leaves = jax.tree.leaves(value, is_leaf=lambda x: x is None)
+    return leaves if len(leaves) == len(centres) else leaves * len(centres)
+
+
+def _broadcastable(value: jax.Array, leaf: jax.Array, name: str) -> jax.Array:
+    """``value`` with leading axes of 1, when it lies over ``leaf``; a scalar as it is."""
+    if value.ndim == 0:
+        return value
+    fits = value.ndim <= leaf.ndim and all(
+        n in (1, m) for n, m in zip(value.shape[::-1], leaf.shape[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"{name} has shape {value.shape}, which does not lie over inputs of shape {leaf.shape}."
+        )
+    return value.reshape((1,) * (leaf.ndim - value.ndim) + value.shape)
+
+
+def _clipped(point: jax.Array, low: Any, high: Any) -> jax.Array:
+    low = None if low is None else low.astype(point.dtype)
+    high = None if high is None else high.astype(point.dtype)
+    return point if low is None and high is None else jnp.clip(point, low, high)

@@ -1,0 +1,161 @@
+"""Which weights a perturbation moves: masks by shape, by name, or as they are."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# What people leave out in practice, in the names of linen, NNX, Equinox, Haiku and timm.
+EMBEDDINGS = ("*embed*", "*wte*", "*wpe*", "*token*", "*position*")
+NORMALISATIONS = ("*norm*", "*bn[0-9]*", "*/bn/*", "*ln_*", "*/ln/*", "*/ln[0-9]*", "*scale")
+BIASES = ("*bias", "*/b")
+
+
+def path_name(path: tuple) -> str:
+    """A path as text: ``"hidden/kernel"``. The value inside a Flax NNX variable has no name."""
+    last = path[-1] if path else None
+    if len(path) > 1 and isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def kernels_only(params: Any) -> Any:
+    """The default mask of AWP: leaves with more than one axis (convolution and dense kernels).
+
+    BatchNorm scales, BatchNorm biases and all other biases are left alone (csdongxian/AWP,
+    ``utils_awp.py``).
+    """
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
+
+
+def everything(params: Any) -> Any:
+    """The mask of SAM: every leaf, biases and normalisation too."""
+    return jax.tree.map(lambda leaf: True, params)
+
+
+def matching(*patterns: str) -> Callable[[Any], Any]:
+    """A mask of the leaves whose path fits one of some shell patterns.
+
+    Args:
+        *patterns: Such as ``"encoder/*/kernel"``; ``*`` goes across slashes, capitals count. A path
+            is what ``jax.tree_util.keystr(path, simple=True, separator="/")`` gives.
+
+    Returns:
+        A function from parameters to a pytree of bools, for ``WeightBall(mask=...)``. It raises
+        ``ValueError`` where a pattern fits no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from awp_jax.balls import matching
+        >>> matching("head/*")({"body": jnp.ones(2), "head": {"kernel": jnp.ones((2, 2))}})
+        {'body': False, 'head': {'kernel': True}}
+    """
+    _check_patterns(patterns)
+
+    def mask(params: Any) -> Any:
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern in patterns:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                few = ", ".join(names[:5])
+                raise ValueError(
+                    f"The mask {pattern!r} fits none of {len(names)} leaves: {few} ..."
+                )
+        return _mapped(lambda name, _: _fits(name, patterns), params)
+
+    return mask
+
+
+def kernels_without(*patterns: str) -> Callable[[Any], Any]:
+    """``kernels_only``, less the leaves whose path fits one of some shell patterns.
+
+    Args:
+        *patterns: As in ``matching``; ``EMBEDDINGS``, ``NORMALISATIONS`` and ``BIASES`` hold those
+            for what people leave out: ``kernels_without(*EMBEDDINGS, "head/*")``. A pattern may fit
+            nothing, and small letters in it stand for capitals too.
+
+    Returns:
+        A function from parameters to a pytree of bools, for ``WeightBall(mask=...)``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from awp_jax.balls import EMBEDDINGS, kernels_without
+        >>> weights = {"Embed_0": jnp.ones((9, 4)), "Dense_0": jnp.ones((4, 2))}
+        >>> kernels_without(*EMBEDDINGS)(weights)
+        {'Dense_0': True, 'Embed_0': False}
+    """
+    _check_patterns(patterns)
+
+    def mask(params: Any) -> Any:
+        return _mapped(
+            lambda name, leaf: jnp.ndim(leaf) > 1 and not _fits(name.lower(), patterns), params
+        )
+
+    return mask
+
+
+def _check_patterns(patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ValueError(
+                f"A pattern is {pattern!r}, but text such as 'head/*' was expected: give several "
+                "as matching(*patterns)."
+            )
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _mapped(function: Callable[[str, Any], bool], params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(path_name(path), leaf), params
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """A pytree of bools, or a prefix of one, as a constant that ``jit`` can compare.
+
+    Attributes:
+        structure: Of the pytree.
+        keep: Its leaves.
+    """
+
+    structure: Any
+    keep: tuple[bool, ...]
+
+    def __call__(self, params: Any) -> Any:
+        """The mask as a pytree; ``params`` only have to fit."""
+        del params
+        return jax.tree.unflatten(self.structure, self.keep)
+
+
+def as_mask(mask: Any) -> Callable[[Any], Any]:
+    """A mask in any of its forms as a function from the parameters to a pytree of bools.
+
+    Args:
+        mask: ``None`` for ``kernels_only``, a function, a shell pattern or several of them, or a
+            pytree of bools.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    if mask is None:
+        return kernels_only
+    if callable(mask):
+        return mask
+    patterns = (mask,) if isinstance(mask, str) else mask
+    if isinstance(patterns, tuple | list) and patterns and isinstance(patterns[0], str):
+        return matching(*patterns)
+    leaves, structure = jax.tree.flatten(mask)
+    for leaf in leaves:
+        if not isinstance(leaf, bool | np.bool_):
+            raise ValueError(
+                f"mask holds {leaf!r}, but a pytree of True and False, a function from the "
+                "parameters to one, or a pattern of paths was expected."
+            )
+    return Mask(structure, tuple(bool(leaf) for leaf in leaves))

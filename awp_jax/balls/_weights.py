@@ -1,0 +1,328 @@
+"""Balls of weights: displacements of a size relative to the weights, or absolute."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from awp_jax import checks
+from awp_jax.balls._masks import as_mask, path_name
+from awp_jax.balls._norms import (
+    at_least_float32,
+    largest,
+    length,
+    power_of_two,
+    power_sum,
+    reciprocal,
+)
+from awp_jax.pytrees import pytree_dataclass
+from awp_jax.random import leaf_keys
+
+SIZES = ("l2", "l1")
+SCOPES = ("leaf", "global", "filter", "element")
+
+DEFAULT_GAMMA = 5e-3  # AWP, NeurIPS 2020, Table 2
+
+
+class _Sizes(NamedTuple):
+    """Norms as two factors, each a list with an entry for each leaf that moves."""
+
+    power: list[jax.Array]
+    rest: list[jax.Array]
+
+    def norms(self) -> list[jax.Array]:
+        return [power * rest for power, rest in zip(self.power, self.rest, strict=True)]
+
+
+@pytree_dataclass("gamma", "radius")
+@dataclasses.dataclass(frozen=True)
+class WeightBall:
+    """Displacements ``v`` of weights ``w`` with ``||v_l|| <= gamma * ||w_l||`` (AWP, eq. 8).
+
+    Points are displacements, pytrees like the weights. Zero weights and zero gradients give zero,
+    never NaN; a gradient that holds NaN or infinity gives zero everywhere. Integers, ``None`` and
+    what the mask leaves out are never displaced.
+
+    Attributes:
+        gamma: Relative radius, without unit (0.005 = half a percent of the weights' norm): a
+            number; a pytree of numbers that is a prefix of the weights; or a function from a path
+            such as ``"hidden/kernel"`` to a number, or to ``None`` for what is left alone. 0.005
+            when neither ``gamma`` nor ``radius`` is given.
+        radius: Absolute radius in the units of the weights, in the same forms, in place of gamma.
+        size: The norm of eqs. 10 and 15: ``"l2"`` (Frobenius) or ``"l1"``; both are rescaled
+            radially.
+        scope: What one norm is taken over: ``"leaf"`` (each tensor, as AWP), ``"global"`` (all
+            tensors together, as SAM and the released RWP), ``"filter"`` (each slice of the last
+            axis, as filter-normalised landscapes) or ``"element"`` (each weight).
+        mask: What is perturbed: ``None`` for ``kernels_only``; a pytree of bools or a prefix of
+            one; a function from the parameters to one, such as ``everything``,
+            ``matching("head/*")``, ``kernels_without(*EMBEDDINGS)``; or shell patterns of paths.
+
+    Numbers of gamma and radius may be traced, sharded and mapped: they compile nothing anew.
+
+    Raises:
+        ValueError: For an unknown size or scope, a radius that is negative or no number, gamma and
+            radius together, or several radii where the scope is ``"global"``; when used, for a mask
+            or radii that do not fit the weights.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from awp_jax.balls import WeightBall
+        >>> w, g = {"kernel": jnp.array([[3.0, 4.0]])}, {"kernel": jnp.array([[0.0, 2.0]])}
+        >>> ball = WeightBall(gamma=0.1)
+        >>> print(ball.step(w, ball.start(None, w), g, 0.1)["kernel"])
+        [[0.  0.5]]
+    """
+
+    gamma: Any = None
+    radius: Any = None
+    size: str = "l2"
+    scope: str = "leaf"
+    mask: Any = None
+
+    def __post_init__(self) -> None:
+        checks.choice(self.size, SIZES, "size")
+        checks.choice(self.scope, SCOPES, "scope")
+        if self.gamma is not None and self.radius is not None:
+            raise ValueError(
+                f"gamma is {self.gamma!r} and radius {self.radius!r}, but one of them was "
+                "expected: gamma is relative to the weights, radius absolute."
+            )
+        name = "gamma" if self.radius is None else "radius"
+        value = DEFAULT_GAMMA if self.gamma is None and self.radius is None else self.reach
+        if not callable(value):
+            usual = "linf" if name == "gamma" else None
+            value = jax.tree.map(lambda r: checks.radius(r, name, usual), value)
+        several = callable(value) or not jax.tree_util.all_leaves([value])
+        if several and self.scope == "global":
+            raise ValueError(
+                f"{name} holds several radii, but scope 'global' takes one norm over all weights: "
+                "give one number, and leave weights out by the mask."
+            )
+        object.__setattr__(self, name, value)
+        object.__setattr__(self, "mask", as_mask(self.mask))
+
+    @property
+    def reach(self) -> Any:
+        """Gamma or the absolute radius, whichever there is: the units of a step."""
+        return self.gamma if self.radius is None else self.radius
+
+    # What the contract asks for.
+
+    def start(self, key: Any, centre: Any) -> Any:
+        """Zero: weight ascent begins at the weights. ``key`` is not used."""
+        del key
+        return jax.tree.map(_zero, centre)
+
+    def step(self, centre: Any, point: Any, gradient: Any, size: Any) -> Any:
+        """One step of eq. 10: ``project(v + size * ||w_l|| * g_l / ||g_l||)``.
+
+        Args:
+            centre: Weights w.
+            point: Displacement v.
+            gradient: Of the loss in w + v.
+            size: eta2, in the units of the radius, and of its forms.
+
+        Returns:
+            The new displacement; where the gradient is not finite, ``point`` projected.
+        """
+        direction = self.direction(gradient, centre)
+        sizes = self._spread(size, centre, "step_size")
+        moved = self._map(
+            lambda v, d, s: v + jnp.asarray(s, v.dtype) * d, centre, point, direction, sizes
+        )
+        return self.project(centre, moved)
+
+    def project(self, centre: Any, point: Any) -> Any:
+        """Rescales radially what lies outside (eq. 15)."""
+        sizes = self._sizes(point, centre)
+        limits = self._limits(centre)
+        factors = []
+        for power, rest, limit in zip(sizes.power, sizes.rest, limits, strict=True):
+            outside = power * rest > limit
+            factors.append(jnp.where(outside, limit * reciprocal(rest) / power, 1.0))
+        return self._put(
+            centre,
+            [
+                (at_least_float32(v) * factor).astype(v.dtype)
+                for v, factor in zip(self._moving(point, centre), factors, strict=True)
+            ],
+        )
+
+    def sample(self, key: jax.Array, centre: Any) -> Any:
+        """A Gaussian direction scaled onto the sphere ``||v_l|| = gamma * ||w_l||``."""
+        noise = jax.tree.map(_noise, leaf_keys(key, centre), centre)
+        direction = self.direction(noise, centre)
+        reach = self._spread(self.reach, centre, "radius")
+        return self._map(lambda d, r: jnp.asarray(r, d.dtype) * d, centre, direction, reach)
+
+    def distance(self, centre: Any, point: Any) -> Any:
+        """The size of a displacement in the units of the radius.
+
+        Args:
+            centre: Weights w.
+            point: Displacement v.
+
+        Returns:
+            ``||v_l|| / ||w_l||`` (with an absolute radius ``||v_l||``) as a pytree like the
+            weights, for each leaf, filter or element; one number for scope ``"global"``. Infinite
+            where a leaf moved that the mask leaves out, or one of zeros.
+        """
+        sizes = self._sizes(point, centre).norms()
+        if self.radius is None:
+            own = self._sizes(centre, centre).norms()
+            sizes = [
+                jnp.where(v > 0, v / jnp.where(w > 0, w, 1), 0.0)
+                + jnp.where((v > 0) & (w == 0), jnp.inf, 0)
+                for v, w in zip(sizes, own, strict=True)
+            ]
+        keep = jax.tree.leaves(self.mask_of(centre))
+        found = iter(sizes)
+        held = [
+            next(found) if kept else jnp.where(jnp.any(leaf != 0), jnp.inf, 0.0)
+            for kept, leaf in zip(keep, jax.tree.leaves(point), strict=True)
+        ]
+        if self.scope == "global":
+            return jnp.max(jnp.stack([at_least_float32(jnp.asarray(leaf)) for leaf in held]))
+        return jax.tree.unflatten(jax.tree.structure(centre), held)
+
+    # What weight perturbations of this library ask beside.
+
+    def direction(self, gradient: Any, centre: Any) -> Any:
+        """The step of size 1: ``g / ||g|| * ||w||`` for each scope (with a radius ``g / ||g||``).
+
+        Zero where the gradient or the weights are zero, and everywhere where the gradient is not
+        finite.
+        """
+        sizes = self._sizes(gradient, centre)
+        finite = jnp.bool_(True)
+        for rest in sizes.rest:
+            finite &= jnp.isfinite(rest).all()
+        lengths = self._lengths(centre)
+        units = []
+        for g, power, rest, own in zip(
+            self._moving(gradient, centre), sizes.power, sizes.rest, lengths, strict=True
+        ):
+            known = jnp.where(finite, at_least_float32(g), 0.0)
+            # float16 could not hold the ratio of a small gradient.
+            units.append(known / power * (jnp.where(finite, reciprocal(rest), 0.0) * own))
+        leaves = self._moving(centre, centre)
+        return self._put(centre, [u.astype(w.dtype) for u, w in zip(units, leaves, strict=True)])
+
+    def mask_of(self, centre: Any) -> Any:
+        """What moves, as a pytree of bools like ``centre``.
+
+        Raises:
+            ValueError: When mask or radii do not fit the weights.
+        """
+        tree = self.mask(centre)
+        try:
+            keep = jax.tree.map(lambda k, sub: jax.tree.map(lambda _: bool(k), sub), tree, centre)
+        except (ValueError, TypeError, KeyError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(f"mask does not fit the weights: {first}") from None
+        reach = self.reach
+        if callable(reach):
+            given = jax.tree_util.tree_map_with_path(
+                lambda path, _: reach(path_name(path)) is not None, centre
+            )
+            keep = jax.tree.map(lambda a, b: a and b, keep, given)
+        return jax.tree.map(
+            lambda k, leaf: k and jnp.issubdtype(jnp.result_type(leaf), jnp.floating), keep, centre
+        )
+
+    def radii(self, centre: Any, share: float = 1.0) -> Any:
+        """The radius of each leaf times ``share``, as a pytree like the weights."""
+        return jax.tree.map(lambda r: r * share, self._spread(self.reach, centre, "radius"))
+
+    def _spread(self, value: Any, centre: Any, name: str) -> Any:
+        """A number, a prefix or a function of the path as a pytree like the weights."""
+        if callable(value):
+
+            def of_path(path: tuple, leaf: Any) -> Any:
+                del leaf
+                found = value(path_name(path))
+                return 0.0 if found is None else checks.radius(found, path_name(path), None)
+
+            return jax.tree_util.tree_map_with_path(of_path, centre)
+        if jax.tree_util.all_leaves([value]):
+            return jax.tree.map(lambda _: value, centre)
+        try:
+            return jax.tree.map(lambda r, sub: jax.tree.map(lambda _: r, sub), value, centre)
+        except (ValueError, TypeError, KeyError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(f"{name} does not fit the weights: {first}") from None
+
+    def _moving(self, tree: Any, centre: Any) -> list[jax.Array]:
+        keep, structure = jax.tree.flatten(self.mask_of(centre))
+        leaves = structure.flatten_up_to(tree)
+        return [jnp.asarray(leaf) for kept, leaf in zip(keep, leaves, strict=True) if kept]
+
+    def _put(self, centre: Any, leaves: list) -> Any:
+        """A pytree like the weights of what moves, zero elsewhere."""
+        found = iter(leaves)
+        return jax.tree.map(
+            lambda kept, w: next(found) if kept else _zero(w),
+            self.mask_of(centre),
+            centre,
+        )
+
+    def _map(self, function: Callable, centre: Any, *trees: Any) -> Any:
+        lists = [self._moving(tree, centre) for tree in trees[:1]]
+        keep, structure = jax.tree.flatten(self.mask_of(centre))
+        for tree in trees[1:]:
+            leaves = structure.flatten_up_to(tree)
+            lists.append([leaf for kept, leaf in zip(keep, leaves, strict=True) if kept])
+        return self._put(centre, [function(*parts) for parts in zip(*lists, strict=True)])
+
+    def _sizes(self, tree: Any, centre: Any) -> _Sizes:
+        """The norms that this ball compares, for each leaf that moves."""
+        leaves = [at_least_float32(leaf) for leaf in self._moving(tree, centre)]
+        if self.scope == "element":
+            return _Sizes([jnp.ones_like(leaf) for leaf in leaves], [jnp.abs(x) for x in leaves])
+        axes = [
+            tuple(range(leaf.ndim - 1)) if self.scope == "filter" and leaf.ndim > 1 else None
+            for leaf in leaves
+        ]
+        most = [largest(leaf, along) for leaf, along in zip(leaves, axes, strict=True)]
+        if self.scope == "global" and leaves:
+            all_most = most[0]
+            for value in most[1:]:
+                all_most = jnp.maximum(all_most, value)
+            most = [all_most] * len(leaves)
+        powers = [power_of_two(value) for value in most]
+        sums = [
+            power_sum(leaf / power.astype(leaf.dtype), self.size, along)
+            for leaf, power, along in zip(leaves, powers, axes, strict=True)
+        ]
+        if self.scope == "global" and leaves:
+            sums = [sum(sums[1:], start=sums[0])] * len(leaves)
+        return _Sizes(powers, [length(value, self.size) for value in sums])
+
+    def _lengths(self, centre: Any) -> list[jax.Array]:
+        """What the radius is relative to: the weights' norms, or 1."""
+        if self.radius is not None:
+            return [jnp.ones((), at_least_float32(w).dtype) for w in self._moving(centre, centre)]
+        return self._sizes(centre, centre).norms()
+
+    def _limits(self, centre: Any) -> list[jax.Array]:
+        keep, structure = jax.tree.flatten(self.mask_of(centre))
+        reach = structure.flatten_up_to(self._spread(self.reach, centre, "radius"))
+        reach = [r for kept, r in zip(keep, reach, strict=True) if kept]
+        lengths = self._lengths(centre)
+        return [jnp.asarray(r, own.dtype) * own for r, own in zip(reach, lengths, strict=True)]
+
+
+def _zero(leaf: Any) -> Any:
+    # Random keys have no zero, and nobody adds to them.
+    random = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+    return leaf if random else jnp.zeros_like(leaf)
+
+
+def _noise(key: jax.Array, leaf: Any) -> jax.Array:
+    dtype = jnp.result_type(leaf)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return jnp.zeros(jnp.shape(leaf), dtype)
+    return jax.random.normal(key, jnp.shape(leaf), dtype)
