@@ -64,18 +64,17 @@ A Flax NNX model with BatchNorm: split it, and take the new statistics from w + 
 >>> losses[-1] < 0.5 * losses[0]
 True
 
-A Flax linen model; its kernels are found by their shape, or by a mask of your own:
+A Flax linen model; its kernels are found by their shape, or by their path:
 
 >>> from flax import linen
+>>> from awp_jax.balls import WeightBall, matching
 >>> model = linen.Sequential([linen.Dense(8), linen.relu, linen.Dense(2)])
 >>> variables = model.init(jax.random.key(0), x)
 >>> def linen_loss(variables, x):
 ...     return cross_entropy(model.apply(variables, x))
->>> def first_layer_only(variables):
-...     return jax.tree_util.tree_map_with_path(
-...         lambda path, leaf: leaf.ndim > 1 and "layers_0" in jax.tree_util.keystr(path), variables
-...     )
->>> gradient_fn = value_and_grad(linen_loss, gamma=0.01, mask=first_layer_only)
+>>> first_layer_only = matching("params/layers_0/kernel")
+>>> ball = WeightBall(gamma=0.01, mask=first_layer_only)
+>>> gradient_fn = value_and_grad(linen_loss, ball=ball)
 >>> loss, grads = jax.jit(gradient_fn)(variables, x)
 >>> bool(loss > linen_loss(variables, x)), grads["params"]["layers_0"]["kernel"].shape
 (True, (4, 8))
@@ -98,18 +97,22 @@ A model that is itself a pytree, as in Equinox (there, give it ``eqx.filter(mode
 ('Linear', (2, 4), 0.5)
 """
 
+from awp_jax.weights._accumulated import accumulated as accumulated
 from awp_jax.weights._displacement import adversarial_displacement as adversarial_displacement
 from awp_jax.weights._displacement import perturb as perturb
 from awp_jax.weights._displacement import random_displacement as random_displacement
 from awp_jax.weights._robust import loss_range_gradient as loss_range_gradient
 from awp_jax.weights._robust import robust_displacement as robust_displacement
-from awp_jax.weights._transform import AWPState as AWPState
+from awp_jax.weights._transform import PerturbedState as PerturbedState
 from awp_jax.weights._transform import (
     RandomWeightPerturbationState as RandomWeightPerturbationState,
 )
+from awp_jax.weights._transform import asam as asam
 from awp_jax.weights._transform import awp as awp
+from awp_jax.weights._transform import perturbed as perturbed
 from awp_jax.weights._transform import random_weight_perturbation as random_weight_perturbation
 from awp_jax.weights._transform import rwp as rwp
+from awp_jax.weights._transform import sam as sam
 from awp_jax.weights._value_and_grad import random_value_and_grad as random_value_and_grad
 from awp_jax.weights._value_and_grad import robust_value_and_grad as robust_value_and_grad
 from awp_jax.weights._value_and_grad import value_and_grad as value_and_grad

@@ -5,12 +5,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from awp_jax import checks
 from awp_jax.mapped import mean, vary
-from awp_jax.weights._displacement import adversarial_displacement, random_displacement
+from awp_jax.weights._displacement import (
+    adversarial_displacement,
+    moved,
+    random_displacement,
+    weight_ball,
+)
+from awp_jax.weights._nnx import functional
 from awp_jax.weights._robust import C_MIN, STEPS, check_c_min, robust_displacement
+from awp_jax.weights._transform import GAMMA_OF_RWP
 
 
 def _split(args: tuple, argnums: int | Sequence[int]) -> tuple[Any, Callable]:
@@ -21,7 +26,7 @@ def _split(args: tuple, argnums: int | Sequence[int]) -> tuple[Any, Callable]:
             f"argnums is {argnums}, but the function got {len(args)} positional arguments."
         )
 
-    def with_params(params):
+    def with_params(params: Any) -> list:
         filled = list(args)
         for number, value in zip(numbers, params if several else (params,), strict=True):
             filled[number] = value
@@ -47,15 +52,13 @@ def _with_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
 
 def value_and_grad(
     loss_fn: Callable,
-    gamma: Any = 5e-3,
+    gamma: Any = None,
     *,
+    ball: Any = None,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     steps: int = 1,
     step_size: Any = None,
-    size: str = "l2",
-    scope: str = "leaf",
-    mask: Any = None,
     axis_name: str | None = None,
 ) -> Callable:
     """``jax.value_and_grad`` at the adversarially perturbed weights w + v.
@@ -65,22 +68,29 @@ def value_and_grad(
     optimiser then acts at w: its weight decay sees w, not w + v as in eq. 11. Where that matters,
     use ``awp_jax.weights.awp``.
 
+    A Flax ``nnx.Module`` may be the argument, as in ``nnx.value_and_grad``: the gradient is that of
+    its ``nnx.Param``, and what the pass at w + v does to the rest (BatchNorm statistics, counts of
+    random keys) is written into the module. Both passes draw the same dropout.
+
     Args:
         loss_fn: ``(params, *args, **kwargs) -> loss`` or ``-> (loss, aux)``.
-        gamma: Relative radius, without unit (paper: 0.005 or 0.01); may be traced.
+        gamma: Short for ``ball=WeightBall(gamma)``: relative radius, without unit (paper: 0.005,
+            the default, or 0.01); may be traced.
+        ball: What v moves in.
         argnums: Which positional argument holds the parameters, or several of them.
         has_aux: Whether ``loss_fn`` returns ``(loss, aux)``.
         steps: K2, the number of ascent steps.
-        step_size: eta2 relative to ||w_l||; ``None`` for gamma / steps.
-        size: ``"l2"`` or ``"l1"``.
-        scope: ``"leaf"``, ``"global"`` or ``"filter"``.
-        mask: What is perturbed; ``None`` for all leaves with more than one axis.
+        step_size: eta2, in the units of the ball's radius; ``None`` for the radius over ``steps``.
         axis_name: Under ``pmap`` or ``shard_map``: gradients of ascent, value and gradient are
             averaged over this axis; aux stays as each device has it.
 
     Returns:
         A function with the arguments of ``loss_fn`` that returns ``(value, gradient)`` or
         ``((value, aux), gradient)``, as ``jax.value_and_grad`` does.
+
+    Raises:
+        ValueError: For a negative gamma, gamma and ball together; when called, for an ``nnx.Module``
+            together with other parameters, which has to be split (``nnx.split``) first.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -91,68 +101,51 @@ def value_and_grad(
         >>> print(round(float(value), 3))  # 5 * 1.1 ** 2
         6.05
     """
-    checks.radius(gamma, "gamma")
+    ball = weight_ball(gamma, ball)
 
     @functools.wraps(loss_fn)
-    def at_perturbed(*args, **kwargs):
-        params, with_params = _split(args, argnums)
+    def at_perturbed(*args: Any, **kwargs: Any) -> Any:
+        params, loss, finish = _loss_of(loss_fn, args, kwargs, argnums, has_aux)
 
-        def loss(p):
-            return _with_aux(loss_fn(*with_params(p), **kwargs), has_aux)
-
-        def ascent_gradient(p):
-            return mean(jax.grad(loss, has_aux=True)(vary(p, axis_name))[0], axis_name)
+        def ascent_gradient(p: Any) -> Any:
+            return mean(_gradient(loss, vary(p, axis_name)), axis_name)
 
         v = adversarial_displacement(
-            params,
-            ascent_gradient,
-            gamma,
-            steps=steps,
-            step_size=step_size,
-            size=size,
-            scope=scope,
-            mask=mask,
+            params, ascent_gradient, ball, steps=steps, step_size=step_size
         )
-        return _at(loss, params, v, has_aux, axis_name)
+        return finish(_at(loss, params, v, axis_name))
 
     return at_perturbed
 
 
 def random_value_and_grad(
     loss_fn: Callable,
-    gamma: Any = 5e-3,
+    gamma: Any = None,
     *,
+    ball: Any = None,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
-    scope: str = "leaf",
-    mask: Any = None,
     axis_name: str | None = None,
 ) -> Callable:
     """``jax.value_and_grad`` at randomly perturbed weights (random weight perturbation).
 
     Args:
         loss_fn: ``(params, *args, **kwargs) -> loss`` or ``-> (loss, aux)``.
-        gamma: Relative radius, without unit.
+        gamma, ball: As in ``value_and_grad``: what v is drawn from.
         argnums: Which positional argument holds the parameters, or several of them.
         has_aux: Whether ``loss_fn`` returns ``(loss, aux)``.
-        scope: ``"leaf"``, ``"global"`` or ``"filter"``.
-        mask: What is perturbed; ``None`` for all leaves with more than one axis.
         axis_name: As in ``value_and_grad``; the key must then be the same on every device.
 
     Returns:
         A function that takes one typed key, then the arguments of ``loss_fn``.
     """
-    checks.radius(gamma, "gamma")
+    ball = weight_ball(gamma, ball)
 
     @functools.wraps(loss_fn)
-    def at_perturbed(key, *args, **kwargs):
-        params, with_params = _split(args, argnums)
-
-        def loss(p):
-            return _with_aux(loss_fn(*with_params(p), **kwargs), has_aux)
-
-        v = random_displacement(params, key, gamma, scope=scope, mask=mask)
-        return _at(loss, params, v, has_aux, axis_name)
+    def at_perturbed(key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        params, loss, finish = _loss_of(loss_fn, args, kwargs, argnums, has_aux)
+        v = random_displacement(params, key, ball)
+        return finish(_at(loss, params, v, axis_name))
 
     # The signature is not that of loss_fn: jax.jit(..., static_argnames=...) must not think so.
     del at_perturbed.__wrapped__
@@ -161,16 +154,14 @@ def random_value_and_grad(
 
 def robust_value_and_grad(
     losses_fn: Callable,
-    gamma: Any = 1e-2,
+    gamma: Any = None,
     *,
+    ball: Any = None,
     c_min: Any = C_MIN,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     criterion: Callable[[Any], jax.Array] | None = None,
     steps: int = STEPS,
-    size: str = "l2",
-    scope: str = "global",
-    mask: Any = None,
     axis_name: str | None = None,
     unroll: bool | None = None,
 ) -> Callable:
@@ -181,15 +172,14 @@ def robust_value_and_grad(
 
     Args:
         losses_fn: ``(params, *args, **kwargs) -> losses [batch]`` or ``-> (losses, aux)``.
-        gamma: Relative radius, without unit (paper: 0.01 for AT, 0.005 for TRADES); may be traced.
+        gamma: Short for ``ball=WeightBall(gamma, scope="global")``: relative radius, without unit
+            (paper: 0.01, the default, for AT, 0.005 for TRADES); may be traced.
+        ball: In place of gamma.
         c_min: In nats, see ``robust_displacement``.
         argnums: Which positional argument holds the parameters, or several of them.
         has_aux: Whether ``losses_fn`` returns ``(losses, aux)``.
         criterion: ``aux -> [batch]``, what is compared with ``c_min``; ``None`` for the losses.
         steps: K2 (paper: 10).
-        size: ``"l2"`` or ``"l1"``.
-        scope: ``"global"`` (as released), ``"leaf"`` or ``"filter"``.
-        mask: What is perturbed; ``None`` for all leaves with more than one axis.
         axis_name: As in ``value_and_grad``.
         unroll: As in ``robust_displacement``.
 
@@ -206,43 +196,58 @@ def robust_value_and_grad(
         >>> print(round(float(value), 3))  # only the loss of 1 is ascended: (1.224 ** 2 + 4) / 2
         2.749
     """
-    checks.radius(gamma, "gamma")
+    ball = weight_ball(gamma, ball, default=GAMMA_OF_RWP, scope="global")
     check_c_min(c_min)
 
     @functools.wraps(losses_fn)
-    def at_perturbed(*args, **kwargs):
-        params, with_params = _split(args, argnums)
+    def at_perturbed(*args: Any, **kwargs: Any) -> Any:
+        params, losses, finish = _loss_of(losses_fn, args, kwargs, argnums, has_aux)
 
-        def losses(p):
-            return _with_aux(losses_fn(*with_params(p), **kwargs), has_aux)
-
-        def compared(p):
-            values, aux = losses(p)
+        def compared(p: Any) -> Any:
+            values, (aux, _) = losses(p)
             return values if criterion is None else (values, criterion(aux))
 
-        def loss(p):
+        def loss(p: Any) -> tuple[jax.Array, Any]:
             values, aux = losses(p)
             return values.mean(), aux
 
         v = robust_displacement(
-            params,
-            compared,
-            gamma,
-            c_min=c_min,
-            steps=steps,
-            size=size,
-            scope=scope,
-            mask=mask,
-            axis_name=axis_name,
-            unroll=unroll,
+            params, compared, ball, c_min=c_min, steps=steps, axis_name=axis_name, unroll=unroll
         )
-        return _at(loss, params, v, has_aux, axis_name)
+        return finish(_at(loss, params, v, axis_name))
 
     return at_perturbed
 
 
-def _at(loss: Callable, params: Any, v: Any, has_aux: bool, axis_name: str | None) -> Any:
-    perturbed = vary(jax.tree.map(jnp.add, params, v), axis_name)
-    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(perturbed)
+def _loss_of(
+    loss_fn: Callable, args: tuple, kwargs: dict, argnums: int | Sequence[int], has_aux: bool
+) -> tuple[Any, Callable, Callable]:
+    """Parameters, ``params -> (loss, (aux, left))`` and what makes the result of a pass.
+
+    ``left`` is what a pass does to the rest of an ``nnx.Module``.
+    """
+    params, with_params = _split(args, argnums)
+    params, rebuilt, left_of, write = functional(params)
+
+    def loss(p: Any) -> tuple[Any, tuple[Any, Any]]:
+        module = rebuilt(p)
+        value, aux = _with_aux(loss_fn(*with_params(module), **kwargs), has_aux)
+        return value, (aux, left_of(module))
+
+    def finish(found: Any) -> Any:
+        (value, (aux, left)), grads = found
+        write(left)
+        return ((value, aux), grads) if has_aux else (value, grads)
+
+    return params, loss, finish
+
+
+def _gradient(loss: Callable, params: Any) -> Any:
+    return jax.grad(loss, has_aux=True, allow_int=True)(params)[0]
+
+
+def _at(loss: Callable, params: Any, v: Any, axis_name: str | None) -> Any:
+    perturbed = vary(moved(params, v), axis_name)
+    (value, aux), grads = jax.value_and_grad(loss, has_aux=True, allow_int=True)(perturbed)
     value, grads = mean((value, grads), axis_name)
-    return ((value, aux), grads) if has_aux else (value, grads)
+    return (value, aux), grads
