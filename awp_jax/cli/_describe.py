@@ -65,7 +65,7 @@ def _perturbed(experiment: Experiment) -> str:
     w = weight_perturbation(experiment.config)
     if w.method == "none":
         return "weights: not perturbed"
-    params = experiment.init().params
+    params = training.initial_state(experiment).params
     ball = WeightBall(w.gamma, w.size, w.scope)
     mask = ball.mask_of(params)
     rows = []

@@ -17,6 +17,7 @@ from awp_jax.training._experiment import objective_of as objective_of
 from awp_jax.training._experiment import subset as subset
 from awp_jax.training._experiment import weight_perturbation as weight_perturbation
 from awp_jax.training._feed import Feed as Feed
+from awp_jax.training._initial import initial_state as initial_state
 from awp_jax.training._loop import NonFiniteError as NonFiniteError
 from awp_jax.training._loop import Outcome as Outcome
 from awp_jax.training._loop import train as train

@@ -15,7 +15,6 @@ from awp_jax.config import validate
 from awp_jax.training._attack import TrainingAttack
 from awp_jax.training._averaging import averaging_rate, estimate_batch_stats
 from awp_jax.training._batch import batch_function
-from awp_jax.training._initial import start_from
 from awp_jax.training._optimizers import make_optimizer
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._schedules import schedule
@@ -141,13 +140,9 @@ class Experiment:
         return self.config.epochs * self.steps_per_epoch
 
     def init(self) -> TrainState:
-        """The state before the first step."""
+        """A fresh state; ``initial_state`` also looks at ``init_from``."""
         everywhere = parallel.replicated(self.mesh)
-        state = jax.jit(self._init, out_shardings=everywhere)(jax.random.fold_in(self.key, 1))
-        if not self.config.init_from:
-            return state
-        start = start_from(state, self.config.init_from, self.config.init_checkpoint)
-        return jax.device_put(start, everywhere)
+        return jax.jit(self._init, out_shardings=everywhere)(jax.random.fold_in(self.key, 1))
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and places of the state, without computing it."""

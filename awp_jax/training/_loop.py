@@ -20,7 +20,7 @@ from awp_jax.training import _records as records
 from awp_jax.training._checkpoints import AVERAGE, BEST, KEPT, LAST, Checkpoints
 from awp_jax.training._experiment import Experiment, build, evaluation_attack, subset
 from awp_jax.training._feed import Feed
-from awp_jax.training._initial import check_start
+from awp_jax.training._initial import check_start, initial_state
 from awp_jax.training._state import TrainState
 
 _EVALUATION_KEY = 3
@@ -178,7 +178,7 @@ class _Run:
         if not self.checkpoints.steps(LAST):
             # Killed before the first one; averages and kept ones are saved before it.
             self.checkpoints.discard_after(0)
-            return self.experiment.init()
+            return initial_state(self.experiment)
         state, info = self.checkpoints.restore(
             LAST, self.experiment.abstract_state(), report=lambda text: print(text, file=sys.stderr)
         )
