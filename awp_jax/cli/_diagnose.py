@@ -10,8 +10,9 @@ from awp_jax.cli._evaluate import passes_of
 from awp_jax.cli._flags import Command, UsageError, required
 from awp_jax.cli._surrogate import open_surrogate
 from awp_jax.evaluation import diagnose
+from awp_jax.files import write_json
 from awp_jax.reporting import diagnosis_figure, save_figure
-from awp_jax.training import open_run, subset, write_json
+from awp_jax.training import open_run, subset
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,10 +1,10 @@
 """``evaluation.json``: what is there when another selection of attacks comes to it."""
 
 import itertools
-import json
 import pathlib
 from typing import Any
 
+from awp_jax.files import read_json
 from awp_jax.training import WorkdirError
 
 EVALUATION = "evaluation.json"
@@ -22,14 +22,10 @@ def read_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:
     path = workdir / EVALUATION
     if not path.exists():
         return None
-    try:
-        found = json.loads(path.read_text())
-        if isinstance(found, dict) and isinstance(found.get("checkpoints"), dict):
-            return found
-        problem = "an object with checkpoints was expected"
-    except ValueError as error:
-        problem = str(error)
-    raise WorkdirError(f"{path} is damaged: {problem}.")
+    found = read_json(path, WorkdirError)
+    if not isinstance(found.get("checkpoints"), dict):
+        raise WorkdirError(f"{path} is damaged: an object with checkpoints was expected.")
+    return found
 
 
 def with_earlier(workdir: pathlib.Path, result: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -23,8 +23,9 @@ from awp_jax.evaluation import (
     write_arrays,
 )
 from awp_jax.evaluation._work import work
+from awp_jax.files import write_json
 from awp_jax.reporting import attack_table, evaluation_table
-from awp_jax.training import BEST, LAST, Run, open_run, subset, write_json
+from awp_jax.training import BEST, LAST, Run, open_run, subset
 
 PARTIAL = "evaluation.partial"  # removed when the evaluation is finished
 IMAGES = "adversarial"

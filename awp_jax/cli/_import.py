@@ -13,6 +13,7 @@ from awp_jax import checks, data
 from awp_jax import config as schema
 from awp_jax.cli._flags import Command, UsageError, boolean, required
 from awp_jax.evaluation import measure
+from awp_jax.files import write_json
 from awp_jax.interop import CheckpointError, load_torch
 from awp_jax.training import (
     BEST,
@@ -24,7 +25,6 @@ from awp_jax.training import (
     build,
     plain,
     subset,
-    write_json,
 )
 
 # Enough to see a wrong normalisation, few enough for a wide network on a CPU.

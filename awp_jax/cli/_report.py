@@ -6,6 +6,7 @@ from typing import Any
 
 from awp_jax.cli._earlier import read_evaluation
 from awp_jax.cli._flags import Command, UsageError, names, required
+from awp_jax.files import write_text
 from awp_jax.reporting import (
     evaluation_table,
     landscape_comparison,
@@ -57,8 +58,7 @@ def main(argv: Sequence[str]) -> int:
     if landscapes:
         paths = [workdir for workdir in workdirs if workdir.name in landscapes]
         files += save_figure(comparison_of(paths, landscapes), output / "landscape")
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "report.md").write_text(table + "\n")
+    write_text(output / "report.md", table + "\n")
     print(table)
     print(f"\nWritten: {', '.join(map(str, [output / 'report.md', *files]))}")
     return 0

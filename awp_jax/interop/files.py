@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 import pathlib
 import pickle
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from awp_jax.files import write_bytes
 
 SAFETENSORS = ".safetensors"
 TORCH = (".pt", ".pth")
@@ -41,6 +42,7 @@ def write(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
     Raises:
         CheckpointError: for a suffix other than .pt, .pth and .safetensors, or when the package
             for it is not installed.
+        StorageError: when it cannot be written.
     """
     if path.suffix == SAFETENSORS:
         content = _safetensors().save(dict(state))
@@ -53,16 +55,7 @@ def write(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
         raise CheckpointError(
             f"The suffix of {path} must be .pt, .pth or .safetensors, not {path.suffix!r}."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, content)
 
 
 def _torch() -> Any:

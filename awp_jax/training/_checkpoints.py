@@ -1,11 +1,9 @@
 """Checkpoints: the last and the best state of a run, checked when they are read back."""
 
 import errno
-import json
 import os
 import pathlib
 import shutil
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from awp_jax import parallel
-from awp_jax.training._records import StorageError
+from awp_jax.files import StorageError, checksum
 from awp_jax.training._state import digest
 
 LAST, BEST, KEPT, AVERAGE = "last", "best", "kept", "average"
@@ -87,7 +85,7 @@ class Checkpoints:
             info = {**info, "digest": int(digest(state))}
             args = ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                info=ocp.args.JsonSave({**info, _CHECKSUM: _checksum(info)}),
+                info=ocp.args.JsonSave({**info, _CHECKSUM: checksum(info)}),
             )
             saved = manager.save(step, args=args, force=True)
         except Exception as error:
@@ -164,7 +162,7 @@ class Checkpoints:
                 raise CheckpointError(f"an array has shape {leaf.shape}, not {wanted.shape}")
         if int(digest(state)) != info.get("digest"):
             raise CheckpointError("its digest does not match its contents")
-        if info.pop(_CHECKSUM, None) not in (None, _checksum(info)):  # earlier versions had none
+        if info.pop(_CHECKSUM, None) not in (None, checksum(info)):  # earlier versions had none
             raise CheckpointError("its checksum does not match what is beside the arrays")
         return state, info
 
@@ -208,10 +206,6 @@ class Checkpoints:
             for manager in self._managers.values():
                 manager.close()
             self._managers.clear()
-
-
-def _checksum(info: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(info, sort_keys=True).encode())
 
 
 def _sharding(leaf: Any) -> Any:

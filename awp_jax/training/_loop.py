@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from awp_jax import data, parallel
 from awp_jax.evaluation import measure
+from awp_jax.files import StorageError
 from awp_jax.progress import Progress
 from awp_jax.training import _records as records
 from awp_jax.training._checkpoints import AVERAGE, BEST, KEPT, LAST, Checkpoints
@@ -161,7 +162,7 @@ class _Run:
                 self._save(state, step)
             self.checkpoints.wait()
         except BaseException:
-            with contextlib.suppress(records.StorageError):  # the first failure is the one to tell
+            with contextlib.suppress(StorageError):  # the first failure is the one to tell
                 self._close()
             raise
         self._close()
