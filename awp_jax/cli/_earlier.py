@@ -44,15 +44,16 @@ def with_earlier(workdir: pathlib.Path, result: dict[str, Any]) -> tuple[dict[st
         earlier = read_evaluation(workdir)
         if earlier is None:
             return result, ""
-        reason = _difference(earlier, result)
-        if not reason:
+        difference = _difference(earlier, result)
+        if not difference:
             return _merged(earlier, result), ""
+        reason = f"{difference}."
     except WorkdirError as error:
-        reason = str(error).removesuffix(".")
+        reason = str(error)
     names = (workdir / f"evaluation-{number}.json" for number in itertools.count(1))
     other = next(name for name in names if not name.exists())
     (workdir / EVALUATION).rename(other)
-    return result, f"Earlier results are now in {other}: {reason}."
+    return result, f"Earlier results are now in {other}: {reason}"
 
 
 def _difference(earlier: dict[str, Any], result: dict[str, Any]) -> str:
