@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax import checks
+from awp_jax import checks, streams
 from awp_jax.attacks._gradient import loss_and_gradient, model_key
 from awp_jax.attacks._losses import targeted_dlr, targeted_margin
 from awp_jax.attacks._model import predict
@@ -19,9 +19,6 @@ from awp_jax.attacks._stepped import (
     ranked_targets,
 )
 from awp_jax.balls import image_norms
-
-# Random models draw for the start and for the clean logits from indices that no step has.
-_START = 0x7FFFFFF0
 
 
 def checkpoints(steps: int) -> tuple[int, ...]:
@@ -136,7 +133,9 @@ class APGD(SteppedAttack):
         length = self.epsilon / jnp.maximum(image_norms(noise, self.norm), 1e-30)
         point = self.ball.project(images, images + per_example(length, images) * noise)
         targets = self._targets(function, keys, images, labels, rank)
-        wrong, loss, gradient = self._evaluate(function, point, keys, labels, targets, _START)
+        wrong, loss, gradient = self._evaluate(
+            function, point, keys, labels, targets, streams.MODEL_START
+        )
         batch = labels.shape[0]
         return APGDState(
             keys=keys,
@@ -241,5 +240,7 @@ class APGDTargeted(APGD):
         return loss(logits, labels, targets)
 
     def _targets(self, function, keys, images, labels, rank) -> Any:
-        logits = predict(function, images, model_key(keys, _START + 1) if self.eot else None)
+        logits = predict(
+            function, images, model_key(keys, streams.MODEL_TARGETS) if self.eot else None
+        )
         return ranked_targets(logits, labels, rank)

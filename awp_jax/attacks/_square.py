@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from awp_jax import streams
 from awp_jax.attacks._losses import margin
 from awp_jax.attacks._stepped import SteppedAttack, choose, per_example
 from awp_jax.balls import image_norms
@@ -123,7 +124,7 @@ class Square(SteppedAttack):
                 f"Square needs images [batch, height, width, channels], not {images.shape}."
             )
         _, height, width, channels = images.shape
-        start_keys = fold_keys(keys, 0)
+        start_keys = fold_keys(keys, streams.SEARCH_START)
         if self.norm == "linf":
             signs = jax.vmap(lambda k: _signs(k, (1, width, channels), images.dtype))(start_keys)
             noise = jnp.broadcast_to(self.epsilon * signs, images.shape)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 
-from awp_jax import parallel
+from awp_jax import parallel, streams
 from awp_jax.cli import _processes as processes
 from awp_jax.cli._evaluate import passes_of
 from awp_jax.cli._flags import Command, UsageError, required
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         surrogate_fn = other.logits_fn
     found = diagnose(
         run.logits_fn(run.restore(which)[0]),
-        jax.random.fold_in(run.experiment.key, 5),
+        jax.random.fold_in(run.experiment.key, streams.RUN_DIAGNOSE),
         images.images,
         images.labels,
         norm=config.attack.norm,

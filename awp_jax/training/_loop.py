@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from awp_jax import data, parallel
+from awp_jax import data, parallel, streams
 from awp_jax.evaluation import measure
 from awp_jax.files import StorageError
 from awp_jax.progress import Progress
@@ -24,7 +24,6 @@ from awp_jax.training._feed import Feed
 from awp_jax.training._initial import check_start, initial_state
 from awp_jax.training._state import TrainState
 
-_EVALUATION_KEY = 3
 # With optimizer.non_finite "skip", so many skipped steps one after the other stop the run all the
 # same: nothing changes any more but the batch.
 MOST_SKIPPED = 100
@@ -371,7 +370,7 @@ class _Run:
         # One random pass is enough for a curve; `awp-jax evaluate` averages over many.
         eot = int(self.experiment.classifier.is_random)
         attack = evaluation_attack(self.config, eot=eot)
-        key = jax.random.fold_in(self.experiment.key, _EVALUATION_KEY)
+        key = jax.random.fold_in(self.experiment.key, streams.RUN_VALIDATION)
         options = {"key": key, "batch_size": self.config.evaluation.batch_size, "eot": eot}
         found = {}
         for name, part in sets.items():
