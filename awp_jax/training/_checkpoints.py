@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 
 from awp_jax import parallel
 from awp_jax.files import StorageError, checksum
+from awp_jax.training._quiet import quiet_orbax
 from awp_jax.training._state import digest
 
 LAST, BEST, KEPT, AVERAGE = "last", "best", "kept", "average"
@@ -56,12 +57,14 @@ class Checkpoints:
             )
         return self._managers[kind]
 
+    @quiet_orbax()
     def steps(self, kind: str) -> list[int]:
         """Steps of which there is a checkpoint, newest first."""
         if not (self._directory / kind).is_dir():
             return []
         return sorted(self._manager(kind).all_steps(), reverse=True)
 
+    @quiet_orbax()
     def save(self, kind: str, state: Any, info: dict[str, Any]) -> None:
         """Begins to save ``state`` and ``info``; writing goes on in the background.
 
@@ -100,6 +103,7 @@ class Checkpoints:
                 f"Orbax refused to save the checkpoint of step {step} in {self._directory / kind}."
             )
 
+    @quiet_orbax()
     def restore(
         self,
         kind: str,
@@ -166,6 +170,7 @@ class Checkpoints:
             raise CheckpointError("its checksum does not match what is beside the arrays")
         return state, info
 
+    @quiet_orbax()
     def discard_after(self, step: int) -> None:
         """Moves aside what is newer than ``step``: damaged ones, or of a run that is redone.
 
@@ -182,6 +187,7 @@ class Checkpoints:
             (self._directory / kind / str(s)).rename(target)
         parallel.main_says(True)  # and from now on they are gone
 
+    @quiet_orbax()
     def wait(self) -> None:
         """Waits until everything is written.
 
@@ -198,6 +204,7 @@ class Checkpoints:
                     "are untouched."
                 ) from error
 
+    @quiet_orbax()
     def close(self) -> None:
         """Waits, then releases Orbax's threads."""
         try:
