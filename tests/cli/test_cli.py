@@ -51,7 +51,7 @@ def test_train_evaluate_report(runs, capsys, tmp_path):
             assert list(measured) == ["clean", "fgsm", "pgd-2"]
             assert all(m["examples"] == examples for m in measured.values())
             assert measured["clean"]["accuracy"] >= measured["pgd-2"]["accuracy"]
-    workdirs = f"--workdirs={runs / 'at'},{runs / 'at-awp'}"
+    workdirs = f"--workdir={runs / 'at'},{runs / 'at-awp'}"
     assert cli.main(["report", workdirs, f"--output={tmp_path}"]) == 0
     printed = capsys.readouterr().out
     for text in (
@@ -69,6 +69,11 @@ def test_train_evaluate_report(runs, capsys, tmp_path):
         "learning_curves.png",
         "learning_curves.pdf",
     }
+
+
+def test_report_takes_the_earlier_name_of_its_flag(runs, capsys, tmp_path):
+    assert cli.main(["report", f"--workdirs={runs / 'at'}", f"--output={tmp_path}"]) == 0
+    assert "AT" in capsys.readouterr().out
 
 
 def test_training_again_goes_on_and_says_so(runs, capsys):
@@ -183,7 +188,10 @@ def test_help_and_unknown_commands(capsys):
         (["train", f"--config={CONFIG}", "--workdir=W", "stray"], "'stray' was not expected"),
         (["train", f"--config={CONFIG}", "--workdir=W", "--wrokdir=x"], "wrokdir"),
         (["evaluate", "--workdir=W"], "holds no config.json"),
-        (["report", "--workdirs=W", "--output=W"], "holds no config.json"),
+        (["report", "--workdir=W", "--output=W"], "holds no config.json"),
+        (["report", "--output=W"], "--workdir is missing"),
+        (["report", "--workdir=,", "--output=W"], "--workdir is empty"),
+        (["report", "--workdir=V", "--workdirs=W", "--output=W"], "are both given"),
     ],
 )
 def test_misuse_is_one_sentence_and_writes_nothing(
