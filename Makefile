@@ -37,7 +37,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/awp-jax evaluate --workdir=$(RUNS)/at-awp > $(RUNS)/evaluate.log 2>&1 \
 	|| { cat $(RUNS)/evaluate.log; exit 1; }; \
 	wait $$looking || { cat $(RUNS)/landscape.log; exit 1; }
-	@$(BIN)/awp-jax report --workdirs=$(RUNS)/at,$(RUNS)/at-awp --output=$(RUNS)/report
+	@$(BIN)/awp-jax report --workdir=$(RUNS)/at,$(RUNS)/at-awp --output=$(RUNS)/report
 
 # Every table and figure of the papers, and the comparison, at the smallest scale: shows that they
 # run, nothing else. It compiles far more than it computes, so code is generated cheaply and kept.

@@ -9,6 +9,13 @@ import jax
 import jaxlib
 
 _CONVOLUTIONS = "xla_cpu_experimental_ynn_fusion_type"
+# The releases that know the CPU flags set here and in the tests; others end the process for them.
+_KNOWN_RELEASES = "0.10."
+
+
+def knows_cpu_flags() -> bool:
+    """Whether this jaxlib is of the one release line whose experimental CPU flags are used."""
+    return jaxlib.__version__.startswith(_KNOWN_RELEASES)
 
 
 def use_compilation_cache() -> None:
@@ -44,7 +51,7 @@ def use_fast_convolutions() -> None:
     jaxlib are left alone: one that does not know the flag would end the process.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if not jaxlib.__version__.startswith("0.10.") or _CONVOLUTIONS in flags:
+    if not knows_cpu_flags() or _CONVOLUTIONS in flags:
         return
     without = f"--{_CONVOLUTIONS}=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
     os.environ["XLA_FLAGS"] = f"{flags} {without}".strip()

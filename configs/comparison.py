@@ -5,7 +5,7 @@
                       --workdir=runs/comparison/$method-$seed
         awp-jax evaluate --workdir=runs/comparison/$method-$seed --attacks=pgd-20,apgd-ce
     done; done
-    awp-jax report --workdirs=... --output=runs/comparison/report
+    awp-jax report --workdir=... --output=runs/comparison/report
 
 The argument is DATA,METHOD. With DATA mnist (a multi-layer perceptron of width 256 on 1,200 images,
 200 more choose the best checkpoint; Linf 0.1, 60 epochs: enough for robust overfitting) METHOD is

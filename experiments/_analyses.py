@@ -8,11 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from awp_jax import streams
 from awp_jax.training import evaluation_attack
 from experiments._measures import Measure, Unavailable, library
 from experiments._scales import Scale
-
-_LANDSCAPE_KEY = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Landscape(Measure):
         wanted = self.settings(scale)
         part = opened.part(self.part, wanted["examples"])
         apply_fn, params = opened.network(self.checkpoint, self.factor)
-        key = jax.random.fold_in(opened.experiment.key, _LANDSCAPE_KEY)
+        key = jax.random.fold_in(opened.experiment.key, streams.RUN_LANDSCAPE)
         attack = evaluation_attack(opened.config, steps=scale_steps(scale, 10))
         count = wanted["directions"]
         scaled: dict[str, Any] = {"normalisation": self.normalisation}
@@ -149,7 +148,7 @@ class Flatness(Measure):
             params,
             part.images,
             part.labels,
-            jax.random.fold_in(opened.experiment.key, _LANDSCAPE_KEY),
+            jax.random.fold_in(opened.experiment.key, streams.RUN_LANDSCAPE),
             attack=evaluation_attack(opened.config, steps=steps, restarts=1),
             reference_restarts=wanted["reference_restarts"],
             batch_size=min(128, opened.config.evaluation.batch_size),
@@ -184,7 +183,7 @@ class Curvature(Measure):
             *opened.network(self.checkpoint, self.factor),
             part.images,
             part.labels,
-            jax.random.fold_in(opened.experiment.key, _LANDSCAPE_KEY),
+            jax.random.fold_in(opened.experiment.key, streams.RUN_LANDSCAPE),
             attack=evaluation_attack(opened.config, steps=steps, restarts=1),
             batch_size=min(128, opened.config.evaluation.batch_size),
         )
@@ -220,7 +219,7 @@ class PerturbedLoss(Measure):
             state.params,
             part.images,
             part.labels,
-            jax.random.fold_in(opened.experiment.key, _LANDSCAPE_KEY),
+            jax.random.fold_in(opened.experiment.key, streams.RUN_LANDSCAPE),
             gammas=self.gammas,
             draws=wanted["draws"],
             attack=evaluation_attack(opened.config, steps=scale_steps(scale, 10)),

@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 
+from awp_jax import streams
 from awp_jax.attacks import transfer
 from awp_jax.evaluation import PartialResults, attacks_by_name, evaluate
 from experiments._scales import Scale
 
 # As `awp-jax evaluate`: the same key, so the same numbers.
-_EVALUATION_KEY = 4
 # Thousands of passes per image.
 _COSTLY = ("spsa", "autoattack", "feature")
 # Passes that gradients and verdicts of a randomised model average over; as AutoAttack's rand.
@@ -144,7 +144,7 @@ class Attacked(Measure):
         identity = {"measure": self.slug(), **wanted, "state": opened.identity(self.checkpoint)}
         found = evaluate(
             opened.logits_fn(self.checkpoint),
-            jax.random.fold_in(opened.experiment.key, _EVALUATION_KEY),
+            jax.random.fold_in(opened.experiment.key, streams.RUN_EVALUATE),
             part.images,
             part.labels,
             attacks,

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from awp_jax import config as schema
 from awp_jax import data
+from awp_jax.files import read_json, write_json
 from awp_jax.landscape import rescaled
 from awp_jax.training import (
     Run,
@@ -27,7 +28,6 @@ from awp_jax.training import (
     read_metrics,
     subset,
     train,
-    write_json,
 )
 from experiments._cells import Experiment, Job, NotAvailable, digest, flat, missing_file
 from experiments._measures import Measure, Unavailable
@@ -121,7 +121,7 @@ class Place:
 
     def _check_claim(self, path: pathlib.Path, job: Job, values: dict[str, Any]) -> None:
         try:
-            found = json.loads(path.read_text())
+            found = read_json(path)
             # Keys that have come since then have had their defaults.
             theirs = flat(plain(schema.default())) | flat(found["config"])
             cell = found["cell"]
@@ -146,7 +146,7 @@ class Place:
         if not path.is_file():
             return None
         try:
-            found = json.loads(path.read_text())
+            found = read_json(path)
         except ValueError:
             return None
         return found if found["settings"] == measure.settings(self.experiment.scale) else None

@@ -10,8 +10,9 @@ import absl.logging
 
 from awp_jax.compilation import use_compilation_cache, use_fast_convolutions
 from awp_jax.data import DataError
+from awp_jax.files import StorageError, write_text
 from awp_jax.reporting import markdown_table, save_figure
-from awp_jax.training import NonFiniteError, StorageError
+from awp_jax.training import NonFiniteError
 from experiments._build import command
 from experiments._cells import Experiment, Job, NotAvailable
 from experiments._figure import figure
@@ -224,15 +225,14 @@ def gather(place: Place) -> list[pathlib.Path]:
         The files.
     """
     one = place.experiment
-    place.folder.mkdir(parents=True, exist_ok=True)
     problems = dict.fromkeys(p for job in one.jobs() for p in availability(place, job))
     found = lines(place)
     files = [place.folder / f"{one.name}.md"]
     drawing = figure(place)
-    files[0].write_text(markdown(place, found, list(problems)))
+    write_text(files[0], markdown(place, found, list(problems)))
     if found:
         files.append(place.folder / f"{one.name}.csv")
-        files[-1].write_text(comma_separated(place, found))
+        write_text(files[-1], comma_separated(place, found))
     if drawing is not None:
         files += save_figure(drawing, place.folder / one.name)
     return files

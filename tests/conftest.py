@@ -1,21 +1,20 @@
 """Settings for the whole suite."""
 
-import importlib.metadata
 import os
 import pathlib
 import tempfile
 
+import jax
+import pytest
+
+from awp_jax.compilation import knows_cpu_flags, use_fast_convolutions
+
 # Tests compile far more than they compute: cheap code generation halves their time, and without
-# XLA's own fusion kernels the rest takes a third. Later releases do not know that flag.
+# XLA's own fusion kernels the rest takes a third. XLA reads them when a device is first used.
 _FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):
+if knows_cpu_flags():
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
-
-import jax  # noqa: E402
-import pytest  # noqa: E402
-
-from awp_jax.compilation import use_fast_convolutions  # noqa: E402
 
 use_fast_convolutions()  # as the commands do
 

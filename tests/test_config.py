@@ -1,5 +1,6 @@
 """The schema and its checks, and the configs of the papers' cells."""
 
+import copy as copying
 import importlib.util
 import pathlib
 
@@ -53,10 +54,24 @@ def test_bad_values_are_one_sentence(path, value, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_radius_above_one_warns():
+@pytest.mark.core
+@pytest.mark.parametrize("key", ["attack.epsilon", "evaluation.epsilon"])
+@pytest.mark.parametrize(("value", "said"), [("8", "8/255"), ("16/2", "8/255"), ("1.5", "8/255")])
+def test_a_radius_above_the_range_of_inputs_is_refused(key, value, said):
     config = schema.default()
-    config.attack.epsilon = "8"
-    with pytest.warns(UserWarning, match="attack.epsilon is 8, above 1.*8/255"):
+    schema.override(config, key, value)
+    with pytest.raises(ValueError, match=f"{key} is {value}, but images are in .*{said}"):
+        schema.validate(config)
+    config.attack.large_epsilon = True
+    schema.validate(config)
+    config.attack.large_epsilon, config.attack.norm = False, "l2"
+    schema.validate(config)
+
+
+def test_a_step_above_one_warns():
+    config = schema.default()
+    config.attack.step_size = "2"
+    with pytest.warns(UserWarning, match="attack.step_size is 2, above 1.*2/255"):
         schema.validate(config)
 
 
@@ -74,6 +89,91 @@ def test_an_unknown_key_says_what_was_meant():
         schema.from_dict({"weights": 3})
     with pytest.raises(ValueError, match="a value of type int was expected"):
         schema.from_dict({"epochs": "many"})
+
+
+@pytest.mark.core
+def test_keys_are_declared_once_with_what_they_mean():
+    found = dict(schema.keys())
+    assert len(found) == len(list(schema.keys())) and "attack.epsilon" in found
+    for path, key in found.items():
+        assert schema.default()[path] == key.default
+        assert key.sentence.endswith(".") and "\n" not in key.sentence, path
+        assert key.default is not None or key.kind.optional, path
+    for group in schema.GROUPS:
+        assert group.sentence.endswith(".")
+    schema.validate(schema.default())
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("path", "text", "value"),
+    [
+        ("epochs", "3", 3),
+        ("optimizer.weight_decay", "1e-3", 1e-3),
+        ("optimizer.learning_rate", "1", 1.0),
+        ("attack.epsilon", "4/255", "4/255"),
+        ("attack.start", "none", "none"),
+        ("attack.early_stop", "1", 1),
+        ("data.flip", "False", False),
+        ("schedule.milestones", "(0.5,)", (0.5,)),
+        ("schedule.milestones", "0.25,0.5", (0.25, 0.5)),
+        ("weights.loss_range", "()", ()),
+    ],
+)
+def test_values_are_read_from_text(path, text, value):
+    config = schema.default()
+    schema.override(config, path, text)
+    assert config[path] == value and type(config[path]) is type(value)
+    schema.validate(config)
+
+
+def test_an_optional_value_can_be_taken_back():
+    config = schema.default()
+    config.data.path = "somewhere"
+    schema.override(config, "data.path", "None")
+    assert config.data.path is None
+
+
+@pytest.mark.core
+def test_a_wrong_key_is_told_where_it_is_written():
+    config = schema.default()
+    for wrong in (lambda: config.atack, lambda: config["attack.epsilom"]):
+        with pytest.raises(schema.UnknownKeyError, match="Did you mean 'attack"):
+            wrong()
+    with pytest.raises(AttributeError, match="'weights.gama'.*Did you mean 'weights.gamma'"):
+        config.weights.gama = "0.1"
+    with pytest.raises(TypeError, match="'epochs' is 'many', but a value of type int"):
+        config.epochs = "many"
+    assert not hasattr(config, "atack") and config.get("atack") is None
+    for copy in (copying.deepcopy(config), config.copy_and_resolve_references()):
+        assert copy.to_dict() == config.to_dict()
+        with pytest.raises(KeyError, match="Did you mean 'weights.gamma'"):
+            copy.weights.gama = "0.1"
+
+
+def every_config():
+    for path in sorted(CONFIGS.glob("*.py")):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield path.stem, module.get_config()
+
+
+@pytest.mark.core
+def test_every_config_survives_yaml():
+    names = []
+    for name, config in every_config():
+        names.append(name)
+        text = schema.to_yaml(config)
+        assert "!!" not in text
+        assert schema.from_yaml(text).to_dict() == config.to_dict()
+        assert schema.from_yaml(config.to_json()).to_dict() == config.to_dict()
+    assert "quickstart" in names and len(names) >= 6
+
+
+def test_yaml_takes_numbers_as_people_write_them():
+    config = schema.from_yaml("optimizer: {weight_decay: 5e-4}\nschedule: {milestones: [0.5]}")
+    assert (config.optimizer.weight_decay, config.schedule.milestones) == (5e-4, (0.5,))
 
 
 def test_a_config_survives_json():

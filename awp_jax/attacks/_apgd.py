@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax import checks
+from awp_jax import checks, streams
 from awp_jax.attacks._goal import Goal, Loss, Success
 from awp_jax.attacks._gradient import loss_and_gradient, model_key
 from awp_jax.attacks._losses import cross_entropy, targeted_dlr, targeted_margin
@@ -21,9 +21,6 @@ from awp_jax.balls._inputs import per_example
 from awp_jax.balls._protocol import check_step_size, scaled
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.random import fold_keys
-
-# Random models draw for the start and for the clean logits from indices that no step has.
-_START = 0x7FFFFFF0
 
 
 def checkpoints(steps: int) -> tuple[int, ...]:
@@ -161,7 +158,9 @@ class APGD(SteppedAttack):
         else:
             point = self.ball.start(keys, images)
         targets = self._targets(function, keys, images, labels, rank)
-        wrong, loss, gradient = self._evaluate(function, point, keys, labels, targets, _START)
+        wrong, loss, gradient = self._evaluate(
+            function, point, keys, labels, targets, streams.MODEL_START
+        )
         batch = keys.shape[0]
         return APGDState(
             keys=keys,
@@ -318,5 +317,7 @@ class APGDTargeted(APGD):
     def _targets(
         self, function: Callable, keys: jax.Array, images: Any, labels: Any, rank: jax.Array
     ) -> Any:
-        logits = predict(function, images, model_key(keys, _START + 1) if self.eot else None)
+        logits = predict(
+            function, images, model_key(keys, streams.MODEL_TARGETS) if self.eot else None
+        )
         return ranked_targets(logits, labels, rank)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from awp_jax import streams
 from awp_jax.ascent import loop
 
 
@@ -25,7 +26,7 @@ def model_key(keys: jax.Array, index: int | jax.Array) -> jax.Array:
     It comes from the first example's key. So a randomised model is the one case where the cut into
     batches matters: its noise is drawn for a batch.
     """
-    return jax.random.fold_in(jax.random.fold_in(keys[0], 0x6D6F64), index)
+    return jax.random.fold_in(jax.random.fold_in(keys[0], streams.BATCH_MODEL), index)
 
 
 def loss_and_gradient(

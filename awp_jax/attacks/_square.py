@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax import checks
+from awp_jax import checks, streams
 from awp_jax.attacks._goal import Goal
 from awp_jax.attacks._result import choose
 from awp_jax.attacks._stepped import SteppedAttack
@@ -151,7 +151,7 @@ class Square(SteppedAttack):
         del rank, restart
         self.check(images)
         _, height, width, channels = images.shape
-        start_keys = fold_keys(keys, 0)
+        start_keys = fold_keys(keys, streams.SEARCH_START)
         if self.ball.norm == "linf":
             signs = jax.vmap(lambda k: _signs(k, (1, width, channels), images.dtype))(start_keys)
             noise = jnp.broadcast_to(signs, images.shape)

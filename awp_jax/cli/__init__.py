@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from awp_jax import parallel
     from awp_jax.cli._flags import Help, UsageError
     from awp_jax.compilation import use_compilation_cache, use_fast_convolutions
-    from awp_jax.training import NonFiniteError, StorageError
+    from awp_jax.files import StorageError
+    from awp_jax.training import NonFiniteError
 
     use_fast_convolutions()
     use_compilation_cache()

@@ -1,17 +1,18 @@
 """``awp-jax describe``."""
 
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from awp_jax import training
+from awp_jax import checks, training
 from awp_jax.balls import WeightBall
 from awp_jax.cli._flags import Command, read_config
 from awp_jax.cli._import import open_experiment
-from awp_jax.config import from_dict
+from awp_jax.config import GROUPS, Key, from_dict, to_yaml
 from awp_jax.reporting import markdown_table
 from awp_jax.training import Experiment, objective_of, weight_perturbation
 
@@ -23,31 +24,58 @@ def main(argv: Sequence[str]) -> int:
     command = Command(
         "describe",
         "Shows what a config stands for: its values, the model's parameters, steps per epoch,\n"
-        "what is perturbed and how much, and estimated memory. Nothing is trained or written.",
+        "what is perturbed and how much, and estimated memory. Nothing is trained or written.\n"
+        "What it prints is YAML, with all but the values in comments: --config=FILE.yaml reads it.",
         with_config=True,
-        instead="workdir",
+        instead=("workdir", "keys"),
     )
     command.string("workdir", None, "a run directory, whose config is described")
+    command.string("keys", None, "instead, what the keys of a group mean, such as attack, or all")
     values = command.parse(argv)
+    if values["keys"].value:
+        print(meanings(values["keys"].value))
+        return 0
     workdir = values["workdir"].value
     if workdir:
         config = from_dict(training.read_config(pathlib.Path(workdir)))
     else:
-        config = read_config(values)
+        config = read_config(command)
     experiment, problem = open_experiment(config)
-    note = f"\nThe data was not found, so its published sizes are used: {problem}\n"
-    print(describe(experiment) + (note if problem else ""))
+    note = f"\n\nThe data was not found, so its published sizes are used: {problem}"
+    about = describe(experiment) + (note if problem else "")
+    print(to_yaml(experiment.config) + "\n" + textwrap.indent(about, "# ", lambda line: True))
     return 0
 
 
+def meanings(group: str) -> str:
+    """What the keys of a group mean, with their defaults; of all groups for ``"all"``.
+
+    Raises:
+        ValueError: For a group that is none.
+    """
+    checks.choice(group, ["all", *(g.name for g in GROUPS if g.name)], "group of config keys")
+    blocks = []
+    for one in GROUPS:
+        if group in ("all", one.name):
+            lines = [f"{one.name}: {one.sentence}" if one.name else one.sentence]
+            for key in one.keys:
+                lines.append(f"  {one.path(key)} = {key.default!r}  ({_expected(key)})")
+                lines.append(f"      {key.sentence}")
+            blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _expected(key: Key) -> str:
+    return f"{key.kind.expected}, or None" if key.kind.optional else key.kind.expected
+
+
 def describe(experiment: Experiment) -> str:
-    """What an experiment is, as text for a person."""
+    """What an experiment is, beside the values of its config, as text for a person."""
     config, splits = experiment.config, experiment.splits
     state = experiment.abstract_state()
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     validation = 0 if splits.validation is None else len(splits.validation)
     lines = [
-        str(config),
         f"data: {len(splits.train)} training, {validation} validation, {len(splits.test)} test "
         f"images of {' x '.join(map(str, splits.train.images.shape[1:]))}, "
         f"{splits.train.num_classes} classes",
@@ -65,7 +93,7 @@ def _perturbed(experiment: Experiment) -> str:
     w = weight_perturbation(experiment.config)
     if w.method == "none":
         return "weights: not perturbed"
-    params = experiment.init().params
+    params = training.initial_state(experiment).params
     ball = WeightBall(w.gamma, w.size, w.scope)
     mask = ball.mask_of(params)
     rows = []

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 
 import jax
 
-from awp_jax import parallel
+from awp_jax import parallel, streams
 from awp_jax.cli import _processes as processes
 from awp_jax.cli._evaluate import passes_of
 from awp_jax.cli._flags import Command, UsageError, required
 from awp_jax.cli._surrogate import open_surrogate
 from awp_jax.evaluation import diagnose
+from awp_jax.files import write_json
 from awp_jax.reporting import diagnosis_figure, save_figure
-from awp_jax.training import open_run, subset, write_json
+from awp_jax.training import open_run, subset
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         surrogate_fn = other.logits_fn
     found = diagnose(
         run.logits_fn(run.restore(which)[0]),
-        jax.random.fold_in(run.experiment.key, 5),
+        jax.random.fold_in(run.experiment.key, streams.RUN_DIAGNOSE),
         images.images,
         images.labels,
         norm=config.attack.norm,

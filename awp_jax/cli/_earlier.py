@@ -1,10 +1,10 @@
 """``evaluation.json``: what is there when another selection of attacks comes to it."""
 
 import itertools
-import json
 import pathlib
 from typing import Any
 
+from awp_jax.files import read_json
 from awp_jax.training import WorkdirError
 
 EVALUATION = "evaluation.json"
@@ -22,14 +22,10 @@ def read_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:
     path = workdir / EVALUATION
     if not path.exists():
         return None
-    try:
-        found = json.loads(path.read_text())
-        if isinstance(found, dict) and isinstance(found.get("checkpoints"), dict):
-            return found
-        problem = "an object with checkpoints was expected"
-    except ValueError as error:
-        problem = str(error)
-    raise WorkdirError(f"{path} is damaged: {problem}.")
+    found = read_json(path, WorkdirError)
+    if not isinstance(found.get("checkpoints"), dict):
+        raise WorkdirError(f"{path} is damaged: an object with checkpoints was expected.")
+    return found
 
 
 def with_earlier(workdir: pathlib.Path, result: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -48,15 +44,16 @@ def with_earlier(workdir: pathlib.Path, result: dict[str, Any]) -> tuple[dict[st
         earlier = read_evaluation(workdir)
         if earlier is None:
             return result, ""
-        reason = _difference(earlier, result)
-        if not reason:
+        difference = _difference(earlier, result)
+        if not difference:
             return _merged(earlier, result), ""
+        reason = f"{difference}."
     except WorkdirError as error:
-        reason = str(error).removesuffix(".")
+        reason = str(error)
     names = (workdir / f"evaluation-{number}.json" for number in itertools.count(1))
     other = next(name for name in names if not name.exists())
     (workdir / EVALUATION).rename(other)
-    return result, f"Earlier results are now in {other}: {reason}."
+    return result, f"Earlier results are now in {other}: {reason}"
 
 
 def _difference(earlier: dict[str, Any], result: dict[str, Any]) -> str:

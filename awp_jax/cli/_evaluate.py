@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from awp_jax import checks, parallel
+from awp_jax import checks, parallel, streams
 from awp_jax.cli import _processes as processes
 from awp_jax.cli._earlier import EVALUATION, with_earlier
 from awp_jax.cli._evaluation_progress import EvaluationProgress
@@ -23,8 +23,9 @@ from awp_jax.evaluation import (
     write_arrays,
 )
 from awp_jax.evaluation._work import work
+from awp_jax.files import write_json
 from awp_jax.reporting import attack_table, evaluation_table
-from awp_jax.training import BEST, LAST, Run, open_run, subset, write_json
+from awp_jax.training import BEST, LAST, Run, open_run, subset
 
 PARTIAL = "evaluation.partial"  # removed when the evaluation is finished
 IMAGES = "adversarial"
@@ -170,7 +171,7 @@ def evaluate_run(
         {name: len(part) for name, part in parts.items()},
         len({info["digest"] for _, info in states.values()}),
     )
-    key = jax.random.fold_in(run.experiment.key, 4)
+    key = jax.random.fold_in(run.experiment.key, streams.RUN_EVALUATE)
     result: dict[str, Any] = {
         "method": "imported" if imported else method_name(config),
         "seed": config.seed,

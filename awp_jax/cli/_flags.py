@@ -1,21 +1,38 @@
 """Flags of one command: fresh for every call, so that commands can be called from Python."""
 
-import pathlib
-import re
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from awp_jax.cli._config import read_config_flags
+from awp_jax.cli._errors import UsageError as UsageError
 from awp_jax.config import validate
-
-
-class UsageError(Exception):
-    """The command line is not understood; the message is one sentence."""
 
 
 class Help(Exception):
     """Help was asked for; the message is the help."""
+
+
+class _Integer(flags.IntegerParser):
+    """An integer flag that says itself what was expected of it."""
+
+    def __init__(self, name: str, minimum: int):
+        super().__init__()
+        self._name, self._minimum = name, minimum
+
+    def parse(self, argument: str | int) -> int:
+        """The integer that ``argument`` stands for."""
+        try:
+            value = int(argument)
+        except ValueError:
+            value = None
+        if value is None or value < self._minimum:
+            raise UsageError(
+                f"--{self._name} is {argument!r}, but an integer of at least {self._minimum} was "
+                "expected."
+            )
+        return value
 
 
 class Command:
@@ -25,7 +42,7 @@ class Command:
         name: Of the command.
         summary: What it does, shown by ``--help``.
         with_config: Whether it takes ``--config``.
-        instead: A flag that may be given in place of ``--config``.
+        instead: Flags of which one may be given in place of ``--config``.
         argument: What its one argument without a flag is called; ``None`` for a command that takes
             none. ``given`` holds it after ``parse``, empty when it was left out.
     """
@@ -36,7 +53,7 @@ class Command:
         summary: str,
         *,
         with_config: bool = False,
-        instead: str | None = None,
+        instead: Sequence[str] = (),
         argument: str | None = None,
     ):
         self.name = name
@@ -45,6 +62,7 @@ class Command:
         self.instead = instead
         self.argument = argument
         self.given = ""
+        self.config: ConfigDict | None = None
         self.values = flags.FlagValues()
 
     def string(self, name: str, default: str | None, text: str) -> None:
@@ -53,7 +71,7 @@ class Command:
 
     def integer(self, name: str, default: int | None, text: str, minimum: int = 1) -> None:
         """Declares an integer flag."""
-        flags.DEFINE_integer(name, default, text, flag_values=self.values, lower_bound=minimum)
+        flags.DEFINE(_Integer(name, minimum), name, default, text, flag_values=self.values)
 
     def help(self) -> str:
         """The text of ``--help``."""
@@ -62,12 +80,11 @@ class Command:
         if self.with_config:
             lines += [
                 "  --config=FILE[:ARGUMENT]  a Python file with get_config(ARGUMENT), such as "
-                "configs/quickstart.py:at",
+                "configs/quickstart.py:at,",
+                "                            or a .yaml file, such as awp-jax describe prints",
                 "  --config.KEY=VALUE        overrides a value, e.g. --config.weights.gamma=0.005",
             ]
         for name in self.values:
-            if name == "config" or name.startswith("config."):
-                continue
             default = self.values[name].default
             shown = "" if default is None else f" (default: {default})"
             lines.append(f"  --{name}=  {self.values[name].help}{shown}")
@@ -84,52 +101,36 @@ class Command:
         if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv):
             raise Help(self.help())
         if self.with_config:
-            if any(a == "--config=" for a in argv):
-                raise UsageError("--config is empty: give a config file.")
-            self._check_config_file(argv)
+            self.config, argv = read_config_flags(argv)
         try:
-            if self.with_config:
-                config_flags.DEFINE_config_file(
-                    "config",
-                    None,
-                    "config file",
-                    flag_values=self.values,
-                    sys_argv=[f"awp-jax {self.name}", *argv],
-                )
             rest = self.values([f"awp-jax {self.name}", *argv])
-            _check_sequences(argv, self.values)
-        except UsageError:
-            raise
-        except Exception as error:  # a config file is any Python, so is what it raises
-            raise UsageError(_one_sentence(error)) from None
+        except flags.Error as error:
+            raise UsageError(str(error)) from None
         if self.argument and len(rest) > 1:
             self.given = rest.pop(1)
         if len(rest) > 1:
             raise UsageError(f"{rest[1]!r} was not expected: flags are written --name=value.")
-        instead = self.values[self.instead].value if self.instead else None
-        if instead and self.values["config"].value is not None:
-            raise UsageError(f"--config and --{self.instead} are both given: give one of them.")
-        if self.with_config and not instead and self.values["config"].value is None:
-            raise UsageError(
-                "--config is missing: give a config file, such as --config=configs/quickstart.py"
-                + (f", or --{self.instead}." if self.instead else ".")
-            )
+        if self.with_config:
+            self._check_config_given()
         return self.values
 
-    def _check_config_file(self, argv: list[str]) -> None:
-        for place, argument in enumerate(argv):
-            value = None
-            if argument.startswith("--config="):
-                value = argument.partition("=")[2]
-            elif argument == "--config" and place + 1 < len(argv):
-                value = argv[place + 1]
-            if value is not None and not pathlib.Path(value.partition(":")[0]).is_file():
-                raise UsageError(f"There is no config file {value.partition(':')[0]!r}.")
+    def _check_config_given(self) -> None:
+        given = [name for name in self.instead if self.values[name].value]
+        given += ["config"] * (self.config is not None)
+        if len(given) > 1:
+            both = " and ".join(f"--{name}" for name in sorted(given))
+            raise UsageError(f"{both} are both given: give one of them.")
+        if not given:
+            others = ", or " * bool(self.instead) + " or ".join(f"--{n}" for n in self.instead)
+            raise UsageError(
+                "--config is missing: give a config file, such as "
+                f"--config=configs/quickstart.py{others}."
+            )
 
 
-def read_config(values: flags.FlagValues) -> ConfigDict:
-    """The validated config of parsed flags."""
-    return validate(values["config"].value)
+def read_config(command: Command) -> ConfigDict:
+    """The validated config of a parsed command line."""
+    return validate(command.config)
 
 
 def required(values: flags.FlagValues, name: str) -> str:
@@ -168,41 +169,9 @@ def names(text: str | None, flag: str) -> list[str]:
     return found
 
 
-def _check_sequences(argv: Sequence[str], values: flags.FlagValues) -> None:
-    # ml_collections makes one value of a single number, where two may have been meant.
-    for argument in argv:
-        name, _, text = argument.removeprefix("--").partition("=")
-        several = name in values and values[name].flag_type().endswith("tuple")
-        if several and text and text[0] not in "([" and "," not in text:
-            raise UsageError(
-                f"--{name} is {text}, but several values were expected; one alone is written "
-                f"'({text},)'."
-            )
-
-
 def _with_underscores(argument: str) -> str:
     """``--process-id=1`` and ``--process_id=1`` are the same flag, in configs as well."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value
-
-
-def _one_sentence(error: Exception) -> str:
-    text = str(error.args[0]) if error.args else str(error)
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    if any(line.startswith("Traceback") for line in lines):  # what a config file itself raised
-        lines = [lines[-1].partition(": ")[2] or lines[-1]]
-    # ml_collections says so of an unknown key, in quotes within quotes.
-    unknown = re.fullmatch(
-        r"""["'\\]*(\w+)["'\\]*(?:\\n|\s)*(?:Did you mean "(\w+)" instead of .*)?["'\\]*""", text
-    )
-    if unknown:
-        hint = f" Did you mean {unknown[2]!r}?" if unknown[2] else ""
-        return f"Unknown config key {unknown[1]!r}.{hint}"
-    number = re.fullmatch(r"flag --(\w+)=(.*): invalid literal for int\(\).*", text)
-    if number:
-        return f"--{number[1]} is {number[2]!r}, but an integer was expected."
-    if "cannot be casted to type <class 'str'>" in text:
-        lines.append("; radii and step sizes are text in configs, such as '8/255'.")
-    return " ".join(lines).replace(" ; ", "; ") if lines else type(error).__name__

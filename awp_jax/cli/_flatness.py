@@ -1,7 +1,6 @@
 """``awp-jax flatness``."""
 
 import dataclasses
-import json
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -18,9 +17,10 @@ from awp_jax.cli._flatness_run import (
     measure_run,
     open_in_float32,
 )
+from awp_jax.files import read_json, write_json, write_text
 from awp_jax.progress import PartsProgress
 from awp_jax.reporting import flatness_figures, flatness_report, save_figure
-from awp_jax.training import WorkdirError, write_json
+from awp_jax.training import WorkdirError
 
 FLATNESS = "flatness.json"
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     if values["output"].value:
         output = pathlib.Path(values["output"].value)
         output.mkdir(parents=True, exist_ok=True)
-        (output / "flatness.md").write_text(report + "\n")
+        write_text(output / "flatness.md", report + "\n")
         files += [output / "flatness.md", *_draw(results, output)]
     else:
         for path in paths:
@@ -135,10 +135,7 @@ def _read(workdir: pathlib.Path) -> dict[str, Any]:
         raise WorkdirError(
             f"{workdir} holds no {FLATNESS}: run awp-jax flatness --workdir={workdir} first."
         )
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise WorkdirError(f"{path} is damaged: {error}.") from None
+    return read_json(path, WorkdirError)
 
 
 def _draw(results: dict[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:

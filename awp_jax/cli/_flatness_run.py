@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from awp_jax import checks, landscape
+from awp_jax import checks, landscape, streams
 from awp_jax.attacks import PGD
 from awp_jax.cli._evaluate import method_name
 from awp_jax.cli._flags import UsageError
@@ -207,7 +207,7 @@ def _measure_set(run, state, part, attack, settings: Settings, keep: _Keep) -> d
         state.params,
         part.images,
         part.labels,
-        jax.random.fold_in(run.experiment.key, 7),
+        jax.random.fold_in(run.experiment.key, streams.RUN_FLATNESS),
     )
     found = _measure_loss(common, attack, settings, keep)
     found["examples"] = len(part)

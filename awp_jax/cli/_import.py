@@ -13,7 +13,8 @@ from awp_jax import checks, data
 from awp_jax import config as schema
 from awp_jax.cli._flags import Command, UsageError, boolean, required
 from awp_jax.evaluation import measure
-from awp_jax.interop import CheckpointError, load_torch
+from awp_jax.files import write_json
+from awp_jax.interop import CheckpointError, OtherArchitectureError, load_torch
 from awp_jax.training import (
     BEST,
     LAST,
@@ -24,7 +25,6 @@ from awp_jax.training import (
     build,
     plain,
     subset,
-    write_json,
 )
 
 # Enough to see a wrong normalisation, few enough for a wide network on a CPU.
@@ -154,15 +154,13 @@ def import_checkpoint(
 def _load(checkpoint: pathlib.Path, experiment: Experiment) -> Any:
     try:
         return load_torch(checkpoint, experiment.classifier)
-    except CheckpointError as error:
-        name = experiment.config.model.name
+    except OtherArchitectureError as error:
         # Those two have no width of their own: that of a wide ResNet is in its name.
-        if "another architecture" not in str(error) or name.startswith(("wrn-", "linear")):
+        if experiment.config.model.name.startswith(("wrn-", "linear")):
             raise
         raise CheckpointError(
-            f"{str(error).removesuffix('.')}; where the images are of another size, give --data, "
-            "where only the number of channels differs, give --width, the channels of the first "
-            "stage."
+            f"{error.problem}; where the images are of another size, give --data, where only the "
+            "number of channels differs, give --width, the channels of the first stage."
         ) from None
 
 

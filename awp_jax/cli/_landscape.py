@@ -12,7 +12,7 @@ from awp_jax.cli import _processes as processes
 from awp_jax.cli._flags import Command, UsageError, names, required
 from awp_jax.cli._landscape_run import Settings, compute
 from awp_jax.cli._report import comparison_of
-from awp_jax.evaluation import write_arrays
+from awp_jax.files import write_arrays, write_json
 from awp_jax.progress import Progress
 from awp_jax.reporting import (
     landscape_figure,
@@ -21,7 +21,7 @@ from awp_jax.reporting import (
     read_landscape,
     save_figure,
 )
-from awp_jax.training import open_run, read_metrics, write_json
+from awp_jax.training import open_run, read_metrics
 
 # Seconds between two reports where there is no terminal.
 _QUIET = 30.0

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax import checks, data
+from awp_jax import checks, data, streams
 from awp_jax.attacks import PGD
 from awp_jax.cli._evaluate import method_name
 from awp_jax.cli._flags import UsageError
@@ -215,7 +215,7 @@ def _one(run, state, part, settings, how, draw, attack, partial, clock, name) ->
     if start is not None and known == start.loss.size:
         return start
     apply_fn, params = run.apply_fn(state), state.params
-    way_key = jax.random.fold_in(jax.random.fold_in(key, 0), draw)
+    way_key = jax.random.fold_in(jax.random.fold_in(key, streams.DRAWN_DIRECTIONS), draw)
     count = settings.dims
     ways: list[Any] = []
     options = {"normalisation": settings.normalisation}
@@ -260,7 +260,7 @@ def _one(run, state, part, settings, how, draw, attack, partial, clock, name) ->
         part.labels,
         axes=axes,
         attack=None if how == "none" else attack,
-        key=jax.random.fold_in(key, 1),
+        key=jax.random.fold_in(key, streams.DRAWN_IMAGES),
         adversarial="centre" if how == "centre" else "anew",
         batch_size=run.experiment.config.evaluation.batch_size,
         start=start,

@@ -7,7 +7,8 @@ import numpy as np
 
 from awp_jax import data
 from awp_jax.cli._flags import Command, UsageError, required
-from awp_jax.evaluation import predict, write_arrays
+from awp_jax.evaluation import predict
+from awp_jax.files import write_arrays
 from awp_jax.training import open_run
 
 

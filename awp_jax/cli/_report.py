@@ -6,6 +6,7 @@ from typing import Any
 
 from awp_jax.cli._earlier import read_evaluation
 from awp_jax.cli._flags import Command, UsageError, names, required
+from awp_jax.files import write_text
 from awp_jax.reporting import (
     evaluation_table,
     landscape_comparison,
@@ -25,10 +26,14 @@ def main(argv: Sequence[str]) -> int:
         "Prints one table of evaluated runs and draws their learning curves, with their\n"
         "landscapes where awp-jax landscape was run, from the files of the run directories alone.",
     )
-    command.string("workdirs", None, "run directories, separated by commas")
+    command.string("workdir", None, "run directories, separated by commas")
+    command.string("workdirs", None, "the same: what --workdir was called")
     command.string("output", None, "folder for report.md, learning_curves.png, landscape.png")
     values = command.parse(argv)
-    workdirs = [pathlib.Path(n) for n in names(required(values, "workdirs"), "workdirs")]
+    flag = "workdirs" if values["workdirs"].value else "workdir"
+    if values["workdir"].value and values["workdirs"].value:
+        raise UsageError("--workdir and --workdirs are both given: give --workdir.")
+    workdirs = [pathlib.Path(n) for n in names(required(values, flag), flag)]
     output = pathlib.Path(required(values, "output"))
     results, curves, landscapes = {}, {}, {}
     for workdir in workdirs:
@@ -57,8 +62,7 @@ def main(argv: Sequence[str]) -> int:
     if landscapes:
         paths = [workdir for workdir in workdirs if workdir.name in landscapes]
         files += save_figure(comparison_of(paths, landscapes), output / "landscape")
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "report.md").write_text(table + "\n")
+    write_text(output / "report.md", table + "\n")
     print(table)
     print(f"\nWritten: {', '.join(map(str, [output / 'report.md', *files]))}")
     return 0

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     processes.declare(command)
     values = command.parse(argv)
     workdir = required(values, "workdir")
-    config = read_config(values)
+    config = read_config(command)
     devices = processes.join(values, preemption=True)
     with _termination() as terminated:
         outcome = train(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy import ndimage
 
+from awp_jax import streams
 from awp_jax.checks import choice, positive_integer
 from awp_jax.random import fold_keys
 
@@ -110,7 +111,7 @@ def cutout(keys: jax.Array, images: jax.Array | np.ndarray, size: int) -> jax.Ar
     _, height, width, _ = images.shape
 
     # Folded, so that these are other draws than those of `augment`.
-    draws = _uniform(fold_keys(keys, 0), 2)
+    draws = _uniform(fold_keys(keys, streams.AUGMENT_CUTOUT), 2)
     inside = []
     for draw, length in zip(draws.T, (height, width), strict=True):
         start = jnp.floor(draw * length).astype(jnp.int32)[:, None] - size // 2

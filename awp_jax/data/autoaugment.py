@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from awp_jax import streams
 from awp_jax.random import fold_keys
 
 # (operation, probability, magnitude 0..9) twice, of which one pair is drawn per image.
@@ -68,7 +69,9 @@ def autoaugment(keys: jax.Array, images: jax.Array | np.ndarray) -> jax.Array:
             "AutoAugment takes uint8 images [batch, height, width, 3], not "
             f"{images.dtype} of shape {images.shape}."
         )
-    draws = jax.vmap(lambda key: jax.random.uniform(key, (5,), jnp.float32))(fold_keys(keys, 1))
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (5,), jnp.float32))(
+        fold_keys(keys, streams.AUGMENT_AUTOAUGMENT)
+    )
     pairs = jnp.floor(draws[:, _PAIR] * len(CIFAR10_POLICY)).astype(jnp.int32)
     out = jnp.asarray(images)
     for place, first in ((0, _FIRST), (1, _SECOND)):

@@ -10,6 +10,6 @@ from awp_jax.evaluation._names import attack_by_name as attack_by_name
 from awp_jax.evaluation._names import attacks_by_name as attacks_by_name
 from awp_jax.evaluation._outcomes import Outcome as Outcome
 from awp_jax.evaluation._partial import PartialResults as PartialResults
-from awp_jax.evaluation._partial import write_arrays as write_arrays
 from awp_jax.evaluation._predict import predict as predict
 from awp_jax.evaluation._suspicions import Check as Check
+from awp_jax.files import write_arrays as write_arrays

@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from awp_jax import parallel
+from awp_jax import files, parallel
 
 
 class PartialResults:
@@ -41,10 +39,8 @@ class PartialResults:
         if path is None or not parallel.main_says(path.is_file()):
             return None
         try:
-            # Opened here: numpy leaves the file open when it is damaged.
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            return files.read_arrays(path)
+        except ValueError:
             return None
 
     def save(self, part: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
@@ -52,18 +48,4 @@ class PartialResults:
         path = self._path(part)
         if path is None or not parallel.is_main():
             return
-        write_arrays(path, arrays)
-
-
-def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
-    """Writes an ``.npz`` so that the file is whole or the old one stays; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **dict(arrays))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        files.write_arrays(path, arrays)

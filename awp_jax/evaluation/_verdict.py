@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from awp_jax import streams
 from awp_jax.attacks._gradient import model_key
 from awp_jax.attacks._model import verdict
 from awp_jax.random import fold_keys
-
-# Verdicts draw from keys of their own: a lucky draw of an attack is not counted again.
-_FOLD = 0x76657264
 
 
 def judge_passes(
@@ -30,7 +28,7 @@ def judge_passes(
         ``(error, loss)``, float32 ``[batch]``: the share of passes that misclassify, in [0, 1], and
         the mean cross-entropy in nats.
     """
-    pass_keys = fold_keys(keys[:1], _FOLD) if passes else None
+    pass_keys = fold_keys(keys[:1], streams.BATCH_VERDICT) if passes else None
     found = [
         verdict(function, images, labels, None if pass_keys is None else model_key(pass_keys, i))
         for i in range(max(passes, 1))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 import pathlib
 import pickle
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from awp_jax.files import write_bytes
 
 SAFETENSORS = ".safetensors"
 TORCH = (".pt", ".pth")
@@ -19,6 +20,18 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or does not belong to the model."""
+
+
+class OtherArchitectureError(CheckpointError):
+    """A checkpoint whose tensors have other shapes than the model's.
+
+    Attributes:
+        problem: What differs, without a full stop, for a sentence that goes on with advice.
+    """
+
+    def __init__(self, problem: str):
+        super().__init__(f"{problem}.")
+        self.problem = problem
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -41,6 +54,7 @@ def write(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
     Raises:
         CheckpointError: for a suffix other than .pt, .pth and .safetensors, or when the package
             for it is not installed.
+        StorageError: when it cannot be written.
     """
     if path.suffix == SAFETENSORS:
         content = _safetensors().save(dict(state))
@@ -53,16 +67,7 @@ def write(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
         raise CheckpointError(
             f"The suffix of {path} must be .pt, .pth or .safetensors, not {path.suffix!r}."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, content)
 
 
 def _torch() -> Any:

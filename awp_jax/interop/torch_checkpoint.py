@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from awp_jax.interop import files
-from awp_jax.interop.files import CheckpointError
+from awp_jax.interop.files import CheckpointError, OtherArchitectureError
 from awp_jax.interop.state_dict import (
     from_torch_layout,
     leaves,
@@ -170,9 +170,9 @@ def _check_shapes(path: Any, classifier: Classifier, expected: Any, found: Any) 
             continue
         shape = to_torch_layout(np.empty(like.shape, np.bool_)).shape
         if found[name].shape != shape:
-            raise CheckpointError(
+            raise OtherArchitectureError(
                 f"{path} is of another architecture than {classifier.name}: {name} has shape "
-                f"{found[name].shape}, not {shape}."
+                f"{found[name].shape}, not {shape}"
             )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from awp_jax import checks
+from awp_jax import checks, streams
 from awp_jax.landscape._prepared import prepared
 from awp_jax.landscape._robust_loss import PGD_20, Keep, RobustLoss, mean, stacked
 from awp_jax.random import fold_keys
@@ -108,8 +108,8 @@ def average_flatness(
         keep=keep,
     )
     function, examples, mask, reference, keep = problem
-    weight_key = jax.random.fold_in(key, 1)
-    image_keys = examples.keys(jax.random.fold_in(key, 2))
+    weight_key = jax.random.fold_in(key, streams.LANDSCAPE_AVERAGE_WEIGHTS)
+    image_keys = examples.keys(jax.random.fold_in(key, streams.LANDSCAPE_AVERAGE_IMAGES))
 
     def one(draw):
         moved = moved_at_random(mask, params, jax.random.fold_in(weight_key, draw), xi)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from awp_jax import checks, parallel
+from awp_jax import checks, parallel, streams
 from awp_jax.attacks._losses import cross_entropy
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.landscape._layers import layers_of
@@ -96,7 +96,8 @@ def hessian_spectrum(
         raise ValueError(
             f"count is {count}, but fewer than the {size} parameters that count were expected."
         )
-    attack_key, vector_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 5)
+    attack_key = jax.random.fold_in(key, streams.LANDSCAPE_IMAGES)
+    vector_key = jax.random.fold_in(key, streams.LANDSCAPE_HESSIAN)
     keys = examples.keys(attack_key)
     zeros = jax.tree.map(jnp.zeros_like, leaves)
     products = 0

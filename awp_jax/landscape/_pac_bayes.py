@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from awp_jax import checks
+from awp_jax import checks, streams
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.landscape._layers import layers_of
 from awp_jax.landscape._perturbed import WEIGHT_DRAWS
@@ -126,8 +126,8 @@ def pac_bayes(
         raise ValueError("alphas is empty: at least one was expected.")
     function, keep = as_pytree_function(apply_fn), keep or compute_only
     # The keys of robust_loss's first restart.
-    keys = fold_keys(examples.keys(jax.random.fold_in(key, 0)), 0)
-    weight_key = jax.random.fold_in(key, 7)
+    keys = fold_keys(examples.keys(jax.random.fold_in(key, streams.LANDSCAPE_IMAGES)), 0)
+    weight_key = jax.random.fold_in(key, streams.LANDSCAPE_PAC_BAYES)
 
     def at_weights():
         return examples.losses(function, params, keys, attack)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from awp_jax import checks
+from awp_jax import checks, streams
 from awp_jax.attacks._losses import cross_entropy
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.balls import kernels_only
@@ -95,8 +95,8 @@ def perturbed_loss(
     check_one_key(key)
     function, keep = as_pytree_function(apply_fn), keep or compute_only
     # The keys of robust_loss's first restart, so that gamma 0 is its `single`.
-    keys = fold_keys(examples.keys(jax.random.fold_in(key, 0)), 0)
-    weight_key = jax.random.fold_in(key, 6)
+    keys = fold_keys(examples.keys(jax.random.fold_in(key, streams.LANDSCAPE_IMAGES)), 0)
+    weight_key = jax.random.fold_in(key, streams.LANDSCAPE_PERTURBED)
     gradient = None
 
     def adversarial(gamma):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from awp_jax import checks, parallel
+from awp_jax import checks, parallel, streams
 from awp_jax.attacks import PGD
 from awp_jax.attacks._model import as_pytree_function, verdict
 from awp_jax.data import as_float, padded_batches
@@ -94,7 +94,7 @@ def robust_loss(
     checks.positive_integer(restarts, "restarts")
     examples = Examples(images, labels, batch_size, params)
     function, keep = as_pytree_function(apply_fn), keep or compute_only
-    keys = examples.keys(jax.random.fold_in(check_one_key(key), 0))
+    keys = examples.keys(jax.random.fold_in(check_one_key(key), streams.LANDSCAPE_IMAGES))
 
     def one(restart):
         return examples.losses(function, params, fold_keys(keys, restart), attack)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from awp_jax import checks
+from awp_jax import checks, streams
 from awp_jax.attacks import PGD
 from awp_jax.attacks._losses import cross_entropy
 from awp_jax.attacks._pgd import loss_function
@@ -137,8 +137,8 @@ def worst_case_flatness(
         keep=keep,
     )
     function, examples, mask, reference, keep = problem
-    weight_key = jax.random.fold_in(key, 3)
-    image_keys = examples.keys(jax.random.fold_in(key, 4))
+    weight_key = jax.random.fold_in(key, streams.LANDSCAPE_WORST_WEIGHTS)
+    image_keys = examples.keys(jax.random.fold_in(key, streams.LANDSCAPE_WORST_IMAGES))
     every = range(len(examples.batches))
     groups = [list(every)] if shared_across_batches else [[index] for index in every]
 

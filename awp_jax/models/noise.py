@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from awp_jax import streams
 from awp_jax.models.classifier import Classifier, Tree
 
 NETWORK, NOISE = "network", "noise"
-_FOLD = 0x504E49
 
 
 def noisy_kernels(network: Tree, noise: Tree, key: Array) -> Tree:
@@ -117,7 +117,9 @@ def with_parametric_noise(classifier: Classifier, alpha: float = 0.25) -> Classi
                 f"{classifier.name} with noise draws its kernels once for a batch: give one key, "
                 f"not {key.shape[0]}."
             )
-        network = noisy_kernels(params[NETWORK], params[NOISE], jax.random.fold_in(key, _FOLD))
+        network = noisy_kernels(
+            params[NETWORK], params[NOISE], jax.random.fold_in(key, streams.PASS_KERNEL_NOISE)
+        )
         inner_key = key if classifier.has_dropout else None
         return classifier.forward_fn(
             network, batch_stats, images, mode=mode, key=inner_key, mask=mask

@@ -1,13 +1,10 @@
 """Landscapes as the files of run directories hold them, and their table."""
 
-import json
 import pathlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from awp_jax.files import read_arrays, read_json
 from awp_jax.reporting._tables import markdown_table
 
 HOWS = ("anew", "centre", "none")
@@ -34,15 +31,14 @@ def read_landscape(workdir: str | pathlib.Path, name: str = "landscape") -> dict
         raise ValueError(
             f"{folder} has no {plain.name}: run awp-jax landscape --workdir={folder} first."
         )
+    found, arrays = read_json(plain), read_arrays(packed)
     try:
-        found = json.loads(plain.read_text())
-        with open(packed, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found["axis"] = arrays["axis"]
-            for which, measured in found["checkpoints"].items():
-                for how in [h for h in HOWS if h in measured]:
-                    for kind in ("loss", "accuracy"):
-                        measured[how][kind] = arrays[f"{which}/{how}/{kind}"]
-    except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        found["axis"] = arrays["axis"]
+        for which, measured in found["checkpoints"].items():
+            for how in [h for h in HOWS if h in measured]:
+                for kind in ("loss", "accuracy"):
+                    measured[how][kind] = arrays[f"{which}/{how}/{kind}"]
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{plain} or {packed.name} is damaged: {error}.") from None
     return found
 

@@ -1,5 +1,7 @@
 """Training: the step, its state and schedules, the loop, checkpoints."""
 
+from awp_jax.files import StorageError as StorageError
+from awp_jax.files import write_json as write_json
 from awp_jax.training._attack import TrainingAttack as TrainingAttack
 from awp_jax.training._averaging import averaging_rate as averaging_rate
 from awp_jax.training._averaging import estimate_batch_stats as estimate_batch_stats
@@ -17,17 +19,16 @@ from awp_jax.training._experiment import objective_of as objective_of
 from awp_jax.training._experiment import subset as subset
 from awp_jax.training._experiment import weight_perturbation as weight_perturbation
 from awp_jax.training._feed import Feed as Feed
+from awp_jax.training._initial import initial_state as initial_state
 from awp_jax.training._loop import NonFiniteError as NonFiniteError
 from awp_jax.training._loop import Outcome as Outcome
 from awp_jax.training._loop import train as train
 from awp_jax.training._optimizers import EntropySGDState as EntropySGDState
 from awp_jax.training._optimizers import entropy_sgd as entropy_sgd
-from awp_jax.training._records import StorageError as StorageError
 from awp_jax.training._records import WorkdirError as WorkdirError
 from awp_jax.training._records import plain as plain
 from awp_jax.training._records import read_config as read_config
 from awp_jax.training._records import read_metrics as read_metrics
-from awp_jax.training._records import write_json as write_json
 from awp_jax.training._regularisation import Regularisation as Regularisation
 from awp_jax.training._run import Run as Run
 from awp_jax.training._run import open_run as open_run

@@ -7,11 +7,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from awp_jax import data, parallel
+from awp_jax import data, parallel, streams
 from awp_jax.training._step import augmentation_keys
-
-# What the key of a step is folded with; see also _step.py.
-_MIXUP, _UNLABELLED = 10, 11
 
 
 class Batch(NamedTuple):
@@ -75,7 +72,7 @@ def batch_function(
         if not unlabelled:
             return chosen
         return _fill_up(
-            jax.random.fold_in(jax.random.fold_in(key, step), _UNLABELLED),
+            jax.random.fold_in(jax.random.fold_in(key, step), streams.STEP_UNLABELLED),
             chosen,
             config.batch_size - batch_size,
             (labelled, labelled + unlabelled),
@@ -97,7 +94,7 @@ def batch_function(
             batch = data.autoaugment(keys, batch)
         batch = data.as_float(data.cutout(keys, batch, d.cutout))
         if d.mixup:
-            mixup_key = jax.random.fold_in(step_key, _MIXUP)
+            mixup_key = jax.random.fold_in(step_key, streams.STEP_MIXUP)
             batch, labels = data.mixup(mixup_key, batch, labels, d.mixup, num_classes)
         return Batch(batch, labels, weights)
 

@@ -1,11 +1,9 @@
 """Checkpoints: the last and the best state of a run, checked when they are read back."""
 
 import errno
-import json
 import os
 import pathlib
 import shutil
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +11,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from awp_jax import parallel
-from awp_jax.training._records import StorageError
+from awp_jax.files import StorageError, checksum
+from awp_jax.training._quiet import quiet_orbax
 from awp_jax.training._state import digest
 
 LAST, BEST, KEPT, AVERAGE = "last", "best", "kept", "average"
@@ -58,12 +57,14 @@ class Checkpoints:
             )
         return self._managers[kind]
 
+    @quiet_orbax()
     def steps(self, kind: str) -> list[int]:
         """Steps of which there is a checkpoint, newest first."""
         if not (self._directory / kind).is_dir():
             return []
         return sorted(self._manager(kind).all_steps(), reverse=True)
 
+    @quiet_orbax()
     def save(self, kind: str, state: Any, info: dict[str, Any]) -> None:
         """Begins to save ``state`` and ``info``; writing goes on in the background.
 
@@ -87,7 +88,7 @@ class Checkpoints:
             info = {**info, "digest": int(digest(state))}
             args = ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                info=ocp.args.JsonSave({**info, _CHECKSUM: _checksum(info)}),
+                info=ocp.args.JsonSave({**info, _CHECKSUM: checksum(info)}),
             )
             saved = manager.save(step, args=args, force=True)
         except Exception as error:
@@ -102,6 +103,7 @@ class Checkpoints:
                 f"Orbax refused to save the checkpoint of step {step} in {self._directory / kind}."
             )
 
+    @quiet_orbax()
     def restore(
         self,
         kind: str,
@@ -164,10 +166,11 @@ class Checkpoints:
                 raise CheckpointError(f"an array has shape {leaf.shape}, not {wanted.shape}")
         if int(digest(state)) != info.get("digest"):
             raise CheckpointError("its digest does not match its contents")
-        if info.pop(_CHECKSUM, None) not in (None, _checksum(info)):  # earlier versions had none
+        if info.pop(_CHECKSUM, None) not in (None, checksum(info)):  # earlier versions had none
             raise CheckpointError("its checksum does not match what is beside the arrays")
         return state, info
 
+    @quiet_orbax()
     def discard_after(self, step: int) -> None:
         """Moves aside what is newer than ``step``: damaged ones, or of a run that is redone.
 
@@ -184,6 +187,7 @@ class Checkpoints:
             (self._directory / kind / str(s)).rename(target)
         parallel.main_says(True)  # and from now on they are gone
 
+    @quiet_orbax()
     def wait(self) -> None:
         """Waits until everything is written.
 
@@ -200,6 +204,7 @@ class Checkpoints:
                     "are untouched."
                 ) from error
 
+    @quiet_orbax()
     def close(self) -> None:
         """Waits, then releases Orbax's threads."""
         try:
@@ -208,10 +213,6 @@ class Checkpoints:
             for manager in self._managers.values():
                 manager.close()
             self._managers.clear()
-
-
-def _checksum(info: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(info, sort_keys=True).encode())
 
 
 def _sharding(leaf: Any) -> Any:

@@ -9,13 +9,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from awp_jax import checks, data, models, objectives, parallel
+from awp_jax import checks, data, models, objectives, parallel, streams
 from awp_jax.attacks import PGD
 from awp_jax.config import validate
 from awp_jax.training._attack import TrainingAttack
 from awp_jax.training._averaging import averaging_rate, estimate_batch_stats
 from awp_jax.training._batch import batch_function
-from awp_jax.training._initial import start_from
 from awp_jax.training._optimizers import make_optimizer
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._schedules import schedule
@@ -141,13 +140,11 @@ class Experiment:
         return self.config.epochs * self.steps_per_epoch
 
     def init(self) -> TrainState:
-        """The state before the first step."""
+        """A fresh state; ``initial_state`` also looks at ``init_from``."""
         everywhere = parallel.replicated(self.mesh)
-        state = jax.jit(self._init, out_shardings=everywhere)(jax.random.fold_in(self.key, 1))
-        if not self.config.init_from:
-            return state
-        start = start_from(state, self.config.init_from, self.config.init_checkpoint)
-        return jax.device_put(start, everywhere)
+        return jax.jit(self._init, out_shardings=everywhere)(
+            jax.random.fold_in(self.key, streams.RUN_PARAMETERS)
+        )
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and places of the state, without computing it."""
@@ -183,7 +180,7 @@ class Experiment:
 
     def order(self, epoch: int) -> jax.Array:
         """The order of the training examples in an epoch (from 0), int32 ``[n]``."""
-        return self._order(jax.random.fold_in(self.key, 2), epoch)
+        return self._order(jax.random.fold_in(self.key, streams.RUN_ORDER), epoch)
 
     @functools.cached_property
     def _order(self) -> Any:
@@ -363,7 +360,9 @@ def build(
         splits=splits,
         unlabelled=unlabelled,
         classifier=classifier,
-        optimizer=make_optimizer(config.optimizer, learning_rate, jax.random.fold_in(key, 5)),
+        optimizer=make_optimizer(
+            config.optimizer, learning_rate, jax.random.fold_in(key, streams.RUN_OPTIMIZER)
+        ),
         steps_per_epoch=steps_per_epoch,
         learning_rate=learning_rate,
         key=key,

@@ -6,8 +6,11 @@ from typing import Any
 
 import jax
 
+from awp_jax import parallel
 from awp_jax.training._checkpoints import BEST
+from awp_jax.training._experiment import Experiment
 from awp_jax.training._records import WorkdirError, read_config
+from awp_jax.training._run import open_run
 from awp_jax.training._state import TrainState
 
 # Kernel and bias of the classifying layer, of which another number of classes has others.
@@ -22,6 +25,25 @@ def check_start(workdir: str) -> None:
         raise ValueError(
             f"init_from is {workdir}, but a run to start from was expected there: {error}"
         ) from None
+
+
+def initial_state(experiment: Experiment) -> TrainState:
+    """The state before the first step: fresh, or of the run that ``init_from`` names.
+
+    Args:
+        experiment: What a config stands for.
+
+    Returns:
+        The state, on every device of the experiment's mesh.
+
+    Raises:
+        ValueError: In one sentence, when the run of ``init_from`` cannot be used.
+    """
+    state, config = experiment.init(), experiment.config
+    if not config.init_from:
+        return state
+    start = start_from(state, config.init_from, config.init_checkpoint)
+    return jax.device_put(start, parallel.replicated(experiment.mesh))
 
 
 def start_from(state: TrainState, workdir: str, which: str = BEST) -> TrainState:
@@ -43,8 +65,6 @@ def start_from(state: TrainState, workdir: str, which: str = BEST) -> TrainState
         ValueError: In one sentence, when there is no such run, its checkpoint is damaged, or it
             holds another architecture.
     """
-    from awp_jax.training._run import open_run  # which imports _experiment, which imports this
-
     found, _ = open_run(pathlib.Path(workdir)).restore(
         which, report=lambda text: print(text, file=sys.stderr)
     )

@@ -13,17 +13,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from awp_jax import data, parallel
+from awp_jax import data, parallel, streams
 from awp_jax.evaluation import measure
+from awp_jax.files import StorageError
 from awp_jax.progress import Progress
 from awp_jax.training import _records as records
 from awp_jax.training._checkpoints import AVERAGE, BEST, KEPT, LAST, Checkpoints
 from awp_jax.training._experiment import Experiment, build, evaluation_attack, subset
 from awp_jax.training._feed import Feed
-from awp_jax.training._initial import check_start
+from awp_jax.training._initial import check_start, initial_state
 from awp_jax.training._state import TrainState
 
-_EVALUATION_KEY = 3
 # With optimizer.non_finite "skip", so many skipped steps one after the other stop the run all the
 # same: nothing changes any more but the batch.
 MOST_SKIPPED = 100
@@ -161,7 +161,7 @@ class _Run:
                 self._save(state, step)
             self.checkpoints.wait()
         except BaseException:
-            with contextlib.suppress(records.StorageError):  # the first failure is the one to tell
+            with contextlib.suppress(StorageError):  # the first failure is the one to tell
                 self._close()
             raise
         self._close()
@@ -178,7 +178,7 @@ class _Run:
         if not self.checkpoints.steps(LAST):
             # Killed before the first one; averages and kept ones are saved before it.
             self.checkpoints.discard_after(0)
-            return self.experiment.init()
+            return initial_state(self.experiment)
         state, info = self.checkpoints.restore(
             LAST, self.experiment.abstract_state(), report=lambda text: print(text, file=sys.stderr)
         )
@@ -370,7 +370,7 @@ class _Run:
         # One random pass is enough for a curve; `awp-jax evaluate` averages over many.
         eot = int(self.experiment.classifier.is_random)
         attack = evaluation_attack(self.config, eot=eot)
-        key = jax.random.fold_in(self.experiment.key, _EVALUATION_KEY)
+        key = jax.random.fold_in(self.experiment.key, streams.RUN_VALIDATION)
         options = {"key": key, "batch_size": self.config.evaluation.batch_size, "eot": eot}
         found = {}
         for name, part in sets.items():

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from awp_jax import files
 from awp_jax.config import from_dict
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
@@ -17,45 +18,6 @@ CONFIG, METRICS = "config.json", "metrics.jsonl"
 
 class WorkdirError(ValueError):
     """A run directory cannot be used; the message is one sentence that says why."""
-
-
-class StorageError(RuntimeError):
-    """What a run has to keep cannot be written (a full disk, say); the message is one sentence."""
-
-
-@contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[None]:
-    """Turns what the system says of ``path`` into a ``StorageError``."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise StorageError(
-            f"{path} cannot be written ({reason}); what was written before is whole."
-        ) from error
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    """The file is whole, or the old one stays."""
-    temporary = path.with_name(path.name + ".tmp")
-    with _writing(path):
-        try:
-            with open(temporary, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON so that the file is whole or the old one stays.
-
-    Raises:
-        StorageError: When it cannot be written.
-    """
-    _replace(path, json.dumps(value, indent=2) + "\n")
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
@@ -72,13 +34,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / CONFIG
     if not path.is_file():
         raise WorkdirError(f"{workdir} holds no {CONFIG}: it is not a run directory.")
-    try:
-        values = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise WorkdirError(f"{path} is damaged: {error}.") from None
-    if not isinstance(values, dict):
-        raise WorkdirError(f"{path} is damaged: an object was expected.")
-    return values
+    return files.read_json(path, WorkdirError)
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -116,7 +72,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> bool:
         raise WorkdirError(
             f"{workdir} holds metrics or checkpoints but no {CONFIG}; choose another --workdir."
         )
-    write_json(workdir / CONFIG, values)
+    files.write_json(workdir / CONFIG, values)
     return False
 
 
@@ -171,7 +127,7 @@ class Metrics:
     def __init__(self, workdir: pathlib.Path, after_step: int):
         kept = [r for r in read_metrics(workdir) if r["step"] <= after_step]
         path = workdir / METRICS
-        _replace(path, "".join(json.dumps(record) + "\n" for record in kept))
+        files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
         self._board = _tensorboard(workdir)
@@ -184,7 +140,7 @@ class Metrics:
         """
         rest = (json.dumps(record) + "\n").encode()
         before = os.fstat(self._file).st_size
-        with _writing(self._path):
+        with files.writing(self._path):
             try:
                 while rest:  # a part of it may be taken, as when the disk is nearly full
                     rest = rest[os.write(self._file, rest) :]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from awp_jax import mapped
+from awp_jax import mapped, streams
 from awp_jax.attacks import cross_entropy
 from awp_jax.objectives import ADVERSARIAL, CLEAN, ROTATIONS, Objective, self_supervised
 from awp_jax.random import check_key, example_keys, fold_keys
@@ -16,9 +16,6 @@ from awp_jax.training._attack import TrainingAttack, make_attack
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
 from awp_jax.training._weights import Ascent, WeightPerturbation
-
-# What the keys of a step are folded with.
-_AUGMENT, _DROPOUT, _RANDOM_WEIGHTS, _ATTACK = range(4)
 
 
 def make_train_step(
@@ -208,9 +205,9 @@ def make_train_step(
         check_key(key)
         _check_axis(classifier, state.batch_stats, axis_name)
         step_key = jax.random.fold_in(key, state.step)
-        dropout_key = jax.random.fold_in(step_key, _DROPOUT)
+        dropout_key = jax.random.fold_in(step_key, streams.STEP_DROPOUT)
         first = mapped.first_example(images.shape[0], axis_name)
-        keys = fold_keys(example_keys(step_key, images.shape[0], first), _ATTACK)
+        keys = fold_keys(example_keys(step_key, images.shape[0], first), streams.EXAMPLE_ATTACK)
         method = weights if perturb_weights else WeightPerturbation("none")
         relative = None
         if example_weights is not None:
@@ -233,7 +230,7 @@ def make_train_step(
                         ascent_losses, batch_stats, inputs, labels, relative, dropout_key
                     ),
                     shared=None if crafted is None else crafted.weight_gradient,
-                    key=jax.random.fold_in(step_key, _RANDOM_WEIGHTS),
+                    key=jax.random.fold_in(step_key, streams.STEP_WEIGHTS),
                     unroll=unroll,
                     axis_name=axis_name,
                 )
@@ -283,4 +280,4 @@ def _check_shareable(objective: Objective, attack: TrainingAttack) -> None:
 
 def augmentation_keys(key: jax.Array, step: jax.Array, batch: int) -> jax.Array:
     """The keys ``[batch]`` with which step ``step`` augments its examples."""
-    return fold_keys(example_keys(jax.random.fold_in(key, step), batch), _AUGMENT)
+    return fold_keys(example_keys(jax.random.fold_in(key, step), batch), streams.EXAMPLE_AUGMENT)

@@ -8,6 +8,8 @@ import shutil
 import pytest
 
 from awp_jax import cli
+from awp_jax.cli._config import load
+from awp_jax.config import to_yaml
 
 CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
 SMALL = [
@@ -49,7 +51,7 @@ def test_train_evaluate_report(runs, capsys, tmp_path):
             assert list(measured) == ["clean", "fgsm", "pgd-2"]
             assert all(m["examples"] == examples for m in measured.values())
             assert measured["clean"]["accuracy"] >= measured["pgd-2"]["accuracy"]
-    workdirs = f"--workdirs={runs / 'at'},{runs / 'at-awp'}"
+    workdirs = f"--workdir={runs / 'at'},{runs / 'at-awp'}"
     assert cli.main(["report", workdirs, f"--output={tmp_path}"]) == 0
     printed = capsys.readouterr().out
     for text in (
@@ -67,6 +69,11 @@ def test_train_evaluate_report(runs, capsys, tmp_path):
         "learning_curves.png",
         "learning_curves.pdf",
     }
+
+
+def test_report_takes_the_earlier_name_of_its_flag(runs, capsys, tmp_path):
+    assert cli.main(["report", f"--workdirs={runs / 'at'}", f"--output={tmp_path}"]) == 0
+    assert "AT" in capsys.readouterr().out
 
 
 def test_training_again_goes_on_and_says_so(runs, capsys):
@@ -114,7 +121,7 @@ def test_help_and_unknown_commands(capsys):
         (["train", f"--config={CONFIG}:awpp", "--workdir=W"], "Did you mean 'at-awp'"),
         (
             ["train", f"--config={CONFIG}", "--workdir=W", "--config.weights.gama=1"],
-            "Unknown config key 'gama'.*gamma",
+            "Unknown config key 'weights.gama'. Did you mean 'weights.gamma'",
         ),
         (
             ["train", f"--config={CONFIG}", "--workdir=W", "--config.attack.epsilon=-1/255"],
@@ -148,15 +155,43 @@ def test_help_and_unknown_commands(capsys):
             ["train", f"--config={CONFIG}", "--workdir=W", "--config.batch_size=5000"],
             "batch_size is 5000, but there are 600",
         ),
-        (["train", f"--config={CONFIG}", "--workdir=W", "--config.epochs=abc"], "abc"),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.epochs=abc"],
+            "epochs is 'abc', but an integer of at least 1",
+        ),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.weights=3"],
+            "'weights' is a group, with keys .*gamma",
+        ),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.data.name.x=3"],
+            "Unknown config key 'data.name.x'",
+        ),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.data.flip=maybe"],
+            "data.flip is 'maybe', but true or false was expected",
+        ),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--max-steps=few"],
+            "--max_steps is 'few', but an integer of at least 1",
+        ),
+        (
+            ["train", f"--config={CONFIG}", "--workdir=W", "--config.attack.epsilon=8"],
+            "attack.epsilon is 8, .*write 8/255 .*attack.large_epsilon",
+        ),
+        (["train", "--config=", "--workdir=W"], "--config is empty"),
+        (["train", "--config.epochs=3", "--workdir=W"], "but --config names none"),
         (
             ["train", f"--config={CONFIG}", "--workdir=W", "--config.schedule.milestones=0.5"],
-            r"--config.schedule.milestones is 0.5, .* one alone is written '\(0.5,\)'",
+            r"schedule.milestones is '0.5', .* one alone is written '\(0.5,\)'",
         ),
         (["train", f"--config={CONFIG}", "--workdir=W", "stray"], "'stray' was not expected"),
         (["train", f"--config={CONFIG}", "--workdir=W", "--wrokdir=x"], "wrokdir"),
         (["evaluate", "--workdir=W"], "holds no config.json"),
-        (["report", "--workdirs=W", "--output=W"], "holds no config.json"),
+        (["report", "--workdir=W", "--output=W"], "holds no config.json"),
+        (["report", "--output=W"], "--workdir is missing"),
+        (["report", "--workdir=,", "--output=W"], "--workdir is empty"),
+        (["report", "--workdir=V", "--workdirs=W", "--output=W"], "are both given"),
     ],
 )
 def test_misuse_is_one_sentence_and_writes_nothing(
@@ -194,11 +229,101 @@ def test_bad_evaluations_keep_the_old_result(runs, capsys, arguments, message):
     assert (runs / "at" / "evaluation.json").read_text() == before
 
 
-def test_a_radius_of_8_warns_once(tmp_path, capsys):
+def test_a_radius_of_8_is_refused_unless_insisted_on(capsys):
     arguments = [f"--config={CONFIG}", "--config.attack.epsilon=8", *SMALL]
-    assert cli.main(["describe", *arguments]) == 0
+    assert cli.main(["describe", *arguments]) == 2
+    assert "8/255" in capsys.readouterr().err
+    assert cli.main(["describe", *arguments, "--config.attack.large_epsilon"]) == 0
+    assert "large_epsilon: true" in capsys.readouterr().out
+
+
+def config_files(folder):
+    """Config files that are wrong, by what is said of them."""
+    head = "from awp_jax import config\n\n\ndef get_config():\n    c = config.default()\n"
+    texts = {
+        r"Unknown config key 'attack.epsilom'. Did you mean 'attack.epsilon'\?": (
+            f"{head}    c.attack.epsilom = '8/255'\n    return c\n"
+        ),
+        r"'attack.epsilon' is 0.03, but a value of type str .*text, such as '8/255'": (
+            f"{head}    c.attack.epsilon = 0.03\n    return c\n"
+        ),
+        "Unknown config key 'atack'. Did you mean 'attack'": f"{head}    return c.atack\n",
+        "has no function get_config": "x = 1\n",
+        r"c5.py failed: SyntaxError: .*": "def get_config(:\n",
+        r"c6.py failed: ZeroDivisionError: division by zero": "1 / 0\n",
+        "takes no argument|0 positional arguments": None,
+    }
+    for number, (said, text) in enumerate(texts.items(), start=1):
+        path = folder / f"c{number}.py"
+        path.write_text(text or f"{head}    return c\n")
+        yield said, str(path) if text else f"{path}:argument"
+
+
+def test_a_config_file_that_is_wrong_is_one_sentence(tmp_path, capsys):
+    for message, path in config_files(tmp_path):
+        assert cli.main(["describe", f"--config={path}"]) == 2
+        error = capsys.readouterr().err
+        assert re.search(message, error) and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: [1", r"c.yaml is broken YAML: .* in line"),
+        ("epochs: 2\n  x: 1", r"c.yaml is broken YAML: .* in line 2"),
+        ("- 1", "holds no keys of a config"),
+        ("", "holds no keys of a config"),
+        ("attack: {epsilom: 8/255}", "'attack.epsilom'. Did you mean 'attack.epsilon'"),
+        ("attack: 3", "'attack' is a group, not a value: 3"),
+        ("attack:", "'attack' is a group, not a value: None"),
+        ("attack: {epsilon: 0.03}", "a value of type str was expected .*'8/255'"),
+        ("epochs: many", "a value of type int was expected"),
+        ("epochs: null", "epochs is None, but an integer of at least 1"),
+        ("1: 2", "Unknown config key '1'"),
+        ("epochs: !!python/tuple [1]", "is broken YAML: could not determine a constructor"),
+        ("epochs: 2000-99-99", "is broken YAML: month must be"),
+    ],
+)
+def test_yaml_that_is_wrong_is_one_sentence(tmp_path, capsys, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert cli.main(["describe", f"--config={path}"]) == 2
     error = capsys.readouterr().err
-    assert error.count("above 1") == 1 and "8/255" in error
+    assert re.search(message, error) and error.count("\n") == 1, error
+
+
+def test_every_config_can_be_kept_as_yaml(tmp_path):
+    files = sorted(pathlib.Path(CONFIG).parent.glob("*.py"))
+    for file in files:
+        config = load(str(file))
+        path = tmp_path / f"{file.stem}.yaml"
+        path.write_text(to_yaml(config))
+        assert load(str(path)).to_dict() == config.to_dict()
+    assert len(files) >= 6
+
+
+def test_what_describe_prints_is_a_config_file(tmp_path, capsys):
+    given = [f"--config={CONFIG}:at", *SMALL, "--config.schedule.milestones=0.25,0.5"]
+    assert cli.main(["describe", *given]) == 0
+    text = capsys.readouterr().out
+    assert "!!python" not in text
+    path = tmp_path / "at.yaml"
+    path.write_text(text)
+    assert cli.main(["describe", f"--config={path}"]) == 0
+    assert capsys.readouterr().out == text
+    assert cli.main(["describe", f"--config={path}:at"]) == 2
+    assert "takes no argument" in capsys.readouterr().err
+
+
+def test_describe_says_what_keys_mean(capsys):
+    assert cli.main(["describe", "--keys=attack"]) == 0
+    text = capsys.readouterr().out
+    assert "attack.epsilon = '8/255'" in text and "pixel units of [0, 1]" in text
+    assert "weights.gamma" not in text
+    assert cli.main(["describe", "--keys=all"]) == 0
+    assert "weights.gamma" in capsys.readouterr().out
+    assert cli.main(["describe", "--keys=atack"]) == 2
+    assert "Did you mean 'attack'" in capsys.readouterr().err
 
 
 def test_a_run_directory_with_another_config_is_refused(runs, capsys):
@@ -254,7 +379,7 @@ def test_describe_takes_a_run(runs, capsys):
     assert cli.main(["describe", f"--workdir={runs / 'at'}", given[0]]) == 2
     assert "--config and --workdir are both given" in capsys.readouterr().err
     assert cli.main(["describe"]) == 2
-    assert "or --workdir." in capsys.readouterr().err
+    assert ", or --workdir or --keys." in capsys.readouterr().err
 
 
 def test_describe_works_without_the_data(capsys, monkeypatch, tmp_path):

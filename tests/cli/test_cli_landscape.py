@@ -77,7 +77,7 @@ def test_files_figures_and_the_centre(runs, capsys, tmp_path):
     assert last["anew"]["centre_loss"] == pytest.approx(reference.loss, rel=1e-6)
     # The report draws them beside the learning curves.
     assert cli.main(["evaluate", f"--workdir={runs / 'at'}", "--attacks=pgd-2"]) == 0
-    report = ["report", f"--workdirs={runs / 'at'}", f"--output={tmp_path / 'report'}"]
+    report = ["report", f"--workdir={runs / 'at'}", f"--output={tmp_path / 'report'}"]
     assert cli.main(report) == 0
     assert {path.stem for path in (tmp_path / "report").iterdir()} == {
         "report",

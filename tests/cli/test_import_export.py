@@ -57,7 +57,7 @@ def test_an_imported_run_is_evaluated_and_reported(imported, tmp_path, capsys):
     result = json.loads((imported / "evaluation.json").read_text())
     assert (result["method"], result["model"], result["epsilon"]) == ("imported", "wrn-10-1", "0.1")
     assert result["checkpoints"]["best"] == result["checkpoints"]["last"]
-    assert cli.main(["report", f"--workdirs={imported}", f"--output={tmp_path}"]) == 0
+    assert cli.main(["report", f"--workdir={imported}", f"--output={tmp_path}"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
 
 

@@ -1,8 +1,11 @@
 """Checkpoints: damage of every kind is recognised, and the one before is used."""
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -217,3 +220,37 @@ def test_a_damaged_last_checkpoint_of_a_run_costs_only_its_steps(tmp_path, tiny_
     assert "step 6 is damaged" in capsys.readouterr().err
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+_AS_A_LIBRARY = """
+import logging, sys
+from awp_jax import config, training
+chosen = config.from_dict({values!r})
+if {asked}:
+    import absl.logging
+    absl.logging.set_verbosity(absl.logging.INFO)
+before = logging.getLogger("absl").level, logging.getLogger().level
+training.train(chosen, sys.argv[1], quiet=True)
+training.open_run(sys.argv[1]).restore("best")
+logger = logging.getLogger("absl")
+assert before == (logger.level, logging.getLogger().level) and not logger.filters
+logger.warning("A line of somebody else.")
+"""
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_as_a_library_orbax_is_quiet_unless_asked(tmp_path, tiny_config, asked):
+    values = training.plain(tiny_config("linear", width=None))
+    done = subprocess.run(
+        [sys.executable, "-c", _AS_A_LIBRARY.format(values=values, asked=asked), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ
+        | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "A line of somebody else." in done.stderr
+    assert ("CheckpointManagerOptions" in done.stderr) == asked, done.stderr
+    if not asked:
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -126,7 +126,9 @@ def test_training_with_them_and_fine_tuning(natural, unlabelled, tmp_path, capsy
     assert len(experiment.pool) == 94
     start, _ = training.open_run(natural).restore("average")
     for mine, theirs in zip(
-        jax.tree.leaves(experiment.init().params), jax.tree.leaves(start.params), strict=True
+        jax.tree.leaves(training.initial_state(experiment).params),
+        jax.tree.leaves(start.params),
+        strict=True,
     ):
         np.testing.assert_array_equal(mine, theirs)
     outcome = training.train(config, tmp_path / "rst", quiet=True)
@@ -135,7 +137,9 @@ def test_training_with_them_and_fine_tuning(natural, unlabelled, tmp_path, capsy
 
 def test_init_from_another_architecture_is_one_sentence(natural):
     with pytest.raises(ValueError, match="whose model is another: hidden.* differs in more than"):
-        training.build(config_of(natural, **{"model.width": 7, "init_from": str(natural)})).init()
+        training.initial_state(
+            training.build(config_of(natural, **{"model.width": 7, "init_from": str(natural)}))
+        )
 
 
 def test_init_from_nowhere_is_one_sentence_before_anything_is_written(natural, tmp_path):

@@ -1,0 +1,111 @@
+"""``--config=FILE[:ARGUMENT]`` and ``--config.KEY=VALUE``."""
+
+import importlib.machinery
+import importlib.util
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from awp_jax import config as schema
+from awp_jax.cli._errors import UsageError
+
+_YAML = (".yaml", ".yml", ".json")
+
+
+def read_config_flags(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
+    """The config of a command line, not validated yet, and the arguments that are left.
+
+    Args:
+        argv: The arguments, with underscores in the names of flags.
+
+    Returns:
+        ``(config, rest)``; the config is ``None`` where no file is given.
+
+    Raises:
+        UsageError: In one sentence, for files that cannot be read and values that are none.
+    """
+    file, changes, rest = None, [], []
+    left = iter(argv)
+    for argument in left:
+        name, equals, value = argument.partition("=")
+        key = name.lstrip("-").removeprefix("config.")
+        if argument == "--":
+            rest += [argument, *left]
+        elif name in ("--config", "-config"):
+            file = value if equals else next(left, "")
+        elif name.startswith(("--config.", "-config.")):
+            changes.append((key, value if equals else _next_value(key, left)))
+        elif name.startswith("--noconfig.") and not equals:
+            changes.append((name.removeprefix("--noconfig."), "false"))
+        else:
+            rest.append(argument)
+    if file is None:
+        if changes:
+            raise UsageError(
+                f"--config.{changes[0][0]} changes a config, but --config names none: give a "
+                "config file, such as --config=configs/quickstart.py."
+            )
+        return None, rest
+    config = load(file)
+    for key, text in changes:
+        try:
+            schema.override(config, key, text)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    return config, rest
+
+
+def _next_value(key: str, left: Iterable[str]) -> str:
+    """The value behind ``--config.KEY``; a switch needs none."""
+    kinds = {path: declared.kind for path, declared in schema.keys()}
+    if key in kinds and kinds[key] == schema.SWITCH:
+        return "true"
+    return next(iter(left), "")
+
+
+def load(text: str) -> ConfigDict:
+    """The config in a file.
+
+    Args:
+        text: ``FILE.py``, ``FILE.py:ARGUMENT`` or ``FILE.yaml``.
+
+    Returns:
+        A config in the schema of ``awp_jax.config.default``, not validated yet.
+
+    Raises:
+        UsageError: In one sentence, when there is no such file, or it holds no config.
+    """
+    name, colon, argument = text.partition(":")
+    path = pathlib.Path(name)
+    if not text:
+        raise UsageError("--config is empty: give a config file.")
+    if not path.is_file():
+        raise UsageError(f"There is no config file {name!r}.")
+    try:
+        if path.suffix not in _YAML:
+            return schema.from_dict(_get_config(path)(*([argument] if colon else [])))
+        if colon:
+            raise UsageError(f"{name} takes no argument, but {argument!r} was given.")
+        return schema.from_yaml(path.read_text(encoding="utf-8"), name)
+    except (UsageError, ValueError) as error:
+        raise UsageError(_one_line(error)) from None
+    except Exception as error:  # a config file is any Python, so is what it raises
+        raise UsageError(f"{name} failed: {type(error).__name__}: {_one_line(error)}") from None
+
+
+def _get_config(path: pathlib.Path) -> Any:
+    # A loader of its own, because the name of a config file need not end in .py.
+    loader = importlib.machinery.SourceFileLoader(f"awp_jax_config_{path.stem}", str(path))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    if not callable(getattr(module, "get_config", None)):
+        raise UsageError(f"{path} has no function get_config, which a config file needs.")
+    return module.get_config
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

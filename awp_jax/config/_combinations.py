@@ -1,0 +1,59 @@
+"""What keys of a config must have in common."""
+
+from ml_collections import ConfigDict
+
+
+def check_combinations(config: ConfigDict) -> None:
+    """Refuses options that make no sense together, in one sentence."""
+    if config.evaluation.selection == "validation" and config.data.validation_examples == 0:
+        raise ValueError(
+            "evaluation.selection is 'validation', but data.validation_examples is 0: keep some "
+            "training images back, or set evaluation.selection to 'test' (which is reported)."
+        )
+    d, objective, w = config.data, config.objective, config.weights
+    labelled = round(d.labelled_fraction * config.batch_size)
+    both = not d.unlabelled or 0 < labelled < config.batch_size
+    if not (0 < d.labelled_fraction < 1 and both):
+        raise ValueError(
+            f"data.labelled_fraction is {d.labelled_fraction!r}, but a number in (0, 1) was "
+            f"expected that leaves both kinds of images in a batch of {config.batch_size}."
+        )
+    soft = "data.mixup" if d.mixup else "objective.label_smoothing"
+    shared = w.shared_backward and w.method == "awp"
+    for wrong, sentence in (
+        (
+            d.pseudo_labels and not d.unlabelled,
+            "data.pseudo_labels is given, but data.unlabelled is not: name the images as well.",
+        ),
+        (
+            d.unlabelled and d.mixup,
+            "data.mixup and data.unlabelled are both on, but a mixture of labelled and unlabelled "
+            "images has no weight: switch one off.",
+        ),
+        (
+            (d.mixup or objective.label_smoothing) and objective.name == "mart",
+            f"{soft} gives an example several classes, but MART compares its probability "
+            "of one class: use natural, at or trades.",
+        ),
+        (
+            config.optimizer.name == "entropy-sgd" and w.method != "none",
+            f"optimizer.name is 'entropy-sgd' and weights.method {w.method!r}, but the inner loop "
+            "of Entropy-SGD perturbs the weights itself: set weights.method to 'none'.",
+        ),
+        (
+            w.shared_backward and not shared,
+            f"weights.shared_backward is of weights.method 'awp', not {w.method!r}.",
+        ),
+        (
+            shared and objective.name != "at",
+            "weights.shared_backward needs an attack that ascends what the weights ascend, so "
+            f"objective.name 'at', not {objective.name!r}.",
+        ),
+        (
+            shared and (objective.label_smoothing or objective.rotation_weight or d.unlabelled),
+            "weights.shared_backward needs an attack that ascends what the weights ascend: switch "
+            "off objective.label_smoothing, objective.rotation_weight and data.unlabelled.",
+        ),
+    ):
+        if wrong:
+            raise ValueError(sentence)

@@ -1,0 +1,59 @@
+"""Every key of a config, once: name, default, what it may hold, what it means.
+
+The defaults are AT-AWP of PreActResNet-18 on CIFAR-10 (NeurIPS 2020, Table 1).
+"""
+
+from awp_jax.config._inputs import INPUTS
+from awp_jax.config._keys import group
+from awp_jax.config._kinds import RADIUS, STEP, choice, integer, optional
+from awp_jax.config._method import METHOD
+
+GROUPS = (
+    *INPUTS,
+    *METHOD,
+    group(
+        "evaluation",
+        "Measuring during training, and the defaults of awp-jax evaluate.",
+        ("steps", 20, integer(1), "Of PGD."),
+        (
+            "step_size",
+            None,
+            optional(STEP),
+            "In pixel units of [0, 1]; None: that of the training attack.",
+        ),
+        (
+            "epsilon",
+            None,
+            optional(RADIUS),
+            "Radius, in pixel units of [0, 1]; None: that of the training attack.",
+        ),
+        ("restarts", 1, integer(1), "Of PGD."),
+        ("batch_size", 256, integer(1), "Images at once."),
+        ("every_epochs", 1, integer(1), "How often, in epochs."),
+        ("train_examples", 1000, integer(0), "For the curves during training; 0: none."),
+        ("test_examples", 1000, integer(1), "For the curves during training."),
+        (
+            "selection",
+            "validation",
+            choice("validation", "test"),
+            "On which images the best checkpoint is picked (and which are reported).",
+        ),
+    ),
+    group(
+        "checkpoint",
+        "What is kept of a run.",
+        ("every_epochs", 1, integer(1), "How often it is saved, in epochs."),
+        (
+            "keep_every_epochs",
+            0,
+            integer(0),
+            "Kept for good, for curves over training; 0: none.",
+        ),
+        ("every_steps", 0, integer(0), "Also in the middle of an epoch; 0: never."),
+    ),
+    group(
+        "logging",
+        "Lines of metrics.jsonl.",
+        ("every_steps", 50, integer(1), "How often, in steps."),
+    ),
+)

@@ -1,0 +1,154 @@
+"""What a key may hold: its type, how the command line writes it, and which values are refused."""
+
+import ast
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from awp_jax import checks
+
+
+def _any(value: Any, name: str, config: ConfigDict) -> None:
+    """Where it is used it is checked as well, with what is known there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a key may hold.
+
+    Attributes:
+        type: Of the value.
+        expected: What is expected, in words: ``"an integer of at least 1"``.
+        check: ``check(value, name, config)`` raises ``ValueError`` for a value that is refused.
+        optional: Whether ``None`` is a value as well.
+    """
+
+    type: type
+    expected: str
+    check: Callable[[Any, str, ConfigDict], Any] = _any
+    optional: bool = False
+
+    def validate(self, value: Any, name: str, config: ConfigDict) -> None:
+        """Raises ``ValueError``, in one sentence, for a value that is refused."""
+        if value is None and self.optional:
+            return
+        if not isinstance(value, self.type):
+            raise ValueError(f"{name} is {value!r}, but {self.expected} was expected.")
+        self.check(value, name, config)
+
+    def read(self, text: str, name: str) -> Any:
+        """The value that ``text`` stands for on a command line.
+
+        Raises:
+            ValueError: In one sentence, when it stands for none.
+        """
+        if self.optional and text == "None":
+            return None
+        try:
+            return _READERS[self.type](text)
+        except (ValueError, SyntaxError, KeyError, RecursionError, MemoryError):
+            bare = self.type is tuple and text and text[0] not in "([" and "," not in text
+            alone = f"; one alone is written '({text},)'" if bare else ""
+            raise ValueError(
+                f"{name} is {text!r}, but {self.expected} was expected{alone}."
+            ) from None
+
+
+def optional(kind: Kind) -> Kind:
+    """The same kind, or ``None``."""
+    return dataclasses.replace(kind, optional=True)
+
+
+def integer(minimum: int) -> Kind:
+    """An integer of at least ``minimum``."""
+
+    def check(value, name, config):
+        checks.positive_integer(value, name, minimum)
+
+    return Kind(int, f"an integer of at least {minimum}", check)
+
+
+def number(below: float = math.inf) -> Kind:
+    """A finite number of at least 0, and less than ``below``."""
+    limit = "a finite number of at least 0" if below == math.inf else f"a number in [0, {below:g})"
+
+    def check(value, name, config):
+        if not 0 <= value < below:
+            raise ValueError(f"{name} is {value!r}, but {limit} was expected.")
+
+    return Kind(float, limit, check)
+
+
+def choice(*names: str) -> Kind:
+    """One of these names."""
+
+    def check(value, name, config):
+        checks.choice(value, names, name)
+
+    return Kind(str, f"one of {', '.join(names)}", check)
+
+
+def _step(value: Any, name: str, config: ConfigDict) -> None:
+    checks.radius(value, name, config.attack.norm)
+
+
+def _radius(value: Any, name: str, config: ConfigDict) -> None:
+    norm = config.attack.norm
+    # No L1 ball is suspiciously large, so this only reads the number.
+    if norm != "linf" or checks.radius(value, name, "l1") <= 1:
+        checks.radius(value, name, norm)
+    elif not config.attack.large_epsilon:
+        raise ValueError(
+            f"{name} is {value}, but images are in [0, 1], where no Linf radius above 1 makes "
+            f"sense: write {_in_255ths(value)} where 255ths are meant, or set attack.large_epsilon "
+            "to True to insist."
+        )
+
+
+def _in_255ths(value: str) -> str:
+    return f"{value}/255" if value.strip().isdigit() else "a fraction such as 8/255"
+
+
+def _size(value: Any, name: str, config: ConfigDict) -> None:
+    checks.radius(value, name)
+
+
+def _fractions(value: Any, name: str, config: ConfigDict) -> None:
+    for m in value:
+        if isinstance(m, bool) or not isinstance(m, int | float) or not 0 <= m <= 1:
+            raise ValueError(
+                f"{name} is {value}, but fractions of all epochs from 0 to 1, such as (0.5, 0.75), "
+                "were expected."
+            )
+
+
+_FRACTION = "a number or a fraction such as '8/255'"
+SWITCH = Kind(bool, "true or false")
+TEXT = Kind(str, "text")
+REAL = Kind(float, "a number")
+SIZES = Kind(tuple, "a sequence of numbers such as '(0.5, 1.5)'")
+RADIUS = Kind(str, _FRACTION, _radius)
+STEP = Kind(str, _FRACTION, _step)
+SIZE = Kind(str, "a number such as '0.005'", _size)
+FRACTIONS = Kind(tuple, "a sequence of fractions such as '(0.5, 0.75)'", _fractions)
+
+_SWITCHES = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+
+def _several(text: str) -> tuple:
+    found = ast.literal_eval(text)
+    if not isinstance(found, tuple | list):
+        raise ValueError
+    return tuple(found)
+
+
+_READERS: dict[type, Callable[[str], Any]] = {
+    str: str,
+    int: int,
+    float: float,
+    bool: lambda text: _SWITCHES[text.lower()],
+    tuple: _several,
+}
