@@ -9,17 +9,18 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from awp_jax import checks
+from awp_jax.balls._protocol import Ball
 
 # Compilation time grows with every unrolled step (8 s for 10 steps of PreActResNet-18 on CPU).
 _MOST_UNROLLED = 32
 
 
 @jax.jit
-def _call(body, index, state):
+def _call(body: Callable, index: jax.Array, state: Any) -> Any:
     return body(index, state)
 
 
-def _rolled(body, first, steps, state):
+def _rolled(body: Callable, first: jax.Array, steps: int, state: Any) -> Any:
     return jax.lax.fori_loop(0, steps, lambda index, now: body(first + index, now), state)
 
 
@@ -81,7 +82,7 @@ def loop(
 
 def ascend(
     gradient_fn: Callable[[Any, Any], tuple[Any, Any]],
-    ball: Any,
+    ball: Ball[Any],
     centre: Any,
     start: Any,
     carry: Any = None,
@@ -95,7 +96,7 @@ def ascend(
     Args:
         gradient_fn: ``(point, carry) -> (gradient, carry)``. The carry holds what the gradient
             updates on its way: BatchNorm statistics, momentum, or nothing.
-        ball: An ``ImageBall`` or a ``WeightBall``.
+        ball: Of inputs or of weights.
         centre: Clean images, or weights.
         start: First point: images, or a displacement of the weights.
         carry: First carry.
@@ -111,7 +112,7 @@ def ascend(
     """
     checks.positive_integer(steps, "steps", minimum=0)
 
-    def body(index, state):
+    def body(index: Any, state: tuple[Any, Any]) -> tuple[Any, Any]:
         del index
         point, carry = state
         gradient, carry = gradient_fn(point, carry)

@@ -101,7 +101,7 @@ def pytree_dataclass(*children: str) -> Callable[[Class], Class]:
         def unflatten(aux: tuple, leaves: Any) -> Any:
             kept, values = aux
             constants = dict(kept)
-            self = object.__new__(cls)
+            self: Any = object.__new__(cls)
             there = (n for n in children if n not in constants)
             for name, value in zip(there, leaves, strict=True):
                 object.__setattr__(self, name, value)

@@ -35,7 +35,7 @@ from awp_jax.attacks import (
     autoattack,
     cross_entropy,
 )
-from awp_jax.balls import image_norms
+from awp_jax.balls import input_norms
 from awp_jax.interop import save_torch
 from awp_jax.reporting import markdown_table
 
@@ -61,7 +61,10 @@ def digits():
 def train(classifier, images, labels, steps):
     """Adversarial training by PGD-3."""
     params, stats = classifier.init(jax.random.key(0))
-    optimiser, attack = optax.adam(2e-3), PGD(EPSILON["linf"] * 0.8, 3, EPSILON["linf"] * 0.4)
+    optimiser, attack = (
+        optax.adam(2e-3),
+        PGD(EPSILON["linf"] * 0.8, steps=3, step_size=EPSILON["linf"] * 0.4),
+    )
     state, rng = optimiser.init(params), np.random.default_rng(0)
 
     @jax.jit
@@ -170,7 +173,7 @@ def compare(both, norm, seeds, queries, steps):
     def mean(run):
         return float(np.mean([run(seed) for seed in range(seeds)]))
 
-    mine = both.ours(PGD(epsilon, 20, norm=norm, start="none"))
+    mine = both.ours(PGD(epsilon, steps=20, norm=norm, start="none"))
     plain = {"eps": epsilon, "alpha": size, "steps": 20, "random_start": False}
     peer = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm](both.module, **plain)
     yield "pgd", "torchattacks", mine, both.theirs(peer)
@@ -185,7 +188,7 @@ def compare(both, norm, seeds, queries, steps):
     yield (
         "apgd-ce",
         "torchattacks",
-        mean(lambda seed: both.ours(APGD(epsilon, steps, norm), seed)),
+        mean(lambda seed: both.ours(APGD(epsilon, steps=steps, norm=norm), seed)),
         100 * float(np.mean(their_apgd)),
     )
     targeted = both.robust(torchattacks.APGDT(both.module, **common, steps=steps))
@@ -206,7 +209,7 @@ def compare(both, norm, seeds, queries, steps):
     their_square = [both.robust(square(seed)) for seed in range(seeds)]
     yield "square", "torchattacks", mean(our_square), 100 * float(np.mean(their_square))
     plan = [
-        ("apgd-ce", APGD(epsilon, steps, norm)),
+        ("apgd-ce", APGD(epsilon, steps=steps, norm=norm)),
         ("apgd-t", APGDTargeted(epsilon, steps, norm)),
         ("fab-t", FABTargeted(epsilon, steps, norm)),
         ("square", Square(epsilon, queries, norm)),
@@ -227,7 +230,7 @@ def radii(both, norm, steps):
     mine = np.asarray(FAB(1.0, steps, norm).nearest(*arguments).radius)
     peer = torchattacks.FAB(both.module, norm=THEIR_NORM[norm], eps=1e3, steps=steps)
     found = both.back(peer(both.torch_images, both.torch_labels))
-    theirs = np.asarray(image_norms(found - both.images, norm))
+    theirs = np.asarray(input_norms(found - both.images, norm))
     known = np.isfinite(mine) & (theirs > 0) & (mine > 0)
     return 100 * float(np.median(np.abs(mine[known] / theirs[known] - 1))), int(known.sum())
 

@@ -67,7 +67,7 @@ def train(function, shapes, images, labels, steps=150):
         )
         for key, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
-    optimiser, attack = optax.adam(3e-3), PGD(EPSILON, 3, EPSILON / 2)
+    optimiser, attack = optax.adam(3e-3), PGD(EPSILON, steps=3, step_size=EPSILON / 2)
     state, rng = optimiser.init(params), np.random.default_rng(0)
 
     @jax.jit
@@ -150,7 +150,7 @@ def compare(kind, width, count, queries):
         return {"seconds": seconds, "robust": accuracy(found)}
 
     size = EPSILON / 10
-    attack = PGD(EPSILON, 40, size)
+    attack = PGD(EPSILON, steps=40, step_size=size)
     rows = {
         "pgd-40": {
             "ours": ours(

@@ -69,7 +69,7 @@ def evaluation_times(model, sizes, repeats, clock):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (max(sizes), *shape), np.uint8)
     labels = rng.integers(0, 10, max(sizes)).astype(np.int32)
-    attack = PGD("8/255", 10, "2/255")
+    attack = PGD("8/255", steps=10, step_size="2/255")
 
     def evaluate(n):
         measure(logits_fn, images[:n], labels[:n], attack, key=jax.random.key(0))

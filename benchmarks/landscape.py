@@ -50,7 +50,7 @@ class Ours:
         self.params, self.stats = self.classifier.init(jax.random.key(0))
         self.ways = directions(jax.random.key(1), self.params)
         # No random start: the peer then makes the same adversarial examples.
-        self.attack = PGD(EPSILON, steps, SIZE, start="none")
+        self.attack = PGD(EPSILON, steps=steps, step_size=SIZE, start="none")
 
     def __call__(self, images, labels, alphas, batch_size):
         """Losses, and seconds of each point."""

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from awp_jax import streams
+from awp_jax.balls import WeightBall
 from awp_jax.training import evaluation_attack
 from experiments._measures import Measure, Unavailable, library
 from experiments._scales import Scale
@@ -58,7 +59,7 @@ class Landscape(Measure):
         count = wanted["directions"]
         scaled: dict[str, Any] = {"normalisation": self.normalisation}
         if self.normalisation == "layer":  # eq. 2 moves biases as well
-            scaled["mask"] = module.kernels_and_biases
+            scaled["ball"] = WeightBall(1.0, mask=module.kernels_and_biases)
         if self.kind == "adversarial":
             ways = module.adversarial_directions(
                 apply_fn, params, key, part.images, part.labels, attack, count, **scaled

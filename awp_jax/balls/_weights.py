@@ -211,6 +211,18 @@ class WeightBall:
         leaves = self._moving(centre, centre)
         return self._put(centre, [u.astype(w.dtype) for u, w in zip(units, leaves, strict=True)])
 
+    def norms(self, tree: Any, centre: Any) -> Any:
+        """The norms that this ball compares, as a pytree of arrays that broadcast against leaves.
+
+        Args:
+            tree: Weights, gradients or displacements.
+            centre: The weights (for the mask); what it leaves out has norm 0.
+        """
+        found = iter(self._sizes(tree, centre).norms())
+        return jax.tree.map(
+            lambda kept: next(found) if kept else jnp.zeros((), jnp.float32), self.mask_of(centre)
+        )
+
     def mask_of(self, centre: Any) -> Any:
         """What moves, as a pytree of bools like ``centre``.
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax import checks, training
-from awp_jax.balls import WeightBall
 from awp_jax.cli._flags import Command, read_config
 from awp_jax.cli._import import open_experiment
 from awp_jax.config import GROUPS, Key, from_dict, to_yaml
@@ -94,7 +93,7 @@ def _perturbed(experiment: Experiment) -> str:
     if w.method == "none":
         return "weights: not perturbed"
     params = training.initial_state(experiment).params
-    ball = WeightBall(w.gamma, w.size, w.scope)
+    ball = w.ball
     mask = ball.mask_of(params)
     rows = []
     for (path, leaf), keep, norm in zip(
@@ -116,7 +115,8 @@ def _perturbed(experiment: Experiment) -> str:
         "rwp": f"K2 {w.steps} on examples of loss at most {w.c_min}, ",
     }.get(w.method, "")
     head = (
-        f"weights: {w.method}, gamma {w.gamma}, {steps}{w.size} size per {w.scope}{schedule}: "
+        f"weights: {w.method}, gamma {ball.gamma}, {steps}{ball.size} size per "
+        f"{ball.scope}{schedule}: "
         f"{len(rows)} of {len(jax.tree.leaves(params))} tensors, {inside:,} of {total:,} "
         "parameters (kernels; BatchNorm and biases stay)"
     )

@@ -131,7 +131,7 @@ def measure_run(
     result: dict[str, Any] = {
         "method": method_name(config),
         "seed": config.seed,
-        "norm": attack.norm,
+        "norm": attack.ball.norm,
         **dataclasses.asdict(settings),
         "epsilon": epsilon,
         "step_size": step_size,

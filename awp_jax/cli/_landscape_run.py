@@ -98,7 +98,7 @@ class Settings:
         if steps < 1:
             raise UsageError(f"{run.workdir} was trained with {steps} attack steps: give --steps.")
         epsilon, size = self.epsilon or a.epsilon, self.step_size or a.step_size
-        return PGD(epsilon, steps, size, a.norm, restarts=self.restarts)
+        return PGD(epsilon, steps=steps, step_size=size, norm=a.norm, restarts=self.restarts)
 
     def images(self, run: Run) -> data.Dataset:
         """The examples that the loss is averaged over."""
@@ -145,7 +145,7 @@ def compute(
     described = {
         **dataclasses.asdict(settings),
         "examples": len(part),
-        "norm": attack.norm,
+        "norm": attack.ball.norm,
         "epsilon": str(settings.epsilon or config.attack.epsilon),
         "steps": attack.steps,
         "step_size": str(settings.step_size or config.attack.step_size),

@@ -141,7 +141,7 @@ def diagnose(
         return measure(function, images, labels, attack, **options).accuracy
 
     def pgd(size: float, steps: int) -> PGD:
-        return PGD(size, steps, norm=norm, eot=eot)
+        return PGD(size, steps=steps, norm=norm, eot=eot)
 
     clean = accuracy(None)
     # Pixels span [0, 1]: an Linf radius above 1 adds nothing.
@@ -152,7 +152,7 @@ def diagnose(
     white = min(by_steps[-1], by_epsilon[epsilons.index(radius)])
     others = {} if eot else {"square": accuracy(Square(radius, queries, norm))}
     if surrogate_fn is not None:
-        attack = PGD(radius, 20, norm=norm)
+        attack = PGD(radius, steps=20, norm=norm)
         others["transfer"] = accuracy(
             lambda f, k, x, y: transfer(attack, surrogate_fn, f, k, x, y, eot=eot)
         )
@@ -166,7 +166,7 @@ def diagnose(
         *(white_box_wins(name, value, white) for name, value in others.items()),
     ]
     if eot:
-        single = accuracy(PGD(radius, _STEPS[-1], norm=norm, eot=1))
+        single = accuracy(PGD(radius, steps=_STEPS[-1], norm=norm, eot=1))
         found.append(averaging_wins(single, by_steps[-1], eot))
         function = with_key(function, model_key(keys, 0))
     found += model_checks(function, few)

@@ -13,7 +13,9 @@ from jax.tree_util import Partial
 from awp_jax import checks
 from awp_jax.attacks import AutoAttackState, FeatureAttack, Row, autoattack, transfer
 from awp_jax.attacks._ensemble import is_random
+from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
 from awp_jax.attacks._model import as_pytree_function, number_of_classes
+from awp_jax.balls import InputBall
 from awp_jax.data import as_float
 from awp_jax.evaluation._outcomes import Outcome, attack_examples, summary, union
 from awp_jax.evaluation._partial import PartialResults
@@ -44,8 +46,9 @@ def evaluate(
     labels: Any,
     attacks: Mapping[str, Any],
     *,
-    norm: str = "linf",
-    epsilon: Any = 8 / 255,
+    norm: Any = OF_THE_BALL,
+    epsilon: Any = OF_THE_BALL,
+    ball: Any = None,
     batch_size: int = 256,
     eot: int = 0,
     surrogate_fn: Callable | None = None,
@@ -64,8 +67,10 @@ def evaluate(
         labels: int ``[examples]``.
         attacks: From ``attacks_by_name``; or any attacks by name, and for a cascade a list of
             ``(name, attack)``.
-        norm: Of the ball that every result is projected on: ``"linf"``, ``"l2"`` or ``"l1"``.
+        norm: Of the ball that every result is projected on: ``"linf"``, ``"l2"`` or ``"l1"``; with
+            ``epsilon`` short for ``ball=InputBall(norm, epsilon)``.
         epsilon: Its radius in pixel units.
+        ball: In place of both.
         batch_size: Examples per pass; does not change the result (of a deterministic model).
         eot: For a randomised model, ``logits_fn(images, key)``: the number of random passes that
             every verdict averages over, on the images that an attack has found and with draws that
@@ -95,7 +100,7 @@ def evaluate(
         (0.5, 0.5)
     """
     checks.positive_integer(batch_size, "batch_size")
-    radius = float(checks.radius(epsilon, "epsilon", norm))
+    ball = ball_of(epsilon, norm, ball)
     images, labels, function = np.asarray(images), np.asarray(labels), as_pytree_function(logits_fn)
     first = as_float(images[:1])
     checks.images_and_labels(as_float(images), labels)
@@ -103,10 +108,13 @@ def evaluate(
     classes = number_of_classes(function, first, keys[0] if eot else None)
     checks.images_and_labels(first, labels[:1], classes)
     partial = PartialResults(None, {}) if partial is None else partial
+    plain = isinstance(ball, InputBall) and ball == InputBall(ball.norm, ball.radius)
     outcomes: dict[str, Outcome] = {}
     for name, attack in {"clean": None, **attacks}.items():
-        part: dict[str, Any] = {"attack": name, "settings": repr(attack), "norm": norm}
-        part |= {"epsilon": radius, "eot": eot}
+        part: dict[str, Any] = {"attack": name, "settings": repr(attack)}
+        if plain:
+            part["norm"] = ball.norm
+        part |= {"epsilon": ball.radius, "eot": eot} if plain else {"ball": repr(ball), "eot": eot}
         if isinstance(attack, list) and surrogate_fn is not None:
             raise ValueError(
                 f"{name} looks at its own model after every attack, so it is not crafted on a "
@@ -117,7 +125,7 @@ def evaluate(
             outcomes[name] = _unpacked(stored)
         else:
             tick = Partial(_unfinished, progress, name) if progress is not None else None
-            common: dict[str, Any] = {"norm": norm, "epsilon": radius, "batch_size": batch_size}
+            common: dict[str, Any] = {"ball": ball, "batch_size": batch_size}
             if isinstance(attack, FeatureAttack) and attack.pool is None:
                 pool = (as_float(images[:_POOL]), labels[:_POOL])
                 attack = dataclasses.replace(attack, pool=pool)

@@ -91,10 +91,9 @@ def attack_by_name(
     kind = match["stepped"]
     if kind == "spsa":
         return SPSA(radius, norm=norm, **changes)
-    checks.choice(norm, ("linf", "l2"), f"norm of {kind}")
     if kind == "feature":
         # 1/255 at 8/255 as published, and in proportion for other balls.
-        return FeatureAttack(None, radius, step_size=radius / 8, norm=norm, **changes)
+        return FeatureAttack(epsilon=radius, norm=norm, step_size=radius / 8, **changes)
     attack: Any = dict(ensemble("custom", norm=norm, epsilon=radius, attacks=[kind]))[kind]
     return dataclasses.replace(attack, **changes, **({"eot": eot} if eot else {}))
 
@@ -139,7 +138,6 @@ def attacks_by_name(names: Iterable[str], **settings: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"clean": None}
     for name in flat:
         if name in _ENSEMBLES:
-            checks.choice(norm, ("linf", "l2"), f"norm of {name}")
             radius = float(checks.radius(epsilon, "epsilon", norm))
             plan = ensemble(_ENSEMBLES[name], norm=norm, epsilon=radius)
             if eot:

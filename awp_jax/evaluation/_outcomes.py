@@ -9,7 +9,8 @@ import numpy as np
 
 from awp_jax import parallel
 from awp_jax.attacks._model import as_pytree_function
-from awp_jax.balls import ImageBall
+from awp_jax.attacks._survivors import of_examples
+from awp_jax.balls import InputBall
 from awp_jax.data import as_float, padded_batches
 from awp_jax.evaluation._verdict import judge_passes
 
@@ -23,7 +24,7 @@ class Outcome(NamedTuple):
         loss: float ``[examples]``: highest cross-entropy over restarts, in nats; ``None`` where the
             attack does not measure it (AutoAttack).
         steps: int ``[examples]``: steps or queries to the first success; ``None`` where not known.
-        images: float ``[examples, height, width, channels]``: inside the ball and [0, 1].
+        images: float ``[examples, height, width, channels]``: inside the ball and its bounds.
         seconds: Wall time, compilation included.
         stages: Of AutoAttack, one plain dict per attack; else empty.
         error: float ``[examples]``: of a randomised model, the share of passes that misclassify
@@ -51,8 +52,7 @@ def attack_examples(
     labels: Any,
     attack: Callable | None,
     *,
-    norm: str,
-    epsilon: float,
+    ball: Any,
     batch_size: int = 256,
     eot: int = 0,
     tick: Callable[[float], Any] | None = None,
@@ -67,8 +67,7 @@ def attack_examples(
         images: uint8 or float in [0, 1], ``[examples, height, width, channels]``.
         labels: int ``[examples]``.
         attack: ``(logits_fn, key, images, labels) -> AttackResult``; ``None`` for clean images.
-        norm: Of the ball.
-        epsilon: Its radius in pixel units.
+        ball: What an attack's images are projected on.
         batch_size: Examples per pass; does not change the result (of a deterministic model).
         eot: Passes of a randomised model that the verdict averages over; 0: deterministic.
         tick: Called with the share that is done.
@@ -79,7 +78,7 @@ def attack_examples(
     Raises:
         ValueError: When the model returns NaN.
     """
-    function, ball = as_pytree_function(logits_fn), ImageBall(norm, epsilon)
+    function = as_pytree_function(logits_fn)
     n = len(labels)
     size = min(batch_size, n)
     parts: list[tuple[np.ndarray, ...]] = []
@@ -90,8 +89,10 @@ def attack_examples(
         )
         point, result, steps = batch, None, np.zeros(len(mask), int)
         if attack is not None:
-            result = attack(function, batch_keys, batch, batch_labels)
-            point = jnp.clip(ball.project(batch, result.images), 0, 1)
+            own = ball.examples(images, indices) if isinstance(ball, InputBall) else ball
+            attack_now = of_examples(attack, images, indices)
+            result = attack_now(function, batch_keys, batch, batch_labels)
+            point = own.project(batch, result.images)
             steps = np.full(len(mask), -1) if result.steps is None else result.steps
         error, loss = judge_passes(function, batch_keys, point, batch_labels, eot)
         if result is not None and not eot:  # the highest of random draws would be no estimate

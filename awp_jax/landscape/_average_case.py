@@ -4,14 +4,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
 from awp_jax import checks, streams
 from awp_jax.landscape._prepared import prepared
 from awp_jax.landscape._robust_loss import PGD_20, Keep, RobustLoss, mean, stacked
+from awp_jax.pytrees import from_argument
 from awp_jax.random import fold_keys
+from awp_jax.weights._displacement import moved
+
+XI = 0.5  # section 3.3 of the paper
 
 
 class AverageFlatness(NamedTuple):
@@ -40,9 +43,9 @@ def average_flatness(
     key: jax.Array,
     *,
     attack: Callable | None = PGD_20,
-    xi: Any = 0.5,
+    xi: Any = None,
+    ball: Any = None,
     draws: int = 10,
-    layers: Any = None,
     reference: RobustLoss | None = None,
     reference_restarts: int = 10,
     batch_size: int = 128,
@@ -62,10 +65,10 @@ def average_flatness(
         labels: int ``[examples]``.
         key: One typed key.
         attack: ``(logits_fn, key, images, labels) -> AttackResult``; ``None`` for clean loss.
-        xi: Relative radius, without unit (0.5 in the paper).
+        xi: Short for ``ball=WeightBall(xi, mask=kernels_and_biases)``: relative radius, without
+            unit (0.5, the paper and the default).
+        ball: What nu is drawn from, with other layers or another norm.
         draws: Number of nu (10 in the paper).
-        layers: What is perturbed: ``None`` for ``kernels_and_biases``, a pytree of bools, or a
-            function from the parameters to one.
         reference: From ``robust_loss``, when it is known already; its ``loss`` counts.
         reference_restarts: Restarts of the attack for the reference (10 in the paper); the draws
             run it once, so with 1 both sides of the difference are found in the same way.
@@ -93,7 +96,9 @@ def average_flatness(
         ((3,), True)
     """
     checks.positive_integer(draws, "draws")
-    xi = checks.radius(xi, "xi")
+    if xi is None and ball is None:
+        xi = XI
+    xi = xi if xi is None else checks.radius(xi, "xi")
     problem = prepared(
         apply_fn,
         params,
@@ -101,19 +106,20 @@ def average_flatness(
         labels,
         key,
         attack=attack,
-        layers=layers,
+        xi=xi,
+        ball=ball,
         reference=reference,
         reference_restarts=reference_restarts,
         batch_size=batch_size,
         keep=keep,
     )
-    function, examples, mask, reference, keep = problem
+    function, examples, ball, reference, keep = problem
     weight_key = jax.random.fold_in(key, streams.LANDSCAPE_AVERAGE_WEIGHTS)
     image_keys = examples.keys(jax.random.fold_in(key, streams.LANDSCAPE_AVERAGE_IMAGES))
 
     def one(draw):
-        moved = moved_at_random(mask, params, jax.random.fold_in(weight_key, draw), xi)
-        return examples.losses(function, moved, fold_keys(image_keys, draw), attack)
+        there = moved_at_random(ball, params, jax.random.fold_in(weight_key, draw))
+        return examples.losses(function, there, fold_keys(image_keys, draw), attack)
 
     parts = [keep(f"average {draw}", Partial(one, draw)) for draw in range(draws)]
     losses, success = stacked(parts)
@@ -123,6 +129,6 @@ def average_flatness(
 
 
 @jax.jit
-def moved_at_random(mask, params, key, xi):
-    """``w + nu`` with a Gaussian nu on the sphere ``||nu_l|| = xi * ||w_l||``."""
-    return jax.tree.map(jnp.add, params, mask.ball(xi).sample(key, params))
+def moved_at_random(ball: Any, params: Any, key: jax.Array) -> Any:
+    """``w + nu`` with a random nu of the ball."""
+    return moved(params, from_argument(ball).sample(key, params))

@@ -1,6 +1,5 @@
 """Directions in weight space along which a landscape is looked at."""
 
-import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -12,25 +11,33 @@ from awp_jax import checks, parallel
 from awp_jax.attacks import cross_entropy
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.balls import WeightBall
+from awp_jax.balls._protocol import check_ball, check_step_size
 from awp_jax.data import as_float
 from awp_jax.landscape._model import float_images, logits_at
+from awp_jax.pytrees import as_argument, from_argument
 from awp_jax.random import check_key, example_keys
+from awp_jax.weights._displacement import default_step
 
 # One norm per output channel (last axis of a kernel here), or one per kernel.
 NORMALISATIONS = {"filter": "filter", "layer": "leaf"}
 
 
-def _static(normalisation: str, mask: Any, params: Any) -> tuple[str, tuple[bool, ...]]:
-    """Scope and mask as values that ``jit`` can compare, so that it compiles once per model."""
+def _ball(normalisation: str, ball: Any, params: Any) -> Any:
     checks.choice(normalisation, NORMALISATIONS, "normalisation")
-    scope = NORMALISATIONS[normalisation]
-    return scope, tuple(jax.tree.leaves(WeightBall(1.0, "l2", scope, mask).mask_of(params)))
+    if ball is None:
+        ball = WeightBall(gamma=1.0, scope=NORMALISATIONS[normalisation])
+    check_ball(ball)
+    check_step_size(ball, getattr(ball, "reach", None), "its ball: give it one")
+    if isinstance(ball, WeightBall):
+        ball.mask_of(params)  # which says in one sentence what does not fit
+    return as_argument(ball)
 
 
-@functools.partial(jax.jit, static_argnames=("scope", "mask"))
-def _scaled(way, params, scope, mask):
-    tree = jax.tree.unflatten(jax.tree.structure(params), mask)
-    return WeightBall(1.0, "l2", scope, tree).direction(way, params)
+@jax.jit
+def _scaled(ball: Any, way: Any, params: Any) -> Any:
+    ball = from_argument(ball)
+    size = default_step(ball, params, 1, None)
+    return ball.step(params, ball.start(None, params), way, size)
 
 
 @jax.jit
@@ -60,7 +67,7 @@ def directions(
     count: int = 1,
     *,
     normalisation: str = "filter",
-    mask: Any = None,
+    ball: Any = None,
 ) -> Any:
     """Random Gaussian directions, scaled to the weights (Li et al. 2018; AWP, algorithm 1).
 
@@ -75,8 +82,8 @@ def directions(
         normalisation: ``"filter"``: each slice of the last axis of a kernel (an output channel, an
             output neuron) gets the norm of that slice of w. ``"layer"``: each kernel gets the norm
             of w's (Stutz et al. 2021, eq. 2).
-        mask: What moves; ``None`` for all leaves with more than one axis; see
-            ``awp_jax.balls.WeightBall``.
+        ball: In place of the normalisation, which is short for ``WeightBall(1.0,
+            scope="filter")`` or ``"leaf"``: other masks or sizes, or a ball of one's own.
 
     Returns:
         A pytree like ``params`` with leaves ``[count, ...]`` in the dtypes of ``params``; zero
@@ -93,10 +100,10 @@ def directions(
         >>> print(jnp.linalg.norm(found["kernel"][0], axis=0).round(3), found["bias"][0])
         [5. 0.] [0. 0.]
     """
-    scope, moving = _static(normalisation, mask, params)
+    ball = _ball(normalisation, ball, params)
     _check(key, params, count)
     keys = [jax.random.fold_in(key, index) for index in range(count)]
-    return _stack([_scaled(_noise(k, params), params, scope, moving) for k in keys])
+    return _stack([_scaled(ball, _noise(k, params), params) for k in keys])
 
 
 def _loss(params, function, images, labels):
@@ -117,7 +124,7 @@ def adversarial_directions(
     *,
     batch_size: int = 128,
     normalisation: str = "layer",
-    mask: Any = None,
+    ball: Any = None,
 ) -> Any:
     """The directions in which AWP perturbs weights: ascent of the loss on attacked mini-batches.
 
@@ -138,7 +145,7 @@ def adversarial_directions(
         count: Number of directions.
         batch_size: Examples of a mini-batch (128 in the papers); all when there are fewer.
         normalisation: ``"layer"``, as AWP, or ``"filter"``; see ``directions``.
-        mask: As in ``directions``.
+        ball: As in ``directions``.
 
     Returns:
         A pytree like ``params`` with leaves ``[count, ...]``.
@@ -146,7 +153,7 @@ def adversarial_directions(
     Raises:
         ValueError: As ``directions``; for bad images or labels.
     """
-    scope, moving = _static(normalisation, mask, params)
+    ball = _ball(normalisation, ball, params)
     _check(key, params, count)
     checks.positive_integer(batch_size, "batch_size")
     checks.images_and_labels(as_float(images), labels)
@@ -168,5 +175,5 @@ def adversarial_directions(
         if attack is not None:
             batch = attack(logits_at(function, params), keys, batch, batch_labels).images
         gradient = _gradient(params, function, batch, batch_labels)
-        found.append(_scaled(gradient, params, scope, moving))
+        found.append(_scaled(ball, gradient, params))
     return _stack(found)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax.balls import WeightBall
+from awp_jax.weights._displacement import weight_ball
 
 
 def _name(entry: Any) -> str:
@@ -62,9 +63,19 @@ class Layers:
         """The mask as a pytree of bools like ``params``."""
         return jax.tree.unflatten(jax.tree.structure(params), self.keep)
 
-    def ball(self, radius: Any) -> WeightBall:
-        """Displacements of these layers of relative size ``radius``, each layer by its norm."""
-        return WeightBall(radius, mask=self)
+
+def flatness_ball(params: Any, xi: Any, ball: Any) -> Any:
+    """The ball of a flatness measure: as given, or ``xi * ||w_l||`` for kernels and biases.
+
+    Raises:
+        ValueError: For both, a negative xi, or a ball that holds all parameters.
+    """
+    ball = weight_ball(xi, ball, mask=kernels_and_biases)
+    if isinstance(ball, WeightBall) and not any(jax.tree.leaves(ball.mask_of(params))):
+        raise ValueError(
+            "The mask leaves no parameter to perturb: give one of those that count as layers."
+        )
+    return ball
 
 
 def layers_of(params: Any, layers: Any) -> Layers:

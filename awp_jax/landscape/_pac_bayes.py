@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 
 from awp_jax import checks, streams
 from awp_jax.attacks._model import as_pytree_function
+from awp_jax.balls import WeightBall
 from awp_jax.landscape._layers import layers_of
 from awp_jax.landscape._perturbed import WEIGHT_DRAWS
 from awp_jax.landscape._robust_loss import (
@@ -113,7 +114,7 @@ def pac_bayes(
     check_one_key(key)
     n = examples.count if training_examples is None else training_examples
     checks.positive_integer(n, "training_examples")
-    norm = jax.tree.leaves(mask.ball(0.0).norms(params, params))
+    norm = jax.tree.leaves(WeightBall(0.0, mask=mask).norms(params, params))
     if not float(sum(jnp.square(value) for value in norm)):
         raise ValueError("All weights are zero: sigma = alpha * ||w|| would be zero.")
     leaves = jax.tree.leaves(params)
@@ -157,7 +158,8 @@ def pac_bayes(
 @jax.jit
 def _moved(mask, params, key, alpha):
     """``w + u`` with ``u ~ N(0, (alpha * ||w||)^2 I)`` on the layers that count."""
-    squares = [jnp.square(v) for v in jax.tree.leaves(mask.ball(0.0).norms(params, params))]
+    norms = WeightBall(0.0, mask=mask).norms(params, params)
+    squares = [jnp.square(norm) for norm in jax.tree.leaves(norms)]
     sigma = alpha * jnp.sqrt(sum(squares))
 
     def add(kept, leaf, leaf_key):

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from awp_jax import checks, streams
 from awp_jax.attacks._losses import cross_entropy
 from awp_jax.attacks._model import as_pytree_function
-from awp_jax.balls import kernels_only
+from awp_jax.balls import WeightBall, kernels_only
 from awp_jax.landscape._average_case import moved_at_random
 from awp_jax.landscape._layers import layers_of
 from awp_jax.landscape._model import full_precision, logits_at
@@ -107,7 +107,9 @@ def perturbed_loss(
         return examples.losses(function, moved, keys, attack)
 
     def random(gamma, draw):
-        moved = moved_at_random(mask, params, jax.random.fold_in(weight_key, draw), gamma)
+        moved = moved_at_random(
+            WeightBall(gamma, mask=mask), params, jax.random.fold_in(weight_key, draw)
+        )
         return examples.losses(function, moved, keys, attack)
 
     by_awp, by_chance = [], []
@@ -143,7 +145,7 @@ def _gradient(function, params, images, labels, valid):
 
 @jax.jit
 def _moved_along(mask, params, gradient, gamma):
-    ball = mask.ball(gamma)
+    ball = WeightBall(gamma, mask=mask)
     return jax.tree.map(
         jnp.add, params, ball.step(params, ball.start(None, params), gradient, gamma)
     )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from awp_jax.attacks._model import as_pytree_function
-from awp_jax.landscape._layers import Layers, layers_of
+from awp_jax.landscape._layers import flatness_ball
 from awp_jax.landscape._robust_loss import (
     Examples,
     Keep,
@@ -15,6 +15,7 @@ from awp_jax.landscape._robust_loss import (
     compute_only,
     robust_loss,
 )
+from awp_jax.pytrees import as_argument
 
 
 class Prepared(NamedTuple):
@@ -23,14 +24,14 @@ class Prepared(NamedTuple):
     Attributes:
         function: The model, as a pytree.
         examples: In batches.
-        mask: The layers that are perturbed.
+        ball: What the weights move in; a ``Constant`` where it is no pytree.
         reference: The robust loss at the weights themselves.
         keep: Called for every part of the result.
     """
 
     function: Any
     examples: Examples
-    mask: Layers
+    ball: Any
     reference: RobustLoss
     keep: Keep
 
@@ -43,7 +44,8 @@ def prepared(
     key: jax.Array,
     *,
     attack: Callable | None,
-    layers: Any,
+    xi: Any,
+    ball: Any,
     reference: RobustLoss | None,
     reference_restarts: int,
     batch_size: int,
@@ -58,7 +60,8 @@ def prepared(
         labels: See there.
         key: See there.
         attack: See there.
-        layers: See there.
+        xi: See there.
+        ball: See there.
         reference: See there.
         reference_restarts: See there.
         batch_size: See there.
@@ -67,7 +70,8 @@ def prepared(
     Raises:
         ValueError: As ``average_flatness``.
     """
-    examples, mask = Examples(images, labels, batch_size, params), layers_of(params, layers)
+    examples = Examples(images, labels, batch_size, params, attack)
+    ball = flatness_ball(params, xi, ball)
     check_one_key(key)
     if reference is None:
         reference = robust_loss(
@@ -81,4 +85,5 @@ def prepared(
             batch_size=batch_size,
             keep=keep,
         )
-    return Prepared(as_pytree_function(apply_fn), examples, mask, reference, keep or compute_only)
+    function, keep = as_pytree_function(apply_fn), keep or compute_only
+    return Prepared(function, examples, as_argument(ball), reference, keep)

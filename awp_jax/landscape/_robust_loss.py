@@ -10,7 +10,9 @@ from jax.tree_util import Partial
 
 from awp_jax import checks, parallel, streams
 from awp_jax.attacks import PGD
-from awp_jax.attacks._model import as_pytree_function, verdict
+from awp_jax.attacks._goal import Goal
+from awp_jax.attacks._model import as_pytree_function, bounds_of, verdict
+from awp_jax.balls import InputBall
 from awp_jax.data import as_float, padded_batches
 from awp_jax.landscape._model import full_precision, logits_at
 from awp_jax.random import check_key, example_keys, fold_keys
@@ -92,7 +94,7 @@ def robust_loss(
         ((2, 4), True)
     """
     checks.positive_integer(restarts, "restarts")
-    examples = Examples(images, labels, batch_size, params)
+    examples = Examples(images, labels, batch_size, params, attack)
     function, keep = as_pytree_function(apply_fn), keep or compute_only
     keys = examples.keys(jax.random.fold_in(check_one_key(key), streams.LANDSCAPE_IMAGES))
 
@@ -147,16 +149,20 @@ class Examples:
         labels: int ``[examples]``.
         batch_size: Examples per pass.
         params: Weights of the model; batches are split among the devices that these lie on.
+        attack: Whose ball holds the bounds of the images; [0, 1] without one.
 
     Raises:
         ValueError: For bad images or labels, or a batch size below 1.
     """
 
-    def __init__(self, images: Any, labels: Any, batch_size: int, params: Any):
+    def __init__(
+        self, images: Any, labels: Any, batch_size: int, params: Any, attack: Any = None
+    ) -> None:
         checks.positive_integer(batch_size, "batch_size")
         if not hasattr(images, "dtype") or not hasattr(labels, "dtype"):
             raise ValueError("images and labels must be arrays, not lists or numbers.")
-        checks.images_and_labels(as_float(images), labels)
+        low, high = bounds_of(getattr(attack, "ball", InputBall()))
+        checks.inputs_and_labels(as_float(images), labels, low=low, high=high)
         self.images, self.labels = np.asarray(images), np.asarray(labels)
         self.count = len(labels)
         self._params = params
@@ -198,7 +204,7 @@ class Examples:
             for index, (_, mask) in enumerate(self.batches):
                 images, labels, _ = self.batch(index)
                 if attack is None:
-                    found = verdict(logits_fn, images, labels)
+                    found = verdict(logits_fn, Goal(), images, labels)
                 else:
                     found = attack(logits_fn, self.batch_keys(keys, index), images, labels)
                 parts.append((found, mask))

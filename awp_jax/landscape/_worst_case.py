@@ -1,5 +1,6 @@
 """Worst-case flatness: joint ascent on images and weights."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,17 +11,19 @@ from jax.tree_util import Partial
 
 from awp_jax import checks, streams
 from awp_jax.attacks import PGD
-from awp_jax.attacks._losses import cross_entropy
-from awp_jax.attacks._pgd import loss_function
+from awp_jax.attacks._goal import Goal
+from awp_jax.attacks._in_ball import starting_point
 from awp_jax.attacks._result import AttackResult, judge
-from awp_jax.balls import ImageBall
-from awp_jax.landscape._layers import Layers
 from awp_jax.landscape._model import full_precision, logits_at
 from awp_jax.landscape._prepared import prepared
 from awp_jax.landscape._robust_loss import PGD_20, Keep, RobustLoss, mean, stacked
+from awp_jax.pytrees import from_argument
 from awp_jax.random import fold_keys
+from awp_jax.weights._displacement import moved
 
 STARTS = ("random", "zero")
+
+XI = 0.00075  # section 3.3 of the paper
 
 
 class WorstCaseFlatness(NamedTuple):
@@ -55,13 +58,13 @@ def worst_case_flatness(
     key: jax.Array,
     *,
     attack: PGD | None = PGD_20,
-    xi: Any = 0.00075,
+    xi: Any = None,
+    ball: Any = None,
     weight_step: Any = None,
     steps: int = 20,
     restarts: int = 10,
     start: str = "random",
     shared_across_batches: bool = False,
-    layers: Any = None,
     reference: RobustLoss | None = None,
     reference_restarts: int = 10,
     batch_size: int = 128,
@@ -88,8 +91,9 @@ def worst_case_flatness(
         key: One typed key.
         attack: Norm, epsilon, step size, start and loss of the ascent in delta, and the attack of
             the reference; ``None`` for clean loss: ascent on nu alone.
-        xi: Relative radius, without unit (0.00075 in the paper's text, 0.003 in the main setting of
-            its supplement).
+        xi: Short for ``ball=WeightBall(xi, mask=kernels_and_biases)``: relative radius, without
+            unit (0.00075, the paper's text and the default).
+        ball: What nu moves in, with other layers or another norm.
         weight_step: Step of nu relative to ||w_l||; ``None`` for 0.001 (paper), or 0.01 with
             ``shared_across_batches`` (released code).
         steps: Steps of the joint ascent (20).
@@ -97,8 +101,6 @@ def worst_case_flatness(
         start: Where nu starts: ``"random"``, a random direction with a random length up to xi, or
             ``"zero"``: restarts then differ in delta alone.
         shared_across_batches: One nu for all batches in place of one for each.
-        layers: What is perturbed: ``None`` for ``kernels_and_biases``, a pytree of bools, or a
-            function from the parameters to one.
         reference: From ``robust_loss``, when it is known already; its ``loss`` counts.
         reference_restarts: Restarts of the attack for the reference (10).
         batch_size: Examples per batch (128).
@@ -115,7 +117,9 @@ def worst_case_flatness(
     checks.positive_integer(restarts, "restarts")
     checks.positive_integer(steps, "steps")
     checks.choice(start, STARTS, "start")
-    xi = checks.radius(xi, "xi")
+    if xi is None and ball is None:
+        xi = XI
+    xi = xi if xi is None else checks.radius(xi, "xi")
     if weight_step is None:
         weight_step = 0.01 if shared_across_batches else 0.001
     weight_step = checks.radius(weight_step, "weight_step")
@@ -130,13 +134,14 @@ def worst_case_flatness(
         labels,
         key,
         attack=attack,
-        layers=layers,
+        xi=xi,
+        ball=ball,
         reference=reference,
         reference_restarts=reference_restarts,
         batch_size=batch_size,
         keep=keep,
     )
-    function, examples, mask, reference, keep = problem
+    function, examples, ball, reference, keep = problem
     weight_key = jax.random.fold_in(key, streams.LANDSCAPE_WORST_WEIGHTS)
     image_keys = examples.keys(jax.random.fold_in(key, streams.LANDSCAPE_WORST_IMAGES))
     every = range(len(examples.batches))
@@ -146,9 +151,9 @@ def worst_case_flatness(
         keys, parts = fold_keys(image_keys, restart), []
         for number, group in enumerate(groups):
             nu_key = jax.random.fold_in(jax.random.fold_in(weight_key, restart), number)
-            nu = _start(mask, params, nu_key, xi if start == "random" else 0.0)
+            nu = _start(ball, params, nu_key, start == "random")
             parts += _ascent(
-                function, params, examples, group, keys, attack, mask, nu, xi, weight_step, steps
+                function, params, examples, group, keys, attack, ball, nu, weight_step, steps
             )
         return examples.joined(parts)
 
@@ -169,16 +174,27 @@ def _sum_of(losses: np.ndarray, batches: list[tuple[np.ndarray, np.ndarray]]) ->
 
 
 def _ascent(
-    function, params, examples, group, keys, attack, mask, nu, xi, weight_step, steps
+    function: Any,
+    params: Any,
+    examples: Any,
+    group: list[int],
+    keys: jax.Array,
+    attack: PGD | None,
+    ball: Any,
+    nu: Any,
+    weight_step: Any,
+    steps: int,
 ) -> list[tuple[AttackResult, np.ndarray]]:
     """Joint ascent on the batches of a group, which share nu; their losses and verdicts."""
     with full_precision():
         batches = [examples.batch(index) for index in group]
         points = [images for images, _, _ in batches]
         if attack is not None:
-            ball = ImageBall(attack.norm, attack.epsilon)
             chosen = [examples.batch_keys(keys, index) for index in group]
-            points = [ball.start(k, p, attack.start) for k, p in zip(chosen, points, strict=True)]
+            points = [
+                starting_point(attack.ball, attack.start, k, p)
+                for k, p in zip(chosen, points, strict=True)
+            ]
         for _ in range(steps):
             total = None
             for place, (images, labels, valid) in enumerate(batches):
@@ -186,47 +202,58 @@ def _ascent(
                     attack, function, params, nu, points[place], images, labels, valid
                 )
                 total = gradient if total is None else _sum(total, gradient)
-            nu = _step(mask, params, nu, total, xi, weight_step)
+            nu = _step(ball, params, nu, total, weight_step)
         return [
             (_judge(function, params, nu, point, labels), examples.batches[index][1])
             for index, point, (_, labels, _) in zip(group, points, batches, strict=True)
         ]
 
 
-@jax.jit
-def _start(mask: Layers, params, key, xi):
+@functools.partial(jax.jit, static_argnames="random")
+def _start(ball: Any, params: Any, key: jax.Array, random: bool) -> Any:
+    ball = from_argument(ball)
+    if not random:
+        return ball.start(None, params)
     direction_key, length_key = jax.random.split(key)
-    nu = mask.ball(xi).sample(direction_key, params)
+    nu = ball.sample(direction_key, params)
     length = jax.random.uniform(length_key, (), jnp.result_type(*jax.tree.leaves(params)))
     return jax.tree.map(lambda leaf: leaf * length.astype(leaf.dtype), nu)
 
 
 @jax.jit
-def _gradients(attack, function, params, nu, point, images, labels, valid):
+def _gradients(
+    attack: PGD | None,
+    function: Any,
+    params: Any,
+    nu: Any,
+    point: Any,
+    images: Any,
+    labels: Any,
+    valid: jax.Array,
+) -> tuple[Any, Any]:
     """The moved images, and the gradient of the summed loss in nu: both from one pass."""
-    loss = cross_entropy if attack is None else loss_function(attack.loss)
+    goal = Goal() if attack is None else attack.goal
 
-    def total(nu, point):
-        logits = logits_at(function, jax.tree.map(jnp.add, params, nu))(point)
-        return jnp.where(valid, loss(logits, labels), 0.0).sum()
+    def total(nu: Any, point: Any) -> jax.Array:
+        logits = logits_at(function, moved(params, nu))(point)
+        return jnp.where(valid, goal.ascended(logits, labels), 0.0).sum()
 
     if attack is None:
         return point, jax.grad(total)(nu, point)
     in_weights, in_images = jax.grad(total, argnums=(0, 1))(nu, point)
-    ball = ImageBall(attack.norm, attack.epsilon)
-    return ball.step(images, point, in_images, attack.step_size), in_weights
+    return attack.ball.step(images, point, in_images, attack.size), in_weights
 
 
 @jax.jit
-def _step(mask: Layers, params, nu, gradient, xi, weight_step):
-    return mask.ball(xi).step(params, nu, gradient, weight_step)
+def _step(ball: Any, params: Any, nu: Any, gradient: Any, weight_step: Any) -> Any:
+    return from_argument(ball).step(params, nu, gradient, weight_step)
 
 
 @jax.jit
-def _sum(first, second):
+def _sum(first: Any, second: Any) -> Any:
     return jax.tree.map(jnp.add, first, second)
 
 
 @jax.jit
-def _judge(function, params, nu, point, labels):
-    return judge(logits_at(function, jax.tree.map(jnp.add, params, nu)), point, labels)
+def _judge(function: Any, params: Any, nu: Any, point: Any, labels: Any) -> AttackResult:
+    return judge(logits_at(function, moved(params, nu)), point, labels)

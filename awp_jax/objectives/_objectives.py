@@ -27,7 +27,7 @@ class Objective:
             ascends; ``None`` for no attack.
         attack_uses_clean_logits: Whether ``attack_loss`` needs the logits of the clean images.
         attack_batch_norm: The BatchNorm mode of the released attack: ``"batch"`` or ``"running"``.
-        start: The released start of the attack, see ``ImageBall.start``.
+        start: The released start of the attack, see ``awp_jax.attacks.PGD``.
         attacks_its_loss: Whether ``attack_loss`` is what the weights ascend, on the same images.
         rotation_weight: Of the self-supervised loss that is added, see ``self_supervised``.
     """

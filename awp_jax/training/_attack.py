@@ -9,20 +9,19 @@ import jax.numpy as jnp
 
 from awp_jax import checks, mapped
 from awp_jax.ascent import ascend
-from awp_jax.balls import NORMS, ImageBall
+from awp_jax.attacks._in_ball import InBall, check_start, starting_point
 from awp_jax.objectives import Objective
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingAttack:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingAttack(InBall):
     """The PGD attack of the training loop (paper: K1 = 10 steps of 2/255 within 8/255).
 
     Attributes:
-        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-        epsilon: Radius in pixel units.
+        epsilon, norm, ball: What it moves in, see ``awp_jax.attacks.InBall``.
         steps: K1.
-        step_size: In pixel units.
-        start: ``None`` for the objective's own; see ``ImageBall.start``.
+        step_size: In the units of the ball's radius (2/255).
+        start: ``None`` for the objective's own; see ``awp_jax.attacks.PGD``.
         batch_norm: ``None`` for the objective's own. ``"batch"``: batch statistics, running ones
             stay as they are. ``"running"``: running statistics. ``"released"``: as the released AT
             code, batch statistics with every forward pass of the attack, and one clean pass after
@@ -31,19 +30,18 @@ class TrainingAttack:
             algorithm 1): an image that is misclassified takes at most tau steps more.
     """
 
-    norm: str = "linf"
-    epsilon: Any = 8 / 255
     steps: int = 10
     step_size: Any = 2 / 255
-    start: str | None = None
+    start: Any = None
     batch_norm: str | None = None
     early_stop: int | None = None
 
-    def __post_init__(self):
-        checks.choice(self.norm, NORMS, "norm")
-        object.__setattr__(self, "epsilon", checks.radius(self.epsilon, "epsilon", self.norm))
-        step_size = checks.radius(self.step_size, "step_size", self.norm)
-        object.__setattr__(self, "step_size", step_size)
+    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+        super().__post_init__(epsilon, norm)
+        size = jax.tree.map(lambda s: checks.radius(s, "step_size", None), self.step_size)
+        object.__setattr__(self, "step_size", size)
+        if self.start is not None:
+            check_start(self.start)
         checks.positive_integer(self.steps, "steps", minimum=0)
         if self.early_stop is not None:
             checks.positive_integer(self.early_stop, "early_stop", minimum=0)
@@ -89,31 +87,33 @@ def make_attack(
         ``craft(params, batch_stats, images, labels, keys, dropout_key) -> Crafted``, and whether
         its forward passes move the running statistics, as those of the released AT code.
     """
-    start = attack.start or objective.start
+    start = objective.start if attack.start is None else attack.start
     mode = attack.batch_norm or objective.attack_batch_norm
     # TRADES and MART attack in evaluation mode in their released code too.
     released = mode == "released" and objective.attack_batch_norm == "batch"
     if mode == "released":
         mode = "update" if released else objective.attack_batch_norm
-    ball = ImageBall(attack.norm, attack.epsilon)
+    ball = attack.ball
     attack_loss = objective.attack_loss
 
-    def craft(params, batch_stats, images, labels, keys, dropout_key):
+    def craft(
+        params: Any, batch_stats: Any, images: Any, labels: Any, keys: jax.Array, dropout_key: Any
+    ) -> Crafted:
         if attack_loss is None:
             return Crafted(images, batch_stats)
 
-        def forward(params, x, stats):
+        def forward(params: Any, x: Any, stats: Any) -> tuple[Any, Any]:
             return classifier.apply(params, stats, x, mode=mode, key=dropout_key)
 
         clean_logits = None
         if objective.attack_uses_clean_logits:
             clean_logits, batch_stats = forward(params, images, batch_stats)
 
-        def loss(x, params, stats):
+        def loss(x: Any, params: Any, stats: Any) -> tuple[jax.Array, tuple[Any, Any]]:
             logits, stats = forward(params, x, stats)
             return attack_loss(logits, labels, clean_logits).sum(), (logits, stats)
 
-        def gradient_fn(point, carry):
+        def gradient_fn(point: Any, carry: tuple) -> tuple[Any, tuple]:
             stats, left = carry
             gradient, (logits, stats) = jax.grad(loss, has_aux=True)(point, params, stats)
             if left is not None:
@@ -129,7 +129,7 @@ def make_attack(
             gradient_fn,
             ball,
             images,
-            ball.start(keys, images, start),
+            starting_point(ball, start, keys, images),
             (batch_stats, left),
             steps=rolled,
             step_size=attack.step_size,
@@ -150,7 +150,9 @@ def make_attack(
     return craft, released
 
 
-def _friendly(gradient, left, logits, labels):
+def _friendly(
+    gradient: jax.Array, left: jax.Array, logits: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Holds images that were misclassified long enough; ``left``: steps they have, -1 for none."""
     truth = labels if labels.ndim == 1 else labels.argmax(axis=1)
     wrong = logits.argmax(axis=1) != truth

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from awp_jax import checks, data, models, objectives, parallel, streams
 from awp_jax.attacks import PGD
+from awp_jax.balls import InputBall, WeightBall
 from awp_jax.config import validate
 from awp_jax.training._attack import TrainingAttack
 from awp_jax.training._averaging import averaging_rate, estimate_batch_stats
@@ -27,23 +28,27 @@ def training_attack(config: ConfigDict) -> TrainingAttack:
     """The training attack of a config."""
     a = config.attack
     return TrainingAttack(
-        a.norm, a.epsilon, a.steps, a.step_size, a.start, a.batch_norm, a.early_stop
+        ball=InputBall(a.norm, a.epsilon),
+        steps=a.steps,
+        step_size=a.step_size,
+        start=a.start,
+        batch_norm=a.batch_norm,
+        early_stop=a.early_stop,
     )
 
 
 def weight_perturbation(config: ConfigDict) -> WeightPerturbation:
     """The weight perturbation of a config."""
     w = config.weights
+    scope = w.scope or ("global" if w.method == "rwp" else "leaf")
     return WeightPerturbation(
         w.method,
-        w.gamma,
-        w.steps,
-        w.alternations,
-        w.size,
-        w.scope,
-        w.c_min,
-        tuple(w.loss_range),
-        w.shared_backward,
+        ball=WeightBall(gamma=w.gamma, size=w.size, scope=scope),
+        steps=w.steps,
+        alternations=w.alternations,
+        c_min=w.c_min,
+        loss_range=tuple(w.loss_range),
+        shared_backward=w.shared_backward,
     )
 
 

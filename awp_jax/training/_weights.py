@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax import checks
+from awp_jax.balls._protocol import check_step_size
 from awp_jax.weights import (
     adversarial_displacement,
     loss_range_gradient,
@@ -15,6 +16,9 @@ from awp_jax.weights import (
     random_displacement,
     robust_displacement,
 )
+from awp_jax.weights._displacement import default_step, weight_ball
+
+GAMMA = 0.01  # the released default for AT (csdongxian/AWP)
 
 
 class Ascent(NamedTuple):
@@ -46,13 +50,12 @@ class WeightPerturbation:
 
     Attributes:
         method: ``"none"``, ``"awp"``, ``"rwp"`` (robust weight perturbation) or ``"random"``.
-        gamma: Relative radius, without unit.
+        gamma: Short for ``ball=WeightBall(gamma)``, for RWP with scope ``"global"``: relative
+            radius, without unit (0.01).
+        ball: What v moves in, any ball of weights with a radius.
         steps: K2, ascent steps per alternation; ``None`` for the method's own: 10 for RWP, else 1.
-        alternations: A of AWP; each attacks the images at w + v, then ascends; eta2 = gamma / (A *
-            K2).
-        size: ``"l2"`` or ``"l1"``.
-        scope: ``"leaf"``, ``"global"`` or ``"filter"``; ``None`` for the method's own: ``"global"``
-            for RWP, else ``"leaf"``.
+        alternations: A of AWP; each attacks the images at w + v, then ascends; eta2 is the radius /
+            (A * K2).
         c_min: Of RWP, in nats: only examples of at most this cross-entropy are ascended.
         loss_range: Of AWP: ``(p, q)`` ascends only examples with ``p <= cross-entropy < q`` (LSC;
             RWP, IJCAI 2022, figure 1c); empty for all.
@@ -65,23 +68,23 @@ class WeightPerturbation:
     """
 
     method: str = "awp"
-    gamma: Any = 0.01
+    gamma: dataclasses.InitVar[Any] = None
+    _: dataclasses.KW_ONLY
+    ball: Any = None
     steps: Any = None
     alternations: int = 1
-    size: str = "l2"
-    scope: Any = None
     c_min: float = 1.7
     loss_range: tuple[float, ...] = ()
     shared_backward: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self, gamma: Any) -> None:
         checks.choice(self.method, METHODS, "weight perturbation")
-        object.__setattr__(self, "gamma", checks.radius(self.gamma, "gamma"))
         robust = self.method == "rwp"
+        scope = "global" if robust else "leaf"
+        object.__setattr__(self, "ball", weight_ball(gamma, self.ball, GAMMA, scope=scope))
+        check_step_size(self.ball, getattr(self.ball, "reach", None), "its ball: give it one")
         if self.steps is None:
             object.__setattr__(self, "steps", 10 if robust else 1)
-        if self.scope is None:
-            object.__setattr__(self, "scope", "global" if robust else "leaf")
         checks.positive_integer(self.steps, "steps")
         checks.positive_integer(self.alternations, "alternations")
         if not self.c_min == self.c_min:
@@ -119,20 +122,20 @@ def _none(settings: WeightPerturbation, ascent: Ascent) -> None:
 
 def _awp(settings: WeightPerturbation, ascent: Ascent) -> Any:
     low, high = settings.loss_range or (-jnp.inf, jnp.inf)
+    ball = settings.ball
+    taken = settings.alternations * settings.steps
     where = {
         "displacement": ascent.displacement,
-        "step_size": settings.gamma / (settings.alternations * settings.steps),
-        "size": settings.size,
-        "scope": settings.scope,
+        "step_size": default_step(ball, ascent.params, taken, None),
     }
     if settings.shared_backward:
-        return perturb(ascent.params, ascent.shared, settings.gamma, **where)
+        return perturb(ascent.params, ascent.shared, ball=ball, **where)
     return adversarial_displacement(
         ascent.params,
         lambda params: loss_range_gradient(
             ascent.losses_fn, params, low, high, axis_name=ascent.axis_name
         ),
-        settings.gamma,
+        ball,
         steps=settings.steps,
         unroll=ascent.unroll,
         **where,
@@ -143,18 +146,16 @@ def _rwp(settings: WeightPerturbation, ascent: Ascent) -> Any:
     return robust_displacement(
         ascent.params,
         ascent.losses_fn,
-        settings.gamma,
+        settings.ball,
         c_min=settings.c_min,
         steps=settings.steps,
-        size=settings.size,
-        scope=settings.scope,
         axis_name=ascent.axis_name,
         unroll=ascent.unroll,
     )
 
 
 def _random(settings: WeightPerturbation, ascent: Ascent) -> Any:
-    return random_displacement(ascent.params, ascent.key, settings.gamma, scope=settings.scope)
+    return random_displacement(ascent.params, ascent.key, settings.ball)
 
 
 METHODS: dict[str, Callable[[WeightPerturbation, Ascent], Any]] = {

@@ -89,8 +89,8 @@ def value_and_grad(
         ``((value, aux), gradient)``, as ``jax.value_and_grad`` does.
 
     Raises:
-        ValueError: For a negative gamma, gamma and ball together; when called, for an ``nnx.Module``
-            together with other parameters, which has to be split (``nnx.split``) first.
+        ValueError: For a negative gamma, gamma and ball together; when called, for an
+            ``nnx.Module`` beside other parameters, which has to be split (``nnx.split``) first.
 
     Example:
         >>> import jax, jax.numpy as jnp
