@@ -34,6 +34,11 @@ class Constant:
         return hash(self.value) if isinstance(self.value, str) else id(self.value)
 
 
+def flatten(tree: Any) -> tuple[list[Any], Any]:
+    """``jax.tree.flatten``, whose structure type checkers do not know."""
+    return jax.tree.flatten(tree)
+
+
 def is_constant(value: Any) -> bool:
     """Whether ``value`` is an object that JAX cannot look into: no pytree, array or number."""
     leaves = jax.tree.leaves(value)

@@ -100,7 +100,7 @@ def main():
     n = options.peer_images
     net = ResidualNet(PreActBlock, 3, 10, options.width, (2, 2, 2, 2))
     net = copy_into(net, exact, *jax.device_get(state)).to(device).eval().requires_grad_(False)
-    radius = plan[0][1].epsilon
+    radius = plan[0][1].ball.radius
     peer = torch_peer.autoattack(net, radius, options.queries, options.steps)
     x = torch.from_numpy(images[:n].transpose(0, 3, 1, 2).copy()).to(device)
     y = torch.from_numpy(np.array(labels[:n])).long().to(device)

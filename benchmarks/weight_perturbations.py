@@ -76,7 +76,10 @@ class Bench:
         config = self.experiment.config
         classifier, train = self.experiment.classifier, self.experiment.splits.train
         self.attack = TrainingAttack(
-            config.attack.norm, config.attack.epsilon, config.attack.steps, config.attack.step_size
+            config.attack.epsilon,
+            steps=config.attack.steps,
+            norm=config.attack.norm,
+            step_size=config.attack.step_size,
         )
         self.craft = jax.jit(
             make_attack(classifier, objective_of(config), self.attack, share_backward=True)[0]

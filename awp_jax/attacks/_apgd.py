@@ -19,7 +19,7 @@ from awp_jax.attacks._stepped import SteppedAttack, ranked_targets
 from awp_jax.balls import InputBall
 from awp_jax.balls._inputs import per_example
 from awp_jax.balls._protocol import check_step_size, scaled
-from awp_jax.pytrees import pytree_dataclass
+from awp_jax.pytrees import flatten, pytree_dataclass
 from awp_jax.random import fold_keys
 
 
@@ -186,7 +186,7 @@ class APGD(SteppedAttack):
     def _size(self, share: jax.Array, images: Any) -> Any:
         """The step size of each example, in the forms of a radius."""
         first = scaled(self.ball.radius, 2.0) if self.step_size is None else self.step_size
-        values, structure = jax.tree.flatten(first)
+        values, structure = flatten(first)
         parts = structure.flatten_up_to(images)
         return jax.tree.unflatten(
             structure,

@@ -125,7 +125,7 @@ def attack_survivors(
             data = _batch(function, keys, images, labels, padding)
             if stepped:
                 cut = Partial(of_examples, attack, images)
-                results = _segments(cut, function, data, part, rank, restart, sizes, tick)
+                results: Any = _segments(cut, function, data, part, rank, restart, sizes, tick)
             else:
                 results = [(part, of_examples(attack, images, padding)(function, *data))]
             before = number * attack.steps if stepped else 0  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from awp_jax.balls._norms import (
     power_sum,
     reciprocal,
 )
-from awp_jax.pytrees import pytree_dataclass
+from awp_jax.pytrees import flatten, pytree_dataclass
 from awp_jax.random import example_keys, fold_keys
 
 NORMS = ("linf", "l2", "l1")
@@ -308,7 +308,7 @@ class InputBall:
         Returns:
             Like ``gradient``; zero where the gradient of an example is zero or not finite.
         """
-        leaves, structure = jax.tree.flatten(gradient)
+        leaves, structure = flatten(gradient)
         return jax.tree.unflatten(structure, self._directions(leaves))
 
     def on_sphere(self, centre: Any, way: Any, share: float = 1.0) -> Any:
@@ -422,7 +422,8 @@ class InputBall:
         first = jax.tree.leaves(centre)[0]
 
         def cut_all(value: Any) -> Any:
-            spread = jax.tree.structure(value) == jax.tree.structure(centre)
+            structure: Any = jax.tree.structure
+            spread = structure(value) == structure(centre)
             if spread:
                 return jax.tree.map(cut, value, centre)
             return jax.tree.map(lambda v: cut(v, first), value)
@@ -443,11 +444,11 @@ class InputBall:
 
     def _each(self, work: Callable, centre: Any, *trees: Any, size: Any = None) -> Any:
         """``work`` for the ball and the inputs under each entry of a pytree of radii."""
-        radii, structure = jax.tree.flatten(self.radius)
+        radii, structure = flatten(self.radius)
         parts = [structure.flatten_up_to(tree) for tree in (centre, *trees)]
 
         def split(value: Any) -> list:
-            alike = jax.tree.structure(value, is_leaf=lambda x: x is None) == structure
+            alike = bool(jax.tree.structure(value, is_leaf=lambda x: x is None) == structure)
             return structure.flatten_up_to(value) if alike else [value] * len(radii)
 
         lows, highs, masks = split(self.low), split(self.high), split(self.mask)
@@ -464,7 +465,7 @@ class InputBall:
         )
 
     def _leaves(self, centre: Any) -> tuple[list[jax.Array], Any]:
-        leaves, structure = jax.tree.flatten(centre)
+        leaves, structure = flatten(centre)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         if not any(_moves(leaf) for leaf in leaves):
             raise ValueError("The inputs hold no float array: there is nothing that can be moved.")

@@ -17,7 +17,7 @@ from awp_jax.balls._norms import (
     power_sum,
     reciprocal,
 )
-from awp_jax.pytrees import pytree_dataclass
+from awp_jax.pytrees import flatten, pytree_dataclass
 from awp_jax.random import leaf_keys
 
 SIZES = ("l2", "l1")
@@ -268,7 +268,7 @@ class WeightBall:
             raise ValueError(f"{name} does not fit the weights: {first}") from None
 
     def _moving(self, tree: Any, centre: Any) -> list[jax.Array]:
-        keep, structure = jax.tree.flatten(self.mask_of(centre))
+        keep, structure = flatten(self.mask_of(centre))
         leaves = structure.flatten_up_to(tree)
         return [jnp.asarray(leaf) for kept, leaf in zip(keep, leaves, strict=True) if kept]
 
@@ -283,7 +283,7 @@ class WeightBall:
 
     def _map(self, function: Callable, centre: Any, *trees: Any) -> Any:
         lists = [self._moving(tree, centre) for tree in trees[:1]]
-        keep, structure = jax.tree.flatten(self.mask_of(centre))
+        keep, structure = flatten(self.mask_of(centre))
         for tree in trees[1:]:
             leaves = structure.flatten_up_to(tree)
             lists.append([leaf for kept, leaf in zip(keep, leaves, strict=True) if kept])
@@ -320,7 +320,7 @@ class WeightBall:
         return self._sizes(centre, centre).norms()
 
     def _limits(self, centre: Any) -> list[jax.Array]:
-        keep, structure = jax.tree.flatten(self.mask_of(centre))
+        keep, structure = flatten(self.mask_of(centre))
         reach = structure.flatten_up_to(self._spread(self.reach, centre, "radius"))
         reach = [r for kept, r in zip(keep, reach, strict=True) if kept]
         lengths = self._lengths(centre)

@@ -150,7 +150,7 @@ def diagnose(
     by_epsilon = [clean if e == 0 else accuracy(pgd(e, 20)) for e in epsilons]
     by_steps = [accuracy(pgd(radius, steps)) for steps in _STEPS]
     white = min(by_steps[-1], by_epsilon[epsilons.index(radius)])
-    others = {} if eot else {"square": accuracy(Square(radius, queries, norm))}
+    others = {} if eot else {"square": accuracy(Square(radius, queries, norm=norm))}
     if surrogate_fn is not None:
         attack = PGD(radius, steps=20, norm=norm)
         others["transfer"] = accuracy(

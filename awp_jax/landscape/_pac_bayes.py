@@ -159,6 +159,7 @@ def pac_bayes(
 def _moved(mask, params, key, alpha):
     """``w + u`` with ``u ~ N(0, (alpha * ||w||)^2 I)`` on the layers that count."""
     norms = WeightBall(0.0, mask=mask).norms(params, params)
+    norms = WeightBall(0.0, mask=mask).norms(params, params)
     squares = [jnp.square(norm) for norm in jax.tree.leaves(norms)]
     sigma = alpha * jnp.sqrt(sum(squares))
 
