@@ -114,7 +114,7 @@ def prepare(
 
 
 def _verdict(
-    function: Partial, goal: Goal, images: Any, labels: Any, key: jax.Array | None = None
+    function: Partial, images: Any, labels: Any, key: jax.Array | None, goal: Goal
 ) -> AttackResult:
     return judge(function if key is None else with_key(function, key), images, labels, goal)
 
@@ -123,16 +123,21 @@ _compiled_verdict = jax.jit(_verdict)
 
 
 def verdict(
-    function: Partial, goal: Goal, images: Any, labels: Any, key: jax.Array | None = None
+    function: Partial,
+    images: Any,
+    labels: Any,
+    key: jax.Array | None = None,
+    goal: Goal | None = None,
 ) -> AttackResult:
     """What one pass says of ``images``, compiled except where the caller is.
 
     Args:
         function: ``images -> logits``, or with a key ``(images, key) -> logits``.
-        goal: What counts as success.
         images: ``[batch, ...]``, or a pytree of them.
         labels: int ``[batch]``, or what the goal takes.
         key: One typed key for a randomised model.
+        goal: What counts as success; ``None`` for misclassification.
     """
     traced = is_traced(function, images, labels)
-    return (_verdict if traced else _compiled_verdict)(function, goal, images, labels, key)
+    goal = Goal() if goal is None else goal
+    return (_verdict if traced else _compiled_verdict)(function, images, labels, key, goal)

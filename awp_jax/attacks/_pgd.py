@@ -149,7 +149,7 @@ class PGD(InBall):
             keys_now = keys if self.restarts == 1 else fold_keys(keys, restart)
             point = self.perturb(function, keys_now, images, labels)
             judge_key = model_key(keys_now, self.steps) if self.eot else None
-            found = verdict(function, self.goal, point, labels, judge_key)
+            found = verdict(function, point, labels, judge_key, self.goal)
             result = found if result is None else worse(result, found)
         assert result is not None  # restarts >= 1
         check_logits(result.loss)

@@ -148,7 +148,7 @@ def judged(
 ) -> AttackResult:
     """The verdict on images, by a random pass for a randomised model."""
     key = model_key(keys, attack.steps + 1) if attack.eot else None
-    return verdict(function, attack.goal, images, labels, key)
+    return verdict(function, images, labels, key, attack.goal)
 
 
 @jax.jit

@@ -10,7 +10,6 @@ from jax.tree_util import Partial
 
 from awp_jax import checks, parallel, streams
 from awp_jax.attacks import PGD
-from awp_jax.attacks._goal import Goal
 from awp_jax.attacks._model import as_pytree_function, bounds_of, verdict
 from awp_jax.balls import InputBall
 from awp_jax.data import as_float, padded_batches
@@ -204,7 +203,7 @@ class Examples:
             for index, (_, mask) in enumerate(self.batches):
                 images, labels, _ = self.batch(index)
                 if attack is None:
-                    found = verdict(logits_fn, Goal(), images, labels)
+                    found = verdict(logits_fn, images, labels)
                 else:
                     found = attack(logits_fn, self.batch_keys(keys, index), images, labels)
                 parts.append((found, mask))

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from awp_jax import checks, parallel
-from awp_jax.attacks._goal import Goal
 from awp_jax.attacks._model import as_pytree_function, number_of_classes, verdict
 from awp_jax.data import as_float, padded_batches
 from awp_jax.landscape._model import float_images, full_precision, logits_at
@@ -190,7 +189,7 @@ def _look(function, params, directions, where, attack, keys, images, labels):
     logits_fn = logits_at(function, _compiled_move(params, directions, jnp.asarray(where[0])))
     batch = float_images(images, params)
     if attack is None:
-        result = verdict(logits_fn, Goal(), batch, labels)
+        result = verdict(logits_fn, batch, labels)
     else:
         result = attack(logits_fn, keys, batch, labels)
     return result.loss[None], ~result.success[None]
@@ -204,7 +203,7 @@ def _look_compiled(function, params, directions, where, attack, keys, images, la
         logits_fn = logits_at(function, _move(params, directions, point))
         batch = float_images(images, params)
         if attack is None:
-            result = verdict(logits_fn, Goal(), batch, labels)
+            result = verdict(logits_fn, batch, labels)
         else:
             result = attack(logits_fn, keys, batch, labels)
         return result.loss, ~result.success

@@ -1,21 +1,23 @@
 """One step of adversarial training with weight perturbation: a pure function of state and batch."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
 from awp_jax import mapped, streams
 from awp_jax.attacks import cross_entropy
-from awp_jax.objectives import ADVERSARIAL, CLEAN, ROTATIONS, Objective, self_supervised
+from awp_jax.objectives import ADVERSARIAL, CLEAN, Objective
 from awp_jax.random import check_key, example_keys, fold_keys
-from awp_jax.training._attack import TrainingAttack, make_attack
+from awp_jax.training._attack import Crafted, TrainingAttack, make_attack
+from awp_jax.training._descent import Descent, StepModel, weighted
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
 from awp_jax.training._weights import Ascent, WeightPerturbation
+from awp_jax.weights._displacement import moved
 
 
 def make_train_step(
@@ -85,7 +87,6 @@ def make_train_step(
     """
     attack = TrainingAttack() if attack is None else attack
     weights = WeightPerturbation() if weights is None else weights
-    regularisation = Regularisation() if regularisation is None else regularisation
     if weights.shared_backward:
         _check_shareable(objective, attack)
     craft, released = make_attack(
@@ -96,150 +97,151 @@ def make_train_step(
         unroll=unroll,
         axis_name=axis_name,
     )
-    craft = jax.jit(craft)
+    model = StepModel(classifier, objective, axis_name)
+    story = _Story(
+        model=model,
+        craft=jax.jit(craft),
+        ascent_losses=functools.partial(_ascent_losses, model),
+        descent=Descent(
+            model,
+            optimizer,
+            Regularisation() if regularisation is None else regularisation,
+            average_rate,
+            skip_non_finite,
+            released,
+        ),
+        weights=weights,
+        unroll=unroll,
+    )
+    return functools.partial(_step, story, jax.jit(story.descent))
 
-    def dropout_keys(key, batch, copies=1):
-        """A key for each example, where its place on this device is not that in the batch."""
-        if key is None or axis_name is None or classifier.is_random or not classifier.has_dropout:
-            return key
-        first, whole = mapped.first_example(batch, axis_name), batch * mapped.devices(axis_name)
-        return jnp.concatenate(
-            [example_keys(key, batch, copy * whole + first) for copy in range(copies)]
+
+class _Story(NamedTuple):
+    """What a step is made of."""
+
+    model: StepModel
+    craft: Callable
+    ascent_losses: Callable
+    descent: Descent
+    weights: WeightPerturbation
+    unroll: bool | None
+
+
+class _Batch(NamedTuple):
+    """One batch, and what is drawn for it."""
+
+    images: Any
+    labels: jax.Array
+    relative: jax.Array | None  # weights of the examples, of mean 1
+    keys: jax.Array  # of the attack, one for each example
+    dropout_key: jax.Array
+    weights_key: jax.Array
+
+
+def _step(
+    story: _Story,
+    descend: Callable,
+    state: TrainState,
+    images: Any,
+    labels: jax.Array,
+    key: jax.Array,
+    *,
+    perturb_weights: bool = True,
+    adversarial: Any = None,
+    example_weights: jax.Array | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Attack and ascend, in turns; then descend. See ``make_train_step``."""
+    check_key(key)
+    _check_axis(story.model.classifier, state.batch_stats, story.model.axis_name)
+    batch = _drawn(story.model, state, images, labels, key, example_weights)
+    method = story.weights if perturb_weights else WeightPerturbation("none")
+    crafted, batch_stats, v, perturbed = None, state.batch_stats, None, state.params
+    attacked = adversarial
+    for alternation in range(method.alternations if method.method == "awp" else 1):
+        if adversarial is None:
+            crafted = _attack(story, batch, perturbed, batch_stats, alternation)
+            attacked, batch_stats = crafted.images, crafted.batch_stats
+        v = _ascend(story, method, batch, state.params, batch_stats, attacked, v, crafted)
+        if v is not None:
+            perturbed = moved(state.params, v)
+    inputs = {CLEAN: images, ADVERSARIAL: attacked}
+    return descend(state, batch_stats, perturbed, inputs, labels, batch.relative, batch.dropout_key)
+
+
+def _drawn(
+    model: StepModel,
+    state: TrainState,
+    images: Any,
+    labels: jax.Array,
+    key: jax.Array,
+    example_weights: jax.Array | None,
+) -> _Batch:
+    """The batch with its keys: folded by step and by place in the whole batch."""
+    step_key = jax.random.fold_in(key, state.step)
+    first = mapped.first_example(images.shape[0], model.axis_name)
+    relative = None
+    if example_weights is not None:
+        relative = example_weights / mapped.mean(example_weights.mean(), model.axis_name)
+    return _Batch(
+        images=images,
+        labels=labels,
+        relative=relative,
+        keys=fold_keys(example_keys(step_key, images.shape[0], first), streams.EXAMPLE_ATTACK),
+        dropout_key=jax.random.fold_in(step_key, streams.STEP_DROPOUT),
+        weights_key=jax.random.fold_in(step_key, streams.STEP_WEIGHTS),
+    )
+
+
+def _attack(
+    story: _Story, batch: _Batch, params: Any, batch_stats: Any, alternation: int
+) -> Crafted:
+    """Adversarial images at w + v."""
+    keys = fold_keys(batch.keys, alternation)
+    dropout_keys = story.model.dropout_keys(batch.dropout_key, batch.images.shape[0])
+    return story.craft(params, batch_stats, batch.images, batch.labels, keys, dropout_keys)
+
+
+def _ascend(
+    story: _Story,
+    method: WeightPerturbation,
+    batch: _Batch,
+    params: Any,
+    batch_stats: Any,
+    attacked: Any,
+    v: Any,
+    crafted: Crafted | None,
+) -> Any:
+    """The displacement of the weights on the attacked images, or ``None``."""
+    inputs = {CLEAN: batch.images, ADVERSARIAL: attacked}
+    losses_fn = Partial(
+        story.ascent_losses, batch_stats, inputs, batch.labels, batch.relative, batch.dropout_key
+    )
+    return method.displace(
+        Ascent(
+            params=params,
+            displacement=v,
+            losses_fn=losses_fn,
+            shared=None if crafted is None else crafted.weight_gradient,
+            key=batch.weights_key,
+            unroll=story.unroll,
+            axis_name=story.model.axis_name,
         )
+    )
 
-    def losses(mode, params, batch_stats, inputs, labels, dropout_key):
-        """``[batch]`` losses, with the logits of each input and the new statistics beside them."""
-        logits = {}
-        for place, name in enumerate(objective.inputs):
-            key = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
-            logits[name], batch_stats = classifier.apply(
-                params,
-                batch_stats,
-                inputs[name],
-                mode=mode,
-                key=dropout_keys(key, labels.shape[0]),
-            )
-        values = objective.loss(logits, labels)
-        if objective.rotation_weight:
-            extra, batch_stats = self_supervised(
-                classifier,
-                params,
-                batch_stats,
-                inputs[objective.inputs[-1]],
-                mode,
-                dropout_keys(dropout_key, labels.shape[0], ROTATIONS),
-            )
-            values = values + objective.rotation_weight * extra
-        return values, (logits, batch_stats)
 
-    def ascent_losses(batch_stats, inputs, labels, relative, dropout_key, params):
-        # Batch statistics, as the released proxy; the running ones never see it.
-        values, (logits, _) = losses("batch", params, batch_stats, inputs, labels, dropout_key)
-        return _weighted(values, relative), cross_entropy(logits[objective.inputs[-1]], labels)
-
-    def descend(state, batch_stats, perturbed, inputs, labels, relative, dropout_key):
-        def mean_loss(params):
-            values, aux = losses("update", params, batch_stats, inputs, labels, dropout_key)
-            return _weighted(values, relative).mean() + regularisation.penalty(params), aux
-
-        (loss, (logits, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
-            mapped.vary(perturbed, axis_name)
-        )
-        loss, grads = mapped.mean((loss, grads), axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, perturbed)
-        params = regularisation.constrain(optax.apply_updates(state.params, updates))
-        metrics = {
-            "loss": loss,
-            "gradient_norm": optax.tree.norm(grads),
-            "weight_norm": optax.tree.norm(state.params),
-            "perturbation_norm": optax.tree.norm(
-                jax.tree.map(jnp.subtract, perturbed, state.params)
-            ),
-        }
-        truth = labels if labels.ndim == 1 else labels.argmax(axis=1)
-        for name, label in ((CLEAN, "clean_accuracy"), (ADVERSARIAL, "robust_accuracy")):
-            if name in logits:
-                metrics[label] = accuracy(logits[name], truth)
-        if released:  # the clean forward pass that the released code makes for its log
-            logits_now, batch_stats = classifier.apply(
-                params,
-                batch_stats,
-                inputs[CLEAN],
-                mode="update",
-                key=dropout_keys(dropout_key, labels.shape[0]),
-            )
-            metrics["clean_accuracy"] = accuracy(logits_now, truth)
-        average = state.average
-        if average_rate is not None:
-            rate = average_rate(state.step)
-            average = jax.tree.map(
-                lambda a, w: ((1 - rate) * a + rate * w).astype(w.dtype), average, params
-            )
-        after = TrainState(state.step + 1, params, batch_stats, opt_state, average)
-        # The norm of everything is finite only where everything is.
-        numbers = loss, metrics["gradient_norm"], optax.tree.norm((params, batch_stats))
-        metrics["finite"] = jnp.isfinite(jnp.stack(numbers)).all()
-        if skip_non_finite:
-            after = jax.tree.map(
-                lambda new, old: jnp.where(metrics["finite"], new, old),
-                after,
-                state._replace(step=after.step),
-            )
-        return after, metrics
-
-    def accuracy(logits, truth):
-        return mapped.mean(jnp.mean(logits.argmax(axis=1) == truth), axis_name)
-
-    descend = jax.jit(descend)
-
-    def step(
-        state,
-        images,
-        labels,
-        key,
-        *,
-        perturb_weights=True,
-        adversarial=None,
-        example_weights=None,
-    ):
-        check_key(key)
-        _check_axis(classifier, state.batch_stats, axis_name)
-        step_key = jax.random.fold_in(key, state.step)
-        dropout_key = jax.random.fold_in(step_key, streams.STEP_DROPOUT)
-        first = mapped.first_example(images.shape[0], axis_name)
-        keys = fold_keys(example_keys(step_key, images.shape[0], first), streams.EXAMPLE_ATTACK)
-        method = weights if perturb_weights else WeightPerturbation("none")
-        relative = None
-        if example_weights is not None:
-            relative = example_weights / mapped.mean(example_weights.mean(), axis_name)
-
-        crafted, batch_stats, v, perturbed = None, state.batch_stats, None, state.params
-        for alternation in range(method.alternations if method.method == "awp" else 1):
-            attacked = adversarial
-            if attacked is None:
-                keys_now = fold_keys(keys, alternation)
-                place_keys = dropout_keys(dropout_key, images.shape[0])
-                crafted = craft(perturbed, batch_stats, images, labels, keys_now, place_keys)
-                attacked, batch_stats = crafted.images, crafted.batch_stats
-            inputs = {CLEAN: images, ADVERSARIAL: attacked}
-            v = method.displace(
-                Ascent(
-                    params=state.params,
-                    displacement=v,
-                    losses_fn=Partial(
-                        ascent_losses, batch_stats, inputs, labels, relative, dropout_key
-                    ),
-                    shared=None if crafted is None else crafted.weight_gradient,
-                    key=jax.random.fold_in(step_key, streams.STEP_WEIGHTS),
-                    unroll=unroll,
-                    axis_name=axis_name,
-                )
-            )
-            if v is not None:
-                perturbed = jax.tree.map(jnp.add, state.params, v)
-        return descend(state, batch_stats, perturbed, inputs, labels, relative, dropout_key)
-
-    return step
+def _ascent_losses(
+    model: StepModel,
+    batch_stats: Any,
+    inputs: dict[str, Any],
+    labels: jax.Array,
+    relative: jax.Array | None,
+    dropout_key: jax.Array,
+    params: Any,
+) -> tuple[jax.Array, jax.Array]:
+    # Batch statistics, as the released proxy; the running ones never see it.
+    values, (logits, _) = model.losses("batch", params, batch_stats, inputs, labels, dropout_key)
+    last = logits[model.objective.inputs[-1]]
+    return weighted(values, relative), cross_entropy(last, labels)
 
 
 def _check_axis(classifier: Any, batch_stats: Any, axis_name: str | None) -> None:
@@ -256,10 +258,6 @@ def _check_axis(classifier: Any, batch_stats: Any, axis_name: str | None) -> Non
             f"{classifier.name} draws noise and has dropout, which a mapped step cannot draw as "
             "the whole batch would: use plain jax.jit."
         )
-
-
-def _weighted(losses: jax.Array, relative: jax.Array | None) -> jax.Array:
-    return losses if relative is None else losses * relative
 
 
 def _check_shareable(objective: Objective, attack: TrainingAttack) -> None:

@@ -1,0 +1,172 @@
+"""The losses of a training step, and its descent: gradient at w + v, optimiser, bookkeeping."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from awp_jax import mapped
+from awp_jax.objectives import ADVERSARIAL, CLEAN, ROTATIONS, Objective, self_supervised
+from awp_jax.random import example_keys
+from awp_jax.training._regularisation import Regularisation
+from awp_jax.training._state import TrainState
+
+
+def weighted(losses: jax.Array, relative: jax.Array | None) -> jax.Array:
+    """Losses ``[batch]`` times the relative weights of the examples."""
+    return losses if relative is None else losses * relative
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepModel:
+    """A classifier with the objective that a step computes on it.
+
+    Attributes:
+        classifier: Fulfils the contract of ``awp_jax.models.Classifier``.
+        objective: From ``awp_jax.objectives``.
+        axis_name: The mapped axis over which the batch is split, or ``None``.
+    """
+
+    classifier: Any
+    objective: Objective
+    axis_name: str | None
+
+    def dropout_keys(self, key: Any, batch: int, copies: int = 1) -> Any:
+        """A key for each example, where its place on this device is not that in the batch."""
+        whole_batch = key is None or self.axis_name is None
+        if whole_batch or self.classifier.is_random or not self.classifier.has_dropout:
+            return key
+        first = mapped.first_example(batch, self.axis_name)
+        whole = batch * mapped.devices(self.axis_name)
+        return jnp.concatenate(
+            [example_keys(key, batch, copy * whole + first) for copy in range(copies)]
+        )
+
+    def losses(
+        self,
+        mode: str,
+        params: Any,
+        batch_stats: Any,
+        inputs: dict[str, Any],
+        labels: jax.Array,
+        dropout_key: Any,
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+        """``[batch]`` losses, with the logits of each input and the new statistics beside them."""
+        logits, objective, batch = {}, self.objective, labels.shape[0]
+        for place, name in enumerate(objective.inputs):
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
+            logits[name], batch_stats = self.classifier.apply(
+                params, batch_stats, inputs[name], mode=mode, key=self.dropout_keys(key, batch)
+            )
+        values = objective.loss(logits, labels)
+        if objective.rotation_weight:
+            extra, batch_stats = self_supervised(
+                self.classifier,
+                params,
+                batch_stats,
+                inputs[objective.inputs[-1]],
+                mode,
+                self.dropout_keys(dropout_key, batch, ROTATIONS),
+            )
+            values = values + objective.rotation_weight * extra
+        return values, (logits, batch_stats)
+
+    def accuracy(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """The share of right predictions over all devices; of label distributions the mode."""
+        truth = labels if labels.ndim == 1 else labels.argmax(axis=1)
+        return mapped.mean(jnp.mean(logits.argmax(axis=1) == truth), self.axis_name)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Descent:
+    """The second half of a step, compiled as one: called as ``descend`` of ``make_train_step``.
+
+    Attributes:
+        model: What is computed.
+        optimizer: Acts at w + v.
+        regularisation: Of the weights.
+        average_rate: ``step -> r`` of the average of the weights, or ``None``.
+        skip_non_finite: Whether a step that is not finite leaves the state as it was.
+        released: Whether the clean forward pass of the released code's log is made.
+    """
+
+    model: StepModel
+    optimizer: optax.GradientTransformation
+    regularisation: Regularisation
+    average_rate: Callable | None
+    skip_non_finite: bool
+    released: bool
+
+    def __call__(
+        self,
+        state: TrainState,
+        batch_stats: Any,
+        perturbed: Any,
+        inputs: dict[str, Any],
+        labels: jax.Array,
+        relative: jax.Array | None,
+        dropout_key: Any,
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """The gradient at w + v, the optimiser there, and back to w (eq. 11 of AWP)."""
+        model = self.model
+
+        def mean_loss(params: Any) -> tuple[jax.Array, Any]:
+            values, aux = model.losses("update", params, batch_stats, inputs, labels, dropout_key)
+            return weighted(values, relative).mean() + self.regularisation.penalty(params), aux
+
+        (loss, (logits, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
+            mapped.vary(perturbed, model.axis_name)
+        )
+        loss, grads = mapped.mean((loss, grads), model.axis_name)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, perturbed)
+        params = self.regularisation.constrain(optax.apply_updates(state.params, updates))
+        metrics = {
+            "loss": loss,
+            "gradient_norm": optax.tree.norm(grads),
+            "weight_norm": optax.tree.norm(state.params),
+            "perturbation_norm": optax.tree.norm(
+                jax.tree.map(jnp.subtract, perturbed, state.params)
+            ),
+        }
+        for name, label in ((CLEAN, "clean_accuracy"), (ADVERSARIAL, "robust_accuracy")):
+            if name in logits:
+                metrics[label] = model.accuracy(logits[name], labels)
+        if self.released:  # the clean forward pass that the released code makes for its log
+            logits_now, batch_stats = model.classifier.apply(
+                params,
+                batch_stats,
+                inputs[CLEAN],
+                mode="update",
+                key=model.dropout_keys(dropout_key, labels.shape[0]),
+            )
+            metrics["clean_accuracy"] = model.accuracy(logits_now, labels)
+        average = self._average(state, params)
+        after = TrainState(state.step + 1, params, batch_stats, opt_state, average)
+        return self._kept(state, after, metrics)
+
+    def _average(self, state: TrainState, params: Any) -> Any:
+        if self.average_rate is None:
+            return state.average
+        rate = self.average_rate(state.step)
+        return jax.tree.map(
+            lambda a, w: ((1 - rate) * a + rate * w).astype(w.dtype), state.average, params
+        )
+
+    def _kept(
+        self, before: TrainState, after: TrainState, metrics: dict[str, jax.Array]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """The new state, or the old one where that is wanted of a step that is not finite."""
+        # The norm of everything is finite only where everything is.
+        everything = optax.tree.norm((after.params, after.batch_stats))
+        numbers = metrics["loss"], metrics["gradient_norm"], everything
+        finite = jnp.isfinite(jnp.stack(numbers)).all()
+        if self.skip_non_finite:
+            after = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old),
+                after,
+                before._replace(step=after.step),
+            )
+        return after, metrics | {"finite": finite}
