@@ -63,7 +63,7 @@ class SPSA(SteppedAttack):
         Array([ True], dtype=bool)
     """
 
-    steps: int = 100
+    steps: int = dataclasses.field(default=100, kw_only=False)
     loss: Loss = "margin"
     success: Success | None = None
     targeted: bool = False

@@ -109,7 +109,7 @@ class Square(SteppedAttack):
         Array([ True], dtype=bool)
     """
 
-    steps: int = 5000
+    steps: int = dataclasses.field(default=5000, kw_only=False)
     targeted: bool = False
     p: float = 0.8
     released_corners: bool = False

@@ -30,7 +30,7 @@ class TrainingAttack(InBall):
             algorithm 1): an image that is misclassified takes at most tau steps more.
     """
 
-    steps: int = 10
+    steps: int = dataclasses.field(default=10, kw_only=False)
     step_size: Any = 2 / 255
     start: Any = None
     batch_norm: str | None = None
