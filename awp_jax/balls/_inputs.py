@@ -252,15 +252,8 @@ class InputBall:
             limit = radii[0].reshape(-1).astype(rest.dtype)
             # Two factors, as the norm itself may be more than the largest number.
             outside = size * rest > limit
-            factor = jnp.where(outside, limit * reciprocal(rest) / size, 1.0)
-            moves = [
-                (
-                    at_least_float32(m) * per_example(jnp.broadcast_to(factor, m.shape[:1]), m)
-                ).astype(m.dtype)
-                if _moves(m)
-                else m
-                for m in moves
-            ]
+            factor = limit * reciprocal(rest)
+            moves = [_shortened(m, outside, size, factor) if _moves(m) else m for m in moves]
         else:
             moves = project_l1(centres, moves, radii[0].reshape(-1), lows, highs)
         moved = [c + m if _moves(c) else p for c, m, p in zip(centres, moves, points, strict=True)]
@@ -587,3 +580,15 @@ def _clipped(point: jax.Array, low: Any, high: Any) -> jax.Array:
     low = None if low is None else low.astype(point.dtype)
     high = None if high is None else high.astype(point.dtype)
     return point if low is None and high is None else jnp.clip(point, low, high)
+
+
+def _shortened(
+    move: jax.Array, outside: jax.Array, size: jax.Array, factor: jax.Array
+) -> jax.Array:
+    """``move / size * factor`` for the examples outside."""
+    wide = at_least_float32(move)
+    size, factor = (
+        per_example(jnp.broadcast_to(v.astype(wide.dtype), move.shape[:1]), move)
+        for v in (size, factor)
+    )
+    return jnp.where(per_example(outside, move), wide / size * factor, wide).astype(move.dtype)

@@ -139,17 +139,15 @@ class WeightBall:
         """Rescales radially what lies outside (eq. 15)."""
         sizes = self._sizes(point, centre)
         limits = self._limits(centre)
-        factors = []
-        for power, rest, limit in zip(sizes.power, sizes.rest, limits, strict=True):
-            outside = power * rest > limit
-            factors.append(jnp.where(outside, limit * reciprocal(rest) / power, 1.0))
-        return self._put(
-            centre,
-            [
-                (at_least_float32(v) * factor).astype(v.dtype)
-                for v, factor in zip(self._moving(point, centre), factors, strict=True)
-            ],
-        )
+        shortened = []
+        for v, power, rest, limit in zip(
+            self._moving(point, centre), sizes.power, sizes.rest, limits, strict=True
+        ):
+            wide, inside = at_least_float32(v), power * rest <= limit
+            # In two steps: one factor for 3e38 would be too small for float32.
+            nearest = wide / power * (limit * reciprocal(rest))
+            shortened.append(jnp.where(inside, wide, nearest).astype(v.dtype))
+        return self._put(centre, shortened)
 
     def sample(self, key: jax.Array, centre: Any) -> Any:
         """A Gaussian direction scaled onto the sphere ``||v_l|| = gamma * ||w_l||``."""
