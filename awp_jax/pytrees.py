@@ -48,6 +48,11 @@ def is_constant(value: Any) -> bool:
     return not (number or (hasattr(value, "dtype") and hasattr(value, "shape")))
 
 
+def is_function(value: Any) -> bool:
+    """Whether ``value`` is a function, and no pytree that happens to be callable (Equinox)."""
+    return callable(value) and jax.tree_util.all_leaves([value])
+
+
 def as_argument(value: Any) -> Any:
     """``value``, in a ``Constant`` where JAX cannot look into it: an argument for ``jit``."""
     return Constant(value) if is_constant(value) else value

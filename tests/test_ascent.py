@@ -9,7 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 from awp_jax.ascent import ascend, is_traced, loop
-from awp_jax.balls import ImageBall, WeightBall
+from awp_jax.balls import InputBall, WeightBall
 
 
 def body(index, state):
@@ -130,7 +130,7 @@ def test_ascend_projects_and_passes_the_carry(unroll):
 
     point, carry = ascend(
         gradient_fn,
-        ImageBall("linf", 0.1),
+        InputBall("linf", 0.1),
         centre,
         centre,
         jnp.int32(0),
@@ -162,4 +162,4 @@ def test_ascend_on_weights_reaches_the_boundary():
 
 def test_ascend_refuses_bad_steps():
     with pytest.raises(ValueError, match="steps is -1"):
-        ascend(lambda p, c: (p, c), ImageBall(), None, None, steps=-1, step_size=0.1)
+        ascend(lambda p, c: (p, c), InputBall(), None, None, steps=-1, step_size=0.1)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from awp_jax.balls import ImageBall, WeightBall, image_norms, kernels_only
+from awp_jax.balls import InputBall, WeightBall, input_norms, kernels_only
 
 NORMS = ("linf", "l2", "l1")
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
@@ -29,12 +29,12 @@ def norms_of(displacement, norm):
 
 @functools.partial(jax.jit, static_argnums=0)
 def project(norm, radius, centre, point):
-    return ImageBall(norm, radius).project(centre, point)
+    return InputBall(norm, radius).project(centre, point)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def step(norm, radius, centre, point, gradient, size):
-    return ImageBall(norm, radius).step(centre, point, gradient, size)
+    return InputBall(norm, radius).step(centre, point, gradient, size)
 
 
 def batches(low, high):
@@ -132,7 +132,7 @@ def test_projection_is_the_nearest_point(norm, x64):
     displacement[1] = [1, 1, -1, 1]  # ties
     displacement[2] = [0, 3, 0, 0]
     centre = jnp.zeros((6, 4))
-    found = ImageBall(norm, 1.0, low=-10, high=10).project(centre, jnp.asarray(displacement))
+    found = InputBall(norm, 1.0, low=-10, high=10).project(centre, jnp.asarray(displacement))
     expected = np.stack([nearest(row, 1.0) for row in displacement])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
@@ -146,20 +146,20 @@ def test_projections_by_hand():
         "l1": [0.7, 0.5, 0.5],  # soft threshold 0.2
     }
     for norm, expected in by_norm.items():
-        found = ImageBall(norm, 0.2).project(centre, point)
+        found = InputBall(norm, 0.2).project(centre, point)
         np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-6)
 
 
 def test_l1_projection_shrinks_equally_by_hand():
     # (0.4, 0.2) onto radius 0.3: both lose 0.15; (0.4, 0.05) onto 0.3: (0.3, 0).
-    centre, ball = jnp.full((2, 2), 0.5), ImageBall("l1", 0.3)
+    centre, ball = jnp.full((2, 2), 0.5), InputBall("l1", 0.3)
     found = ball.project(centre, centre + jnp.array([[0.4, 0.2], [0.4, 0.05]]))
     np.testing.assert_allclose(found - centre, [[0.25, 0.05], [0.3, 0.0]], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_radius_zero_is_the_centre(norm):
-    ball = ImageBall(norm, 0.0)
+    ball = InputBall(norm, 0.0)
     centre = jnp.array([[0.1, 0.7, 0.3], [0.0, 1.0, 0.5]])
     far = jnp.array([[0.9, 0.9, 0.9], [0.5, 0.5, 0.5]])
     np.testing.assert_array_equal(ball.project(centre, far), centre)
@@ -169,15 +169,15 @@ def test_radius_zero_is_the_centre(norm):
 def test_directions_by_hand():
     gradient = jnp.array([[3.0, 0.0, -4.0]])
     room = jnp.array([[True, True, False]])
-    np.testing.assert_array_equal(ImageBall("linf").direction(gradient), [[1, 0, -1]])
-    np.testing.assert_allclose(ImageBall("l2").direction(gradient), [[0.6, 0, -0.8]], rtol=1e-6)
-    np.testing.assert_array_equal(ImageBall("l1").direction(gradient), [[0, 0, -1]])
-    np.testing.assert_array_equal(ImageBall("l1").direction(gradient, room), [[1, 0, 0]])
+    np.testing.assert_array_equal(InputBall("linf").direction(gradient), [[1, 0, -1]])
+    np.testing.assert_allclose(InputBall("l2").direction(gradient), [[0.6, 0, -0.8]], rtol=1e-6)
+    np.testing.assert_array_equal(InputBall("l1").direction(gradient), [[0, 0, -1]])
+    np.testing.assert_array_equal(InputBall("l1").direction(gradient, room), [[1, 0, 0]])
 
 
 def test_l1_step_leaves_a_saturated_pixel_for_the_next():
     centre = jnp.array([[1.0, 0.5, 0.5]])
-    found = ImageBall("l1", 0.3).step(centre, centre, jnp.array([[5.0, 2.0, 1.0]]), 0.2)
+    found = InputBall("l1", 0.3).step(centre, centre, jnp.array([[5.0, 2.0, 1.0]]), 0.2)
     np.testing.assert_allclose(found, [[1.0, 0.7, 0.5]], rtol=1e-6)
 
 
@@ -185,22 +185,22 @@ def test_l1_step_leaves_a_saturated_pixel_for_the_next():
 @pytest.mark.parametrize("norm", NORMS)
 def test_zero_gradient_of_an_image_moves_nothing(norm, dtype):
     centre = jnp.full((2, 4), 0.5, dtype)
-    found = ImageBall(norm, 0.1).step(centre, centre, jnp.zeros_like(centre), 0.1)
+    found = InputBall(norm, 0.1).step(centre, centre, jnp.zeros_like(centre), 0.1)
     assert found.dtype == dtype
     np.testing.assert_array_equal(np.asarray(found, np.float32), np.full((2, 4), 0.5))
 
 
-def test_image_norms_by_hand():
+def test_input_norms_by_hand():
     images = jnp.array([[[3.0], [-4.0]], [[0.0], [0.0]]])
-    np.testing.assert_allclose(image_norms(images, "linf"), [4, 0])
-    np.testing.assert_allclose(image_norms(images, "l2"), [5, 0])
-    np.testing.assert_allclose(image_norms(images, "l1"), [7, 0])
+    np.testing.assert_allclose(input_norms(images, "linf"), [4, 0])
+    np.testing.assert_allclose(input_norms(images, "l2"), [5, 0])
+    np.testing.assert_allclose(input_norms(images, "l1"), [7, 0])
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_uniform_start_has_its_distribution(norm):
     centre = jnp.full((4000, 2), 0.5)
-    start = jax.jit(ImageBall(norm, 0.1).start)
+    start = jax.jit(InputBall(norm, 0.1).start)
     moved = np.asarray(start(jax.random.key(1), centre) - centre)
     if norm == "linf":
         for pixel in moved.T:
@@ -219,7 +219,7 @@ def test_uniform_start_has_its_distribution(norm):
 
 def test_gaussian_start_is_not_clipped():
     centre = jnp.zeros((500, 4))
-    start = jax.jit(lambda key: ImageBall().start(key, centre, "gaussian"))
+    start = jax.jit(lambda key: InputBall().start(key, centre, "gaussian"))
     moved = np.asarray(start(jax.random.key(0)))
     assert moved.min() < 0
     assert scipy.stats.kstest(moved.ravel(), scipy.stats.norm(0, 0.001).cdf).pvalue > 1e-3
@@ -227,7 +227,7 @@ def test_gaussian_start_is_not_clipped():
 
 def test_no_start_is_the_centre():
     centre = jnp.array([[0.25, 0.75]])
-    np.testing.assert_array_equal(ImageBall().start(jax.random.key(0), centre, "none"), centre)
+    np.testing.assert_array_equal(InputBall().start(jax.random.key(0), centre, "none"), centre)
 
 
 @pytest.mark.core
@@ -236,7 +236,7 @@ def test_no_start_is_the_centre():
 def test_starts_do_not_depend_on_the_batch_split(norm, how):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), jnp.arange(6))
     centre = jnp.linspace(0, 1, 6 * 4).reshape(6, 2, 2)
-    start = jax.jit(lambda key, centre: ImageBall(norm, 0.1).start(key, centre, how))
+    start = jax.jit(lambda key, centre: InputBall(norm, 0.1).start(key, centre, how))
     whole = start(jax.random.key(3), centre)
     parts = [start(keys[a:b], centre[a:b]) for a, b in ((0, 3), (3, 6))]
     np.testing.assert_allclose(whole, jnp.concatenate(parts), rtol=0, atol=1e-7)
@@ -245,20 +245,20 @@ def test_starts_do_not_depend_on_the_batch_split(norm, how):
 
 def test_bad_image_balls():
     with pytest.raises(ValueError, match="Unknown norm 'l_2'.*Did you mean 'l2'"):
-        ImageBall("l_2")
+        InputBall("l_2")
     with pytest.raises(ValueError, match="epsilon is -0.1"):
-        ImageBall("linf", -0.1)
+        InputBall("linf", -0.1)
     with pytest.raises(ValueError, match=r"pixel range \[1, 0\] is empty"):
-        ImageBall(low=1, high=0)
+        InputBall(low=1, high=0)
     with pytest.raises(ValueError, match="Unknown start 'unifrom'.*Did you mean 'uniform'"):
-        ImageBall().start(jax.random.key(0), jnp.zeros((1, 2)), "unifrom")
-    assert ImageBall("linf", "8/255").radius == 8 / 255
+        InputBall().start(jax.random.key(0), jnp.zeros((1, 2)), "unifrom")
+    assert InputBall("linf", "8/255").radius == 8 / 255
 
 
 def test_a_large_l1_radius_is_usual():
-    assert ImageBall("l1", 12).radius == 12
+    assert InputBall("l1", 12).radius == 12
     with pytest.warns(UserWarning, match="8/255 meant"):
-        ImageBall("linf", 8)
+        InputBall("linf", 8)
 
 
 # --- weights ----------------------------------------------------------------------------------
@@ -473,7 +473,7 @@ def test_balls_work_under_strict_dtype_promotion():
     with jax.numpy_dtype_promotion("strict"):
         images = jnp.full((2, 3), 0.5)
         for norm in NORMS:
-            ball = ImageBall(norm, 0.1)
+            ball = InputBall(norm, 0.1)
             jax.eval_shape(ball.start, jax.random.key(0), images)
             jax.eval_shape(ball.step, images, images, images, 0.01)
         for dtype in ("float32", "bfloat16"):

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from awp_jax.pytrees import is_function
+
 # What people leave out in practice, in the names of linen, NNX, Equinox, Haiku and timm.
 EMBEDDINGS = ("*embed*", "*wte*", "*wpe*", "*token*", "*position*")
 NORMALISATIONS = ("*norm*", "*bn[0-9]*", "*/bn/*", "*ln_*", "*/ln/*", "*/ln[0-9]*", "*scale")
@@ -146,7 +148,7 @@ def as_mask(mask: Any) -> Callable[[Any], Any]:
     """
     if mask is None:
         return kernels_only
-    if callable(mask):
+    if is_function(mask) or isinstance(mask, Mask):
         return mask
     patterns = (mask,) if isinstance(mask, str) else mask
     if isinstance(patterns, tuple | list) and patterns and isinstance(patterns[0], str):

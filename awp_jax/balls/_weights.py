@@ -17,7 +17,7 @@ from awp_jax.balls._norms import (
     power_sum,
     reciprocal,
 )
-from awp_jax.pytrees import flatten, pytree_dataclass
+from awp_jax.pytrees import flatten, is_function, pytree_dataclass
 from awp_jax.random import leaf_keys
 
 SIZES = ("l2", "l1")
@@ -92,10 +92,10 @@ class WeightBall:
             )
         name = "gamma" if self.radius is None else "radius"
         value = DEFAULT_GAMMA if self.gamma is None and self.radius is None else self.reach
-        if not callable(value):
+        if not is_function(value):
             usual = "linf" if name == "gamma" else None
             value = jax.tree.map(lambda r: checks.radius(r, name, usual), value)
-        several = callable(value) or not jax.tree_util.all_leaves([value])
+        several = is_function(value) or not jax.tree_util.all_leaves([value])
         if several and self.scope == "global":
             raise ValueError(
                 f"{name} holds several radii, but scope 'global' takes one norm over all weights: "
@@ -234,7 +234,7 @@ class WeightBall:
             first = str(error).strip().splitlines()[0]
             raise ValueError(f"mask does not fit the weights: {first}") from None
         reach = self.reach
-        if callable(reach):
+        if is_function(reach):
             given = jax.tree_util.tree_map_with_path(
                 lambda path, _: reach(path_name(path)) is not None, centre
             )
@@ -249,7 +249,7 @@ class WeightBall:
 
     def _spread(self, value: Any, centre: Any, name: str) -> Any:
         """A number, a prefix or a function of the path as a pytree like the weights."""
-        if callable(value):
+        if is_function(value):
 
             def of_path(path: tuple, leaf: Any) -> Any:
                 del leaf
@@ -291,7 +291,10 @@ class WeightBall:
         """The norms that this ball compares, for each leaf that moves."""
         leaves = [at_least_float32(leaf) for leaf in self._moving(tree, centre)]
         if self.scope == "element":
-            return _Sizes([jnp.ones_like(leaf) for leaf in leaves], [jnp.abs(x) for x in leaves])
+            # The reciprocal of a large number itself would be too small.
+            sizes = [jnp.abs(leaf) for leaf in leaves]
+            there = [(size > 0).astype(size.dtype) + 0 * size for size in sizes]
+            return _Sizes([jnp.where(size > 0, size, 1) for size in sizes], there)
         axes = [
             tuple(range(leaf.ndim - 1)) if self.scope == "filter" and leaf.ndim > 1 else None
             for leaf in leaves

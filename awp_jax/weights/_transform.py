@@ -10,6 +10,7 @@ import optax
 from awp_jax import checks
 from awp_jax.balls import AdaptiveWeightBall, Ball, WeightBall, everything
 from awp_jax.balls._protocol import check_ball, check_step_size
+from awp_jax.pytrees import is_function
 from awp_jax.random import check_key
 from awp_jax.weights._displacement import (
     adversarial_displacement,
@@ -84,7 +85,7 @@ def _check_ball_or_schedule(ball: Any) -> None:
 
 def _scheduled(gamma: Any, make: Callable[[Any], Any]) -> Any:
     """A ball, or for a schedule of its radius a function from the count of updates to one."""
-    if callable(gamma):
+    if is_function(gamma):
         return lambda count: make(gamma(count))
     return make(gamma)
 
@@ -120,7 +121,7 @@ def _around(
     def update(
         updates: Any, state: Any, params: Any = None, *, grad_fn: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        if callable(updates) and grad_fn is None:
+        if grad_fn is None and is_function(updates):
             updates, grad_fn = None, updates
         if params is None or grad_fn is None:
             missing = "params" if params is None else "grad_fn"

@@ -19,7 +19,7 @@ from awp_jax.attacks import (
     targeted_dlr,
 )
 from awp_jax.attacks._stepped import begin, ranked_targets
-from awp_jax.balls import image_norms
+from awp_jax.balls import input_norms
 from awp_jax.random import example_keys
 
 WEIGHTS = jax.random.normal(jax.random.key(7), (4, 4, 1, 3))
@@ -75,7 +75,7 @@ def test_dlr_needs_enough_classes():
 def test_starts_on_the_sphere_with_step_two_epsilon(norm):
     attack = APGD(0.05, norm=norm)
     state = started(attack)
-    np.testing.assert_allclose(image_norms(state.point - state.images, norm), 0.05, rtol=1e-4)
+    np.testing.assert_allclose(input_norms(state.point - state.images, norm), 0.05, rtol=1e-4)
     np.testing.assert_allclose(state.step_size, 0.1)
 
 
@@ -200,7 +200,7 @@ def test_never_leaves_the_ball_nor_the_pixel_range(seed, norm, corner):
     labels = linear(WEIGHTS, images).argmax(1).astype(jnp.int32)
     attack = APGD(0.1, norm=norm, steps=8)
     result = attack(Partial(linear, WEIGHTS), jax.random.key(seed), images, labels)
-    assert float(image_norms(result.images - images, norm).max()) <= 0.1 + 1e-6
+    assert float(input_norms(result.images - images, norm).max()) <= 0.1 + 1e-6
     assert float(result.images.min()) >= 0 and float(result.images.max()) <= 1
 
 

@@ -20,7 +20,7 @@ from awp_jax.attacks import (
     start_state,
 )
 from awp_jax.attacks._survivors import batch_sizes, batches, padded
-from awp_jax.balls import image_norms
+from awp_jax.balls import input_norms
 
 KEY = jax.random.key(0)
 
@@ -82,7 +82,7 @@ def test_the_batch_size_changes_nothing_and_images_are_inside(digits, norm):
     for a, b in zip(large.rows, small.rows, strict=True):
         assert a[:4] == b[:4]
     change = np.asarray(large.images, np.float64) - np.asarray(images, np.float64)
-    assert image_norms(change, norm).max() <= epsilon + 1e-6
+    assert input_norms(change, norm).max() <= epsilon + 1e-6
     assert large.images.min() >= 0 and large.images.max() <= 1
     wrong = np.asarray(digits.logits_fn(jnp.asarray(large.images)).argmax(1) != labels)
     np.testing.assert_array_equal(wrong, ~large.robust)

@@ -11,7 +11,7 @@ from scipy.optimize import linprog, minimize
 
 from awp_jax.attacks import FAB, FABTargeted
 from awp_jax.attacks._fab import boundary_displacement
-from awp_jax.balls import image_norms
+from awp_jax.balls import input_norms
 
 
 def linear(weights, bias, images):
@@ -124,7 +124,7 @@ def test_success_means_inside_epsilon():
     result = FABTargeted(0.1, 30)(*args)
     np.testing.assert_array_equal(result.success, [True, False, True])
     np.testing.assert_allclose(result.images[1:], images[1:])
-    assert float(image_norms(result.images - images, "linf").max()) <= 0.1 + 1e-6
+    assert float(input_norms(result.images - images, "linf").max()) <= 0.1 + 1e-6
     found = FABTargeted(0.1, 30).nearest(*args)
     assert found.radius[2] == 0 and found.radius[1] > 0.6
 

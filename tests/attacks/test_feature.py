@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 
 from awp_jax.attacks import FeatureAttack
 from awp_jax.attacks._feature import cosine_distance
-from awp_jax.balls import image_norms
+from awp_jax.balls import input_norms
 from awp_jax.random import example_keys
 
 
@@ -34,7 +34,7 @@ def test_breaks_some_images_and_depends_on_no_batch(digits):
     result = attack(digits.logits_fn, jax.random.key(0), images, labels)
     clean = digits.logits_fn(images).argmax(1) != labels
     assert result.success.sum() > clean.sum() + 5
-    assert float(image_norms(result.images - images, "linf").max()) <= 0.25 + 1e-6
+    assert float(input_norms(result.images - images, "linf").max()) <= 0.25 + 1e-6
     keys = example_keys(jax.random.key(0), 48)
     half = attack(digits.logits_fn, keys[24:], images[24:], labels[24:])
     np.testing.assert_array_equal(half.success, result.success[24:])

@@ -9,7 +9,7 @@ import pytest
 from conftest import EPSILON, from_torch
 
 from awp_jax.attacks import APGD, FAB, PGD, APGDTargeted, FABTargeted, Square, autoattack
-from awp_jax.balls import image_norms
+from awp_jax.balls import input_norms
 
 torchattacks = pytest.importorskip("torchattacks")
 NORMS = ("linf", "l2")
@@ -114,7 +114,7 @@ def test_fab_radii_agree_with_torchattacks(digits, torch_digits, norm):
     )
     peer = torchattacks.FAB(torch_digits[0], norm=THEIR_NORM[norm], eps=1e3, steps=30)
     found = from_torch(peer(*torch_digits[1:]))
-    radius = image_norms(found - digits.images, norm)
+    radius = input_norms(found - digits.images, norm)
     both = np.isfinite(mine.radius) & (radius > 0) & (mine.radius > 0)
     assert both.mean() > 0.9
     ratio = np.asarray(mine.radius / radius)[both]

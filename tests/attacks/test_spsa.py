@@ -7,7 +7,7 @@ import pytest
 from jax.tree_util import Partial
 
 from awp_jax.attacks import SPSA
-from awp_jax.balls import image_norms
+from awp_jax.balls import input_norms
 from awp_jax.random import example_keys
 
 WEIGHTS = jax.random.normal(jax.random.key(7), (16, 2))
@@ -45,7 +45,7 @@ def test_breaks_a_model_without_gradients(norm):
     function = Partial(rounded, WEIGHTS)
     result = attack(function, jax.random.key(0), images, labels)
     assert result.success.all() and (result.steps >= 1).all()
-    assert float(image_norms(result.images - images, norm).max()) <= 0.9 + 1e-6
+    assert float(input_norms(result.images - images, norm).max()) <= 0.9 + 1e-6
     keys = example_keys(jax.random.key(0), 3)
     part = attack(function, keys[1:], images[1:], labels[1:])
     np.testing.assert_allclose(part.images, result.images[1:], atol=1e-5)

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from awp_jax.attacks import Square
 from awp_jax.attacks._square import l2_pattern, window_sizes
 from awp_jax.attacks._stepped import begin
-from awp_jax.balls import image_norms
+from awp_jax.balls import input_norms
 from awp_jax.random import example_keys
 
 WEIGHTS = jax.random.normal(jax.random.key(7), (6, 5, 2, 3))
@@ -53,7 +53,7 @@ def test_starts_at_epsilon(norm):
     keys = example_keys(jax.random.key(0), 4)
     state = begin(attack, Partial(linear, WEIGHTS), keys, images, labels, 0, 0)
     change = state.best - images
-    np.testing.assert_allclose(image_norms(change, norm), 0.2, rtol=1e-4)
+    np.testing.assert_allclose(input_norms(change, norm), 0.2, rtol=1e-4)
     if norm == "linf":  # vertical stripes
         np.testing.assert_allclose(change, jnp.broadcast_to(change[:, :1], change.shape), atol=1e-6)
 
@@ -77,7 +77,7 @@ def test_never_leaves_the_ball_nor_the_pixel_range(seed, norm):
     labels = linear(WEIGHTS, images).argmax(1).astype(jnp.int32)
     attack = Square(0.15, 12, norm)
     result = attack(Partial(linear, WEIGHTS), jax.random.key(seed), images, labels)
-    assert float(image_norms(result.images - images, norm).max()) <= 0.15 + 1e-6
+    assert float(input_norms(result.images - images, norm).max()) <= 0.15 + 1e-6
     assert float(result.images.min()) >= 0 and float(result.images.max()) <= 1
 
 

@@ -7,7 +7,7 @@ import pytest
 from jax.tree_util import Partial
 
 from awp_jax.attacks import PGD, transfer
-from awp_jax.balls import image_norms
+from awp_jax.balls import input_norms
 
 
 def linear(weights, images):
@@ -29,7 +29,7 @@ def test_the_same_model_is_a_white_box_attack_and_the_opposite_one_helps_nothing
     assert same.success.any()
     opposite = transfer(attack, Partial(linear, -weights), target, key, images, labels)
     assert opposite.success.sum() < same.success.sum()
-    assert float(image_norms(same.images - images, "linf").max()) <= 0.3 + 1e-6
+    assert float(input_norms(same.images - images, "linf").max()) <= 0.3 + 1e-6
 
 
 def test_clean_errors_of_the_target_count():

@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 from awp_jax import models
 from awp_jax.attacks import APGD, FGSM, PGD, AttackResult, Square
-from awp_jax.balls import image_norms
+from awp_jax.balls import input_norms
 from awp_jax.evaluation import PartialResults, attacks_by_name, evaluate
 
 KEY = jax.random.key(0)
@@ -200,7 +200,7 @@ def test_the_feature_attack_by_name(norm):
     found = evaluate(logits_fn, KEY, images, labels, named, norm=norm, epsilon=epsilon)
     outcome = found.outcomes["feature-8"]
     assert found.attacks["feature-8"]["broke"] >= 5
-    length = image_norms(jnp.asarray(outcome.images - images), norm)
+    length = input_norms(jnp.asarray(outcome.images - images), norm)
     assert float(length.max()) <= epsilon + 1e-6
     # Whatever batches it is cut into, images are imitated from the whole set.
     cut = evaluate(logits_fn, KEY, images, labels, named, norm=norm, epsilon=epsilon, batch_size=7)

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from awp_jax import models, objectives
-from awp_jax.balls import ImageBall
+from awp_jax.balls import InputBall
 from awp_jax.models.preact_resnet import PreActBlock
 from awp_jax.training import (
     TrainingAttack,
@@ -182,7 +182,7 @@ def ours(case):
         data = batches(case.count, case.dtype)
         if case.start == "given":
             # The same draw on both sides.
-            patch.setattr(ImageBall, "start", lambda *_: jnp.asarray(data[0][3]))
+            patch.setattr(InputBall, "start", lambda *_: jnp.asarray(data[0][3]))
         step = make_train_step(
             model,
             objective,
