@@ -122,6 +122,7 @@ def stacked_models(apply_fn: Callable, params: Any, of: str = "probabilities") -
     return Partial(mean, as_pytree_function(apply_fn), params)
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class SmallestLoss:
     """The loss of the model that is hardest to fool: ``min_m loss(logits_m, label)``.
