@@ -25,6 +25,10 @@ from awp_jax.random import fold_keys
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
+# FAB's eta, for the same purpose.
+_OVERSHOOT = 1.05
+
+
 class MinimumNormState(NamedTuple):
     """Everything these attacks remember; each leaf has the batch as its first axis."""
 
@@ -225,12 +229,18 @@ class FMN(MinimumNorm):
     shrinks by ``1 - gamma`` at successes, at least to the best one, and grows by ``1 + gamma``
     elsewhere. Step length and gamma fall along a cosine, gamma to 0.001.
 
+    As published it may come to rest short of the boundary, where a share of each step leads out of
+    the bounds and is cut off again (L2 and L1 on images with black or white pixels). So here
+    gradients are 0 where an input is at its bound and would leave it, and until the first success
+    the distance counts 1.05 times; ``as_published`` turns both off.
+
     Attributes:
         steps: 100; more come nearer.
         norm: ``"l2"``, ``"linf"`` or ``"l1"``.
         step_size: Length of the first step in L2, in the units of the inputs (1, the paper).
         last_step_size: Of the last one; ``None`` for a hundredth of the first.
         gamma: The first one (0.05, the paper).
+        as_published: Exactly the paper's algorithm.
         low, high, targeted, unroll: As in ``MinimumNorm``.
 
     Example:
@@ -249,6 +259,7 @@ class FMN(MinimumNorm):
     norm: str = "l2"  # type: ignore[misc]
     step_size: float = 1.0
     last_step_size: float | None = None
+    as_published: bool = False
 
     loss: ClassVar[str] = "margin"
 
@@ -260,6 +271,10 @@ class FMN(MinimumNorm):
             optional = name == "last_step_size" and value is None
             if not optional and not (checks.is_number(value) and value > 0):
                 raise ValueError(f"{name} is {value!r}, but a number above 0 was expected.")
+        if not isinstance(self.as_published, bool):
+            raise ValueError(
+                f"as_published is {self.as_published!r}, but True or False was expected."
+            )
 
     def first_limit(self, images: jax.Array) -> jax.Array:
         """None yet: the boundary's distance decides."""
@@ -268,17 +283,28 @@ class FMN(MinimumNorm):
     def move(self, index: jax.Array, state: MinimumNormState, seen: Seen) -> MinimumNormState:
         """The radius of the next ball, a step, and the projection on ball and bounds."""
         gamma = self.annealed(index, self.gamma, 0.001)
-        boundary = jnp.abs(seen.loss) * reciprocal(input_norms(seen.gradient, DUAL[self.norm]))
+        gradient = seen.gradient if self.as_published else self._with_room(state.point, seen)
+        overshoot = 1.0 if self.as_published else _OVERSHOOT
+        boundary = jnp.abs(seen.loss) * reciprocal(input_norms(gradient, DUAL[self.norm]))
         shrunk = jnp.minimum(state.limit * (1 - gamma), state.radius)
         grown = jnp.where(
-            jnp.isfinite(state.radius), state.limit * (1 + gamma), seen.length + boundary
+            jnp.isfinite(state.radius),
+            state.limit * (1 + gamma),
+            seen.length + overshoot * boundary,
         )
         limit = jnp.where(seen.success, shrunk, grown)
         limit = jnp.minimum(limit, self.farthest(state.images)).astype(state.limit.dtype)
         last = self.step_size / 100 if self.last_step_size is None else self.last_step_size
         size = self.annealed(index, self.step_size, last).astype(state.images.dtype)
         # The gradient is normalised in L2 whatever the attack's norm (the paper, section 2).
-        way = InputBall("l2", 0.0, None, None).direction(seen.gradient)
+        way = InputBall("l2", 0.0, None, None).direction(gradient)
         inner = InputBall(self.norm, per_example(limit, state.images), None, None)
         point = inner.project(state.images, state.point + size * way)
         return state._replace(limit=limit, point=self.ball.clip(state.images, point))
+
+    def _with_room(self, point: jax.Array, seen: Seen) -> jax.Array:
+        """The gradient, zero where the point can go no further that way."""
+        gradient = seen.gradient
+        up = True if self.high is None else point < self.high
+        down = True if self.low is None else point > self.low
+        return jnp.where(jnp.where(gradient > 0, up, down), gradient, 0)
