@@ -11,7 +11,6 @@ from awp_jax.attacks._autoattack import run_stage as run_stage
 from awp_jax.attacks._autoattack import start_state as start_state
 from awp_jax.attacks._ensemble import ensemble as ensemble
 from awp_jax.attacks._fab import FAB as FAB
-from awp_jax.attacks._fab import FABResult as FABResult
 from awp_jax.attacks._fab import FABTargeted as FABTargeted
 from awp_jax.attacks._feature import FeatureAttack as FeatureAttack
 from awp_jax.attacks._in_ball import InBall as InBall
@@ -24,6 +23,15 @@ from awp_jax.attacks._losses import largest_wrong as largest_wrong
 from awp_jax.attacks._losses import margin as margin
 from awp_jax.attacks._losses import targeted_dlr as targeted_dlr
 from awp_jax.attacks._losses import targeted_margin as targeted_margin
+from awp_jax.attacks._minimum_norm import DDN as DDN
+from awp_jax.attacks._minimum_norm import FMN as FMN
+from awp_jax.attacks._models import SmallestLoss as SmallestLoss
+from awp_jax.attacks._models import WorstOfModels as WorstOfModels
+from awp_jax.attacks._models import every_model_fooled as every_model_fooled
+from awp_jax.attacks._models import mean_of_models as mean_of_models
+from awp_jax.attacks._models import stacked_models as stacked_models
+from awp_jax.attacks._models import worst_of_models as worst_of_models
+from awp_jax.attacks._nearest import NearestResult as NearestResult
 from awp_jax.attacks._pgd import CW as CW
 from awp_jax.attacks._pgd import FGSM as FGSM
 from awp_jax.attacks._pgd import FGSMRS as FGSMRS

@@ -12,6 +12,7 @@ from awp_jax import checks
 from awp_jax.ascent import loop
 from awp_jax.attacks._apgd import noise_like
 from awp_jax.attacks._model import check_logits, predict, prepare
+from awp_jax.attacks._nearest import NearestResult
 from awp_jax.attacks._result import choose
 from awp_jax.attacks._stepped import SteppedAttack, advance, begin, ranked_targets
 from awp_jax.balls import input_norms
@@ -93,19 +94,6 @@ class FABState(NamedTuple):
     radius: jax.Array  # of the nearest misclassified image; infinite while there is none
     success: jax.Array  # whether that is inside epsilon
     first: jax.Array
-
-
-class FABResult(NamedTuple):
-    """What ``FAB.nearest`` finds.
-
-    Attributes:
-        images: float ``[batch, ...]``: the nearest misclassified image that was found, else the
-            clean one.
-        radius: float ``[batch]``: its distance in pixel units; infinite where none was found.
-    """
-
-    images: jax.Array
-    radius: jax.Array
 
 
 @pytree_dataclass("ball")
@@ -274,7 +262,7 @@ class FAB(SteppedAttack):
 
     def nearest(
         self, logits_fn: Callable, key: jax.Array, images: jax.Array, labels: jax.Array
-    ) -> FABResult:
+    ) -> NearestResult:
         """The smallest perturbation that changes the decision, whatever its size.
 
         Args:
@@ -284,7 +272,7 @@ class FAB(SteppedAttack):
             labels: int ``[batch]``.
 
         Returns:
-            A ``FABResult``; radius 0 for misclassified clean images.
+            A ``NearestResult``; radius 0 for misclassified clean images.
         """
         function, keys, classes = prepare(self, logits_fn, key, images, labels)
         self.check(images)
@@ -297,7 +285,7 @@ class FAB(SteppedAttack):
             nearer = state.radius < radius
             best = choose(nearer, state.best, best)
             radius = jnp.where(nearer, state.radius, radius)
-        return FABResult(best, radius)
+        return NearestResult(best, radius)
 
 
 @pytree_dataclass("ball")

@@ -1,0 +1,95 @@
+"""Steps of L1 attacks: sparse ascent, and the way to a hyperplane inside the pixel box."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from awp_jax.balls._norms import at_least_float32
+
+
+def _rows(values: Any, like: jax.Array) -> jax.Array:
+    """A number or ``[batch]`` as ``[batch or 1, 1]``."""
+    return jnp.reshape(jnp.asarray(values, like.dtype), (-1, 1))
+
+
+def _rooms(signs: jax.Array, low: Any, high: Any) -> jax.Array:
+    """How far each entry can go in the direction of its sign, given bounds of the displacement."""
+
+    def bound(value: Any, sign: float) -> jax.Array:
+        if value is None:
+            return jnp.full_like(signs, jnp.inf)
+        broadcast = jnp.broadcast_to(jnp.asarray(sign * value, signs.dtype), signs.shape)
+        return jnp.maximum(broadcast, 0.0)
+
+    return jnp.where(signs < 0, bound(low, -1.0), bound(high, 1.0))
+
+
+def sparse_direction(gradient: jax.Array, share: Any) -> jax.Array:
+    """The step of APGD-L1: the signs of the largest entries of the gradient, of L1 length 1.
+
+    Croce and Hein, ICML 2021, section 4. As in fra31/auto-attack, the threshold is the entry at
+    ``floor((1 - share) n)`` of the n sorted sizes, and ties with it are taken too.
+
+    Args:
+        gradient: ``[batch, ...]``.
+        share: Of the entries to move, in [0, 1]: a number or ``[batch]``. At least one moves.
+
+    Returns:
+        ``[batch, ...]``; zero where the gradient of an example is zero.
+    """
+    flat = gradient.reshape(gradient.shape[0], -1)
+    size = jnp.abs(flat)
+    count = size.shape[1]
+    share = jnp.broadcast_to(_rows(share, at_least_float32(flat)), (flat.shape[0], 1))
+    rank = jnp.clip(jnp.floor((1 - share) * count), 0, count - 1).astype(jnp.int32)
+    threshold = jnp.take_along_axis(jnp.sort(size, axis=1), rank, axis=1)
+    signs = jnp.where(size >= threshold, jnp.sign(flat), jnp.zeros_like(flat))
+    moved = jnp.maximum(jnp.abs(at_least_float32(signs)).sum(axis=1, keepdims=True), 1.0)
+    return (at_least_float32(signs) / moved).astype(gradient.dtype).reshape(gradient.shape)
+
+
+def boundary_displacement_l1(
+    point: jax.Array, normal: jax.Array, change: jax.Array, low: Any = 0.0, high: Any = 1.0
+) -> jax.Array:
+    """The shortest way in L1 to a hyperplane inside the pixel box.
+
+    Solves ``min ||d||_1`` subject to ``<normal, d> = change`` and ``low <= point + d <= high``. A
+    linear programme with one equation: entries with the largest ``|normal|`` gain most per unit of
+    length, so they are filled one after another, the last one in part (FAB, Croce and Hein, ICML
+    2020, appendix A).
+
+    Args:
+        point: Images ``[batch, ...]`` in [low, high].
+        normal: ``[batch, ...]``.
+        change: ``[batch]``; where the box allows less, every pixel that helps goes to its bound.
+        low: Least pixel value: a number, an array like ``point``, or ``None`` for none.
+        high: Largest pixel value, likewise.
+
+    Returns:
+        ``d [batch, ...]``; zero where ``normal`` is zero.
+    """
+    shape, dtype = point.shape, point.dtype
+    wide_point = at_least_float32(point)
+    flip = jnp.where(change < 0, -1.0, 1.0).astype(wide_point.dtype)
+    flip = flip.reshape((-1,) + (1,) * (point.ndim - 1))
+    normal = at_least_float32(normal) * flip
+    below = None if low is None else low - wide_point
+    above = None if high is None else high - wide_point
+    rooms = _rooms(normal, below, above).reshape(shape[0], -1)
+    weight = jnp.abs(normal).reshape(shape[0], -1)
+    wanted = _rows(jnp.abs(change), weight)
+    order = jnp.argsort(-weight, axis=1)
+    sorted_weight = jnp.take_along_axis(weight, order, axis=1)
+    sorted_rooms = jnp.take_along_axis(rooms, order, axis=1)
+    helps = sorted_weight > 0
+    # 0 * inf would be NaN where there is no box.
+    gains = jnp.where(helps, sorted_weight * jnp.where(helps, sorted_rooms, 0.0), 0.0)
+    before = jnp.concatenate(
+        [jnp.zeros_like(gains[:, :1]), jnp.cumsum(gains, axis=1)[:, :-1]], axis=1
+    )
+    missing = (wanted - before) / jnp.where(helps, sorted_weight, 1.0)
+    filled = jnp.where(helps, jnp.clip(missing, 0.0, sorted_rooms), 0.0)
+    back = jnp.argsort(order, axis=1)
+    length = jnp.take_along_axis(filled, back, axis=1).reshape(shape)
+    return (jnp.sign(normal) * length).astype(dtype)
