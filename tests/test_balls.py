@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from awp_jax.attacks import PGD
+from awp_jax.attacks._in_ball import starting_point
 from awp_jax.balls import InputBall, WeightBall, input_norms, kernels_only
 
 NORMS = ("linf", "l2", "l1")
@@ -168,11 +170,13 @@ def test_radius_zero_is_the_centre(norm):
 
 def test_directions_by_hand():
     gradient = jnp.array([[3.0, 0.0, -4.0]])
-    room = jnp.array([[True, True, False]])
     np.testing.assert_array_equal(InputBall("linf").direction(gradient), [[1, 0, -1]])
     np.testing.assert_allclose(InputBall("l2").direction(gradient), [[0.6, 0, -0.8]], rtol=1e-6)
     np.testing.assert_array_equal(InputBall("l1").direction(gradient), [[0, 0, -1]])
-    np.testing.assert_array_equal(InputBall("l1").direction(gradient, room), [[1, 0, 0]])
+    # The third pixel is at its bound: the next one moves.
+    point = jnp.array([[0.5, 0.5, 0.0]])
+    found = InputBall("l1", 0.3).step(point, point, gradient, 0.25)
+    np.testing.assert_array_equal(found - point, [[0.25, 0, 0]])
 
 
 def test_l1_step_leaves_a_saturated_pixel_for_the_next():
@@ -219,7 +223,7 @@ def test_uniform_start_has_its_distribution(norm):
 
 def test_gaussian_start_is_not_clipped():
     centre = jnp.zeros((500, 4))
-    start = jax.jit(lambda key: InputBall().start(key, centre, "gaussian"))
+    start = jax.jit(lambda key: starting_point(InputBall(), "gaussian", key, centre))
     moved = np.asarray(start(jax.random.key(0)))
     assert moved.min() < 0
     assert scipy.stats.kstest(moved.ravel(), scipy.stats.norm(0, 0.001).cdf).pvalue > 1e-3
@@ -227,7 +231,9 @@ def test_gaussian_start_is_not_clipped():
 
 def test_no_start_is_the_centre():
     centre = jnp.array([[0.25, 0.75]])
-    np.testing.assert_array_equal(InputBall().start(jax.random.key(0), centre, "none"), centre)
+    np.testing.assert_array_equal(
+        starting_point(InputBall(), "none", jax.random.key(0), centre), centre
+    )
 
 
 @pytest.mark.core
@@ -236,7 +242,7 @@ def test_no_start_is_the_centre():
 def test_starts_do_not_depend_on_the_batch_split(norm, how):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), jnp.arange(6))
     centre = jnp.linspace(0, 1, 6 * 4).reshape(6, 2, 2)
-    start = jax.jit(lambda key, centre: InputBall(norm, 0.1).start(key, centre, how))
+    start = jax.jit(lambda key, centre: starting_point(InputBall(norm, 0.1), how, key, centre))
     whole = start(jax.random.key(3), centre)
     parts = [start(keys[a:b], centre[a:b]) for a, b in ((0, 3), (3, 6))]
     np.testing.assert_allclose(whole, jnp.concatenate(parts), rtol=0, atol=1e-7)
@@ -248,16 +254,16 @@ def test_bad_image_balls():
         InputBall("l_2")
     with pytest.raises(ValueError, match="epsilon is -0.1"):
         InputBall("linf", -0.1)
-    with pytest.raises(ValueError, match=r"pixel range \[1, 0\] is empty"):
+    with pytest.raises(ValueError, match=r"range of inputs \[1.0, 0.0\] is empty"):
         InputBall(low=1, high=0)
     with pytest.raises(ValueError, match="Unknown start 'unifrom'.*Did you mean 'uniform'"):
-        InputBall().start(jax.random.key(0), jnp.zeros((1, 2)), "unifrom")
+        PGD(start="unifrom")
     assert InputBall("linf", "8/255").radius == 8 / 255
 
 
 def test_a_large_l1_radius_is_usual():
     assert InputBall("l1", 12).radius == 12
-    with pytest.warns(UserWarning, match="8/255 meant"):
+    with pytest.raises(ValueError, match="8/255 meant"):
         InputBall("linf", 8)
 
 

@@ -116,8 +116,8 @@ class InBall:
 
     epsilon: InitVar[Any] = OF_THE_BALL
     steps: int = 20
-    _: KW_ONLY
     norm: InitVar[Any] = OF_THE_BALL
+    _: KW_ONLY
     ball: Any = None
 
     def __post_init__(self, epsilon: Any, norm: Any) -> None:

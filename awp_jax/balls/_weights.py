@@ -77,10 +77,10 @@ class WeightBall:
     """
 
     gamma: Any = None
-    radius: Any = None
     size: str = "l2"
     scope: str = "leaf"
     mask: Any = None
+    radius: Any = None
 
     def __post_init__(self) -> None:
         checks.choice(self.size, SIZES, "size")

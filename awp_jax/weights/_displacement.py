@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from awp_jax import checks
 from awp_jax.ascent import ascend
-from awp_jax.balls import WeightBall
+from awp_jax.balls import Ball, WeightBall
 from awp_jax.balls._protocol import check_ball, check_step_size
 
 
@@ -63,6 +63,11 @@ def weight_ball(gamma: Any, ball: Any, default: float = 5e-3, **settings: Any) -
             "ball=WeightBall(gamma): give one of them."
         )
     return check_ball(ball)
+
+
+def as_weight_ball(ball: Any) -> Any:
+    """A ball as it is; anything else is the gamma of a ``WeightBall``, or refused as such."""
+    return check_ball(ball) if isinstance(ball, Ball) else WeightBall(gamma=ball)
 
 
 def default_step(ball: Any, params: Any, steps: int, step_size: Any) -> Any:
@@ -154,7 +159,7 @@ def adversarial_displacement(
     Args:
         params: Weights w.
         grad_fn: ``params -> gradient`` of the loss to ascend, like ``params``.
-        ball: What v moves in, such as ``WeightBall(gamma=0.005)``.
+        ball: What v moves in, such as ``WeightBall(gamma=0.005)``, for which 0.005 is short.
         steps: K2.
         step_size: eta2, in the units of the ball's radius; ``None`` for the radius over ``steps``.
         first_gradient: The gradient in w + displacement when it is known already: saves one call.
@@ -169,7 +174,7 @@ def adversarial_displacement(
             below 1, or gradients that are not like ``params``.
     """
     checks.positive_integer(steps, "steps")
-    check_ball(ball)
+    ball = as_weight_ball(ball)
     if first_gradient is not None:
         check_gradient(first_gradient, params, "the gradient at w")
     eta = default_step(ball, params, steps, step_size)
@@ -200,9 +205,9 @@ def random_displacement(params: Any, key: jax.Array, ball: Any) -> Any:
     Args:
         params: Weights w.
         key: One typed key.
-        ball: What v is drawn from, such as ``WeightBall(gamma=0.005)``.
+        ball: What v is drawn from, such as ``WeightBall(gamma=0.005)``, or 0.005.
 
     Returns:
         The displacement, like ``params``.
     """
-    return check_ball(ball).sample(key, params)
+    return as_weight_ball(ball).sample(key, params)

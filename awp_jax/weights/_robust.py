@@ -10,10 +10,9 @@ from jax.tree_util import Partial
 
 from awp_jax import checks
 from awp_jax.ascent import is_traced
-from awp_jax.balls._protocol import check_ball
 from awp_jax.mapped import mean, vary
 from awp_jax.pytrees import as_argument, from_argument
-from awp_jax.weights._displacement import default_step, moved
+from awp_jax.weights._displacement import as_weight_ball, default_step, moved
 
 STEPS = 10  # K2 of the paper, section 5.1
 C_MIN = 1.7  # in nats; 4.0 for CIFAR-100
@@ -166,7 +165,7 @@ def robust_displacement(
     """
     checks.positive_integer(steps, "steps")
     c_min = check_c_min(c_min)
-    check_ball(ball)
+    ball = as_weight_ball(ball)
     size = default_step(ball, params, 1, step_size)
     losses_fn = losses_fn if isinstance(losses_fn, Partial) else Partial(losses_fn)
     traced = is_traced(losses_fn, params)

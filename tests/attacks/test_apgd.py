@@ -76,7 +76,7 @@ def test_starts_on_the_sphere_with_step_two_epsilon(norm):
     attack = APGD(0.05, norm=norm)
     state = started(attack)
     np.testing.assert_allclose(input_norms(state.point - state.images, norm), 0.05, rtol=1e-4)
-    np.testing.assert_allclose(state.step_size, 0.1)
+    np.testing.assert_allclose(attack._size(state.share, state.images)[:, 0], 0.1, rtol=1e-6)
 
 
 def _at_check(attack, **changes):
@@ -90,7 +90,7 @@ def test_halves_when_the_loss_rose_too_seldom():
     changes = {"rises": jnp.array([16, 17]), "best_loss": jnp.array([1.0, 1.0])}
     state, after = _at_check(attack, **changes)
     np.testing.assert_array_equal(after.halved, [True, False])
-    np.testing.assert_allclose(after.step_size, [0.05, 0.1])
+    np.testing.assert_allclose(after.share, [0.5, 1.0])
     np.testing.assert_array_equal(after.rises, [0, 0])
     np.testing.assert_allclose(after.checked_loss, after.best_loss)
 
@@ -106,7 +106,7 @@ def test_between_checkpoints_nothing_is_halved():
     attack = APGD(0.05)
     state = started(attack)
     after = attack._check(jnp.int32(20), state, state.point, state.gradient)
-    np.testing.assert_allclose(after.step_size, state.step_size)
+    np.testing.assert_allclose(after.share, state.share)
     np.testing.assert_array_equal(after.halved, state.halved)
 
 
@@ -276,8 +276,8 @@ def test_momentum_accumulates_normalised_gradients():
 
     logits_fn = Partial(lambda x: x.reshape(1, 2))
     args = logits_fn, jax.random.key(0), images, jnp.array([0])
-    plain = PGD(0.4, 2, 0.1, start="none", loss=loss).perturb(*args)
-    heavy = PGD(0.4, 2, 0.1, start="none", loss=loss, momentum=2.0).perturb(*args)
+    plain = PGD(0.4, 2, step_size=0.1, start="none", loss=loss).perturb(*args)
+    heavy = PGD(0.4, 2, step_size=0.1, start="none", loss=loss, momentum=2.0).perturb(*args)
     np.testing.assert_allclose(plain.ravel(), [0.5, 0.7], atol=1e-6)
     np.testing.assert_allclose(heavy.ravel(), [0.7, 0.7], atol=1e-6)
 

@@ -86,7 +86,7 @@ def test_pgd_agrees_with_torchattacks_and_foolbox(digits, torch_digits, norm):
 def test_momentum_agrees_with_torchattacks(digits, torch_digits):
     epsilon = EPSILON["linf"]
     peer = torchattacks.MIFGSM(torch_digits[0], eps=epsilon, alpha=epsilon / 5, steps=10, decay=1.0)
-    mine = PGD(epsilon, 10, epsilon / 5, start="none", momentum=1.0)
+    mine = PGD(epsilon, 10, step_size=epsilon / 5, start="none", momentum=1.0)
     assert ours(digits, mine) == pytest.approx(theirs(digits, peer, torch_digits), abs=0.5)
 
 

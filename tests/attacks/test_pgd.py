@@ -124,7 +124,7 @@ def _ours(case, logits_fn, images, labels):
     if case.startswith("fgsm"):
         attack = FGSM(epsilon, norm=norm)
     else:
-        attack = PGD(epsilon, steps, size, norm=norm, start="none")
+        attack = PGD(epsilon, steps, step_size=size, norm=norm, start="none")
     return attack(logits_fn, KEY, jnp.asarray(images), jnp.asarray(labels))
 
 
@@ -328,7 +328,7 @@ def test_no_steps_give_the_projected_start():
 
 def test_radii_as_text_and_the_default_step():
     assert PGD("8/255", step_size="2/255") == PGD(8 / 255, step_size=2 / 255)
-    assert PGD(0.1, steps=10).step_size == pytest.approx(0.025)
+    assert PGD(0.1, steps=10).size == pytest.approx(0.025)
     assert hash(PGD("8/255")) == hash(PGD(8 / 255))
 
 

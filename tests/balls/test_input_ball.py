@@ -226,7 +226,10 @@ def test_pytrees_of_inputs():
 def test_autoattack_with_a_radius_for_each_example():
     images = jax.random.uniform(KEY, (12, 3, 3, 1))
     weights = jax.random.normal(jax.random.key(5), (9, 4))
-    model = lambda x: x.reshape(len(x), -1) @ weights
+
+    def model(x):
+        return x.reshape(len(x), -1) @ weights
+
     labels = model(images).argmax(axis=1)
     radii = jnp.where(jnp.arange(12) % 2 == 0, 0.0, 0.5)
     plan = ["apgd-ce", "fab-t", "square"]
@@ -281,7 +284,10 @@ def test_the_feature_attack_and_spsa_on_pixels_with_labels():
         found = attack(outputs, KEY, images, targets)
         assert found.success.any() and found.loss.shape == (4,)
         assert (found.success == success(outputs(found.images), targets)).all()
-    features = lambda x: x.reshape(len(x), -1) - 0.5
+
+    def features(x):
+        return x.reshape(len(x), -1) - 0.5
+
     found = FeatureAttack(features, **settings, steps=20, step_size=0.05, restarts=2)(
         outputs, KEY, images, targets
     )
@@ -321,7 +327,10 @@ def test_regression_and_several_labels():
 def test_targeted_attacks_reach_the_target(attack):
     images = jax.random.uniform(KEY, (8, 4, 4, 1))
     weights = jax.random.normal(jax.random.key(5), (16, 4))
-    model = lambda x: x.reshape(len(x), -1) @ weights
+
+    def model(x):
+        return x.reshape(len(x), -1) @ weights
+
     clean = model(images).argmax(axis=1)
     targets = (clean + 1) % 4
     found = attack(epsilon=0.8, targeted=True)(model, KEY, images, targets)

@@ -71,7 +71,7 @@ def test_files_figures_and_the_centre(runs, capsys, tmp_path):
         run.logits_fn(run.restore("last")[0]),
         part.images,
         part.labels,
-        PGD("0.2", 2, "0.05"),
+        PGD("0.2", 2, step_size="0.05"),
         key=jax.random.fold_in(jax.random.key(0), 1),
     )
     assert last["anew"]["centre_loss"] == pytest.approx(reference.loss, rel=1e-6)

@@ -152,7 +152,7 @@ def flipping(weights, images, key):
 def test_verdicts_on_a_randomised_model_average_over_passes(problem):
     logits_fn, images, labels, worst = problem
     random = Partial(flipping, *logits_fn.args)
-    attack = {"pgd": PGD(EPSILON, 2, EPSILON, eot=3)}
+    attack = {"pgd": PGD(EPSILON, 2, step_size=EPSILON, eot=3)}
     found = evaluate(random, KEY, images, labels, attack, epsilon=EPSILON, eot=300)
     right = np.arange(23) >= 5
     share = found.outcomes["clean"].error[right]

@@ -13,6 +13,7 @@ from landscape.quadratic import (
 )
 
 from awp_jax.attacks import PGD
+from awp_jax.balls import WeightBall, everything
 from awp_jax.landscape import (
     average_flatness,
     hessian_spectrum,
@@ -116,11 +117,10 @@ def test_a_linear_loss_per_batch_and_shared():
             labels,
             jax.random.key(1),
             attack=None,
-            xi=xi,
+            ball=WeightBall(xi, mask=everything),
             restarts=2,
             weight_step=0.1,
             steps=15,
-            layers=lambda params: jax.tree.map(lambda _: True, params),
             **changes,
         ).flatness
 

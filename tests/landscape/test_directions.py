@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from awp_jax.balls import WeightBall
 from awp_jax.landscape import adversarial_directions, directions
 from awp_jax.weights import adversarial_displacement
 
@@ -50,7 +51,7 @@ def test_each_layer_has_the_norm_of_its_weights(params):
 
 def test_a_mask_says_what_moves(params):
     everything = jax.tree.map(lambda leaf: True, params)
-    found = directions(KEY, params, mask=everything, normalisation="layer")
+    found = directions(KEY, params, ball=WeightBall(1.0, mask=everything))
     bias = params["dense"]["bias"]
     np.testing.assert_allclose(
         jnp.linalg.norm(found["dense"]["bias"][0]), jnp.linalg.norm(bias), rtol=1e-5

@@ -8,6 +8,7 @@ from jax.tree_util import Partial
 
 from awp_jax import models
 from awp_jax.attacks import PGD
+from awp_jax.balls import WeightBall
 from awp_jax.landscape import (
     average_flatness,
     hessian_spectrum,
@@ -111,14 +112,15 @@ def test_a_convolution_before_batch_norm(batch):
         )
         moved = {**params, "conv": kernel}
         arguments = (apply_fn, moved, *batch, jax.random.key(1))
-        average = average_flatness(*arguments, draws=2, layers=layers, **SETTINGS)
+        average = average_flatness(
+            *arguments, draws=2, ball=WeightBall(0.5, mask=layers), **SETTINGS
+        )
         worst = worst_case_flatness(
             *arguments,
-            xi=0.02,
+            ball=WeightBall(0.02, mask=layers),
             weight_step=0.01,
             steps=4,
             restarts=2,
-            layers=layers,
             **SETTINGS,
         )
         top = hessian_spectrum(*arguments, attack=ATTACK, batch_size=4, layers={**layers})

@@ -82,7 +82,9 @@ CASES = {
         {
             "objective": objectives.at(),
             "weights": WeightPerturbation("rwp", 0.1, steps=2, c_min=1.1),
-            "attack": TrainingAttack("linf", 0.1, 3, 0.05, batch_norm="released", early_stop=1),
+            "attack": TrainingAttack(
+                0.1, 3, "linf", step_size=0.05, batch_norm="released", early_stop=1
+            ),
         },
         {"groups": 1},
     ),
@@ -100,7 +102,7 @@ def step_of(case, axis_name):
         optimizer=optimizer(),
         axis_name=axis_name,
         unroll=False,  # as on GPU and TPU, and quick to compile
-        **({"attack": TrainingAttack("linf", 0.1, 2, 0.05)} | settings),
+        **({"attack": TrainingAttack(0.1, 2, "linf", step_size=0.05)} | settings),
     )
 
 

@@ -320,7 +320,7 @@ def test_early_stopped_pgd_is_that_of_zhang_et_al(x64, tau):
         return real(params, stats, images, mode=mode, key=key)
 
     object.__setattr__(spied, "apply", apply)
-    attack = TrainingAttack("linf", epsilon, 8, size, start="none", early_stop=tau)
+    attack = TrainingAttack(epsilon, 8, "linf", step_size=size, start="none", early_stop=tau)
     step = make_train_step(
         spied, objectives.at(), optax.sgd(0.1), attack=attack, weights=WeightPerturbation("none")
     )

@@ -6,6 +6,7 @@ import numpy as np
 import numpy_awp
 import pytest
 
+from awp_jax.balls import WeightBall
 from awp_jax.weights import adversarial_displacement, perturb, random_displacement
 
 W = np.array([[3.0, 0.0], [0.0, 4.0]])  # Frobenius norm 5, L1 norm 7
@@ -29,7 +30,7 @@ def test_optimum_of_a_linear_loss(steps, size):
     # Every step goes the same way, so K2 steps of gamma / K2 end on the boundary.
     slope = np.array([[1.0, -2.0], [2.0, 0.0]])
     grad_fn = jax.grad(lambda p: jnp.sum(p["kernel"] * slope) + p["bias"].sum())
-    found = adversarial_displacement(PARAMS, grad_fn, 0.1, steps=steps, size=size)
+    found = adversarial_displacement(PARAMS, grad_fn, WeightBall(0.1, size=size), steps=steps)
     expected = 0.1 * (5 * slope / 3 if size == "l2" else 7 * slope / 5)
     np.testing.assert_allclose(found["kernel"], expected, rtol=1e-5)
     np.testing.assert_array_equal(found["bias"], [0, 0])
@@ -70,9 +71,8 @@ def test_equals_the_numpy_implementation(steps, size, x64):
     found = adversarial_displacement(
         jax.tree.map(jnp.asarray, params),
         lambda p: jax.grad(numpy_awp.jax_loss)(p, x, y),
-        0.1,
+        WeightBall(0.1, size=size),
         steps=steps,
-        size=size,
     )
     expected = numpy_awp.displacement(params, x, y, gamma=0.1, steps=steps, size=size)
     np.testing.assert_allclose(found["kernel"], expected["kernel"], rtol=1e-12)

@@ -12,6 +12,7 @@ from torch_rwp import kernels_of, network, params_of
 from torch_rwp import rwp as torch_rwp
 
 from awp_jax.attacks import cross_entropy, kl_divergence
+from awp_jax.balls import WeightBall
 from awp_jax.weights import (
     adversarial_displacement,
     awp,
@@ -86,13 +87,13 @@ def test_all_examples_one_step_leaf_scope_is_awp(x64, data):
         return jax.grad(lambda p: losses_fn(*arrays, p).mean())(params)
 
     v = robust_displacement(
-        params, lambda p: losses_fn(*arrays, p), GAMMA, c_min=jnp.inf, steps=1, scope="leaf"
+        params, lambda p: losses_fn(*arrays, p), WeightBall(GAMMA), c_min=jnp.inf, steps=1
     )
     expected = adversarial_displacement(params, mean_gradient, GAMMA)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), v, expected)
 
     options = {"grad_fn": mean_gradient, "losses_fn": lambda p: losses_fn(*arrays, p)}
-    robust = rwp(optax.sgd(0.1), GAMMA, c_min=jnp.inf, steps=1, scope="leaf")
+    robust = rwp(optax.sgd(0.1), ball=WeightBall(GAMMA), c_min=jnp.inf, steps=1)
     plain = awp(optax.sgd(0.1), GAMMA)
     found, _ = robust.update(None, robust.init(params), params, **options)
     wanted, _ = plain.update(None, plain.init(params), params, **options)

@@ -12,6 +12,7 @@ from torch import nn
 from torch_rwp import losses, rwp
 
 from awp_jax import models, objectives
+from awp_jax.balls import WeightBall
 from awp_jax.training import TrainingAttack, TrainState, WeightPerturbation, make_train_step
 
 GAMMA, BATCH, CLASSES = 0.2, 16, 4
@@ -99,7 +100,7 @@ def test_a_step_is_that_of_pytorch(x64, batch, objective, weighted):
 
 
 def test_its_limits_are_awp_and_at(x64, batch):
-    everything = WeightPerturbation("rwp", GAMMA, steps=1, scope="leaf", c_min=float("inf"))
+    everything = WeightPerturbation("rwp", ball=WeightBall(GAMMA), steps=1, c_min=float("inf"))
     found, loss = displacement(batch, everything)
     expected, plain = displacement(batch, WeightPerturbation("awp", GAMMA))
     for mine, theirs in zip(found, expected, strict=True):

@@ -10,6 +10,7 @@ import optax
 import pytest
 from numpy_awp import DECAY, MOMENTUM, RATE, jax_loss
 
+from awp_jax.balls import WeightBall
 from awp_jax.weights import awp, random_displacement, random_weight_perturbation
 
 STEPS = 5
@@ -46,7 +47,7 @@ def assert_same(found, expected, rtol=1e-12):
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("size", ["l2", "l1"])
 def test_equals_the_numpy_implementation(steps, size, x64):
-    found, state = run(awp(inner(), numpy_awp.GAMMA, steps=steps, size=size))
+    found, state = run(awp(inner(), ball=WeightBall(numpy_awp.GAMMA, size=size), steps=steps))
     expected = numpy_awp.train(numpy_awp.first_params(), XS, YS, steps=steps, size=size)
     assert_same(found, expected)
     assert int(state.count) == STEPS and state.aux is None
@@ -174,7 +175,7 @@ def test_mask_and_scope_are_its_own(x64):
         seen.append(p)
         return {"kernel": jnp.ones((2, 2)), "bias": jnp.array([0.0, 2.0])}
 
-    tx = awp(optax.sgd(0.1), 0.1, mask={"kernel": False, "bias": True})
+    tx = awp(optax.sgd(0.1), ball=WeightBall(0.1, mask={"kernel": False, "bias": True}))
     tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)
     np.testing.assert_array_equal(seen[-1]["kernel"], np.ones((2, 2)))
     np.testing.assert_allclose(seen[-1]["bias"], [3.0, 4.5], rtol=1e-12)
@@ -340,7 +341,7 @@ def test_awp_around_multi_steps_perturbs_for_every_micro_batch(x64):
 
 # --- awp inside others ------------------------------------------------------------------------
 
-injectable = optax.inject_hyperparams(awp, static_args=("steps", "mask"))
+injectable = optax.inject_hyperparams(awp, static_args=("steps", "ball"))
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -367,7 +368,10 @@ def test_injected_schedule_and_mask(x64):
     def mask(params):
         return jax.tree.map(lambda leaf: leaf.ndim == 2, params)
 
-    tx = injectable(inner(), gamma=lambda count: 0.02 * (count + 1), mask=mask)
+    def masked(inner, gamma):
+        return awp(inner, ball=WeightBall(gamma, mask=mask))
+
+    tx = optax.inject_hyperparams(masked)(inner(), gamma=lambda count: 0.02 * (count + 1))
     found, state = run(tx)
     gammas = [0.02 * (index + 1) for index in range(STEPS)]
     assert_same(found, numpy_awp.train(numpy_awp.first_params(), XS, YS, gammas=gammas))

@@ -10,6 +10,7 @@ import numpy_awp
 import pytest
 from numpy_awp import jax_loss
 
+from awp_jax.balls import WeightBall
 from awp_jax.weights import random_displacement, random_value_and_grad, value_and_grad
 
 
@@ -36,7 +37,7 @@ def assert_same(found, expected, rtol=1e-12):
 @pytest.mark.parametrize("jitted", [False, True])
 def test_value_and_gradient_come_from_the_perturbed_point(problem, steps, size, jitted):
     params, x, y = problem
-    function = value_and_grad(jax_loss, 0.1, steps=steps, size=size)
+    function = value_and_grad(jax_loss, ball=WeightBall(0.1, size=size), steps=steps)
     found = (jax.jit(function) if jitted else function)(params, x, y)
     expected = expected_at(params, np.asarray(x), np.asarray(y), steps=steps, size=size)
     assert_same(found, expected)
