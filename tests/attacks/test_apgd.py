@@ -134,7 +134,7 @@ def test_momentum_from_the_second_step():
         point=state.images,
         previous=state.images - 0.04,
         gradient=jnp.ones_like(state.images),
-        step_size=jnp.full(2, 0.08),
+        share=jnp.full(2, 0.2),
     )
     first = attack.step(function, jnp.int32(0), state).point - state.images
     np.testing.assert_allclose(first, 0.08, atol=1e-6)
