@@ -114,6 +114,9 @@ class APGD(SteppedAttack):
     def __post_init__(self, epsilon: Any, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
         _ = self.goal  # which checks the loss
+        if isinstance(self.ball, InputBall):
+            # The published APGD for L1 takes sparse steps, which these are not.
+            checks.choice(self.ball.norm, ("linf", "l2"), "norm")
         check_step_size(self.ball, self.step_size, type(self).__name__)
         checks.positive_integer(self.eot, "eot", minimum=0)
 

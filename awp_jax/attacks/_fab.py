@@ -132,7 +132,7 @@ class FAB(SteppedAttack):
     def __post_init__(self, epsilon: Any, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
         self._needs_input_ball("minimises the norm of its ball")
-        checks.choice(self.ball.norm, ("linf", "l2"), f"norm of {type(self).__name__}")
+        checks.choice(self.ball.norm, ("linf", "l2"), "norm")
         for name, value in (("alpha_max", self.alpha_max), ("beta", self.beta)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value!r}, but a number in [0, 1] was expected.")

@@ -119,7 +119,7 @@ class Square(SteppedAttack):
     def __post_init__(self, epsilon: Any, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
         self._needs_input_ball("paints windows in the norm of its ball")
-        checks.choice(self.ball.norm, ("linf", "l2"), "norm of Square")
+        checks.choice(self.ball.norm, ("linf", "l2"), "norm")
         if not 0 < self.p <= 1:
             raise ValueError(f"p is {self.p!r}, but a number in (0, 1] was expected.")
 
