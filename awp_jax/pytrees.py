@@ -49,8 +49,8 @@ def is_constant(value: Any) -> bool:
 
 
 def is_function(value: Any) -> bool:
-    """Whether ``value`` is a function, and no pytree that happens to be callable (Equinox)."""
-    return callable(value) and jax.tree_util.all_leaves([value])
+    """Whether ``value`` is a function, and no pytree of arrays that is callable (Equinox)."""
+    return callable(value) and (jax.tree_util.all_leaves([value]) or not jax.tree.leaves(value))
 
 
 def as_argument(value: Any) -> Any:

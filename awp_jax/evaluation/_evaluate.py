@@ -200,9 +200,7 @@ def _cascade(plan, function, keys, images, labels, partial, part, tick, eot, com
     stages = tuple(row._asdict() for row in result.rows)
     success, error = ~result.robust, None
     if eot:  # robust so far is what no single draw has broken: the verdict averages over new ones
-        judged = attack_examples(
-            function, keys, result.images, labels, None, eot=eot, **{**common, "epsilon": 0.0}
-        )
+        judged = attack_examples(function, keys, result.images, labels, None, eot=eot, **common)
         success, error = judged.success, judged.error
     return Outcome(success, None, None, result.images, seconds, stages, error)
 

@@ -28,13 +28,19 @@ def training_attack(config: ConfigDict) -> TrainingAttack:
     """The training attack of a config."""
     a = config.attack
     return TrainingAttack(
-        ball=InputBall(a.norm, a.epsilon),
+        ball=_ball(a.norm, a.epsilon),
         steps=a.steps,
         step_size=a.step_size,
         start=a.start,
         batch_norm=a.batch_norm,
         early_stop=a.early_stop,
     )
+
+
+def _ball(norm: str, epsilon: Any) -> InputBall:
+    # ``attack.large_epsilon`` insists on a radius that is all of [0, 1] and more.
+    radius = checks.radius(epsilon, "epsilon", None if norm == "linf" else norm)
+    return InputBall(norm, min(radius, 1.0) if norm == "linf" else radius)
 
 
 def weight_perturbation(config: ConfigDict) -> WeightPerturbation:
@@ -71,11 +77,11 @@ def evaluation_attack(config: ConfigDict, **changes: Any) -> PGD:
         config: A validated config.
         **changes: Replace arguments of ``awp_jax.attacks.PGD``.
     """
+    epsilon = config.evaluation.epsilon or config.attack.epsilon
     settings = {
-        "epsilon": config.evaluation.epsilon or config.attack.epsilon,
+        "ball": _ball(config.attack.norm, epsilon),
         "step_size": config.evaluation.step_size or config.attack.step_size,
         "steps": config.evaluation.steps,
-        "norm": config.attack.norm,
         "restarts": config.evaluation.restarts,
     }
     return PGD(**(settings | changes))

@@ -83,7 +83,7 @@ def test_attacks_by_name():
     pgd = attack_by_name("pgd-20", epsilon="8/255", step_size="2/255", restarts=3)
     assert (pgd.steps, pgd.loss, pgd.restarts) == (20, "cross_entropy", 3)
     cw = attack_by_name("cw-100", norm="l2", epsilon="128/255")
-    assert (cw.steps, cw.loss, cw.norm) == (100, "margin", "l2")
+    assert (cw.steps, cw.loss, cw.ball.norm) == (100, "margin", "l2")
     for name in ("pgd", "pgd-0", "pdg-20", "FGSM"):
         with pytest.raises(ValueError, match="Unknown attack"):
             attack_by_name(name)

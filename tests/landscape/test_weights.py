@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from awp_jax.attacks import PGD, Square
+from awp_jax.balls import WeightBall
 from awp_jax.landscape import (
     _worst_case,
     average_flatness,
@@ -167,8 +168,11 @@ def test_a_flat_loss_has_no_curvature(problem):
     "changes, message",
     [
         ({"xi": -0.1}, "xi is -0.1, but a finite number of at least 0"),
-        ({"layers": {"a": False, "b": False}}, "leaves no parameter to perturb"),
-        ({"layers": {"c": True}}, "layers does not fit the parameters"),
+        (
+            {"ball": WeightBall(0.1, mask={"a": False, "b": False})},
+            "leaves no parameter to perturb",
+        ),
+        ({"ball": WeightBall(0.1, mask={"c": True})}, "mask does not fit the weights"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
