@@ -31,7 +31,7 @@ def number(value: Any, name: str) -> Any:
     Raises:
         ValueError: When it is none of these, or NaN.
     """
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
+    if hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, np.generic):
         return value
     found = _read(value, name)
     if math.isnan(found):
@@ -69,7 +69,7 @@ def radius(value: Any, name: str = "epsilon", norm: str | None = "linf") -> Any:
         UserWarning: Above 1 (L2: 16; L1: never): images live in [0, 1], so 8 is nearly always meant
             to be 8/255.
     """
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
+    if hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, np.generic):
         return value
     found = _read(value, name)
     if not math.isfinite(found) or found < 0:

@@ -502,14 +502,7 @@ class InputBall:
         """Gradients, zero where the point can go no further that way."""
         lows, highs = self._bounds(centres)
         return [
-            jnp.where(
-                g > 0,
-                True if high is None else p < high.astype(p.dtype),
-                True if low is None else p > low.astype(p.dtype),
-            )
-            * g
-            if _moves(p)
-            else g
+            jnp.where(_has_room(g, p, low, high), g, jnp.zeros_like(g)) if _moves(p) else g
             for g, p, low, high in zip(gradients, points, lows, highs, strict=True)
         ]
 
@@ -592,3 +585,9 @@ def _shortened(
         for v in (size, factor)
     )
     return jnp.where(per_example(outside, move), wide / size * factor, wide).astype(move.dtype)
+
+
+def _has_room(gradient: jax.Array, point: jax.Array, low: Any, high: Any) -> jax.Array:
+    up = jnp.bool_(True) if high is None else point < high.astype(point.dtype)
+    down = jnp.bool_(True) if low is None else point > low.astype(point.dtype)
+    return jnp.where(gradient > 0, up, down)

@@ -65,9 +65,9 @@ def weight_ball(gamma: Any, ball: Any, default: float = 5e-3, **settings: Any) -
     return check_ball(ball)
 
 
-def as_weight_ball(ball: Any) -> Any:
+def as_weight_ball(ball: Any, scope: str = "leaf") -> Any:
     """A ball as it is; anything else is the gamma of a ``WeightBall``, or refused as such."""
-    return check_ball(ball) if isinstance(ball, Ball) else WeightBall(gamma=ball)
+    return check_ball(ball) if isinstance(ball, Ball) else WeightBall(gamma=ball, scope=scope)
 
 
 def default_step(ball: Any, params: Any, steps: int, step_size: Any) -> Any:

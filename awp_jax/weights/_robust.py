@@ -135,8 +135,8 @@ def robust_displacement(
         losses_fn: ``params -> losses [batch]``, or ``-> (losses, criterion)`` where another loss
             than the ascended one is compared with ``c_min`` (for TRADES the cross-entropy of the
             adversarial images), both ``[batch]`` in nats.
-        ball: What v moves in; the released one is ``WeightBall(gamma=0.01, scope="global")``: one
-            ratio for all tensors (paper: gamma 0.01 for AT, 0.005 for TRADES and RST).
+        ball: What v moves in; the released one is ``WeightBall(gamma=0.01, scope="global")``, for
+            which 0.01 is short: one ratio for all tensors (paper: gamma 0.01 for AT, 0.005 for TRADES and RST).
         c_min: In nats (paper: 1.7 for CIFAR-10 and SVHN, 4.0 for CIFAR-100). Infinite selects all
             examples, below zero none: then v is zero.
         steps: K2 (paper: 10).
@@ -165,7 +165,7 @@ def robust_displacement(
     """
     checks.positive_integer(steps, "steps")
     c_min = check_c_min(c_min)
-    ball = as_weight_ball(ball)
+    ball = as_weight_ball(ball, "global")
     size = default_step(ball, params, 1, step_size)
     losses_fn = losses_fn if isinstance(losses_fn, Partial) else Partial(losses_fn)
     traced = is_traced(losses_fn, params)

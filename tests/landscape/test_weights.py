@@ -172,7 +172,7 @@ def test_a_flat_loss_has_no_curvature(problem):
             {"ball": WeightBall(0.1, mask={"a": False, "b": False})},
             "leaves no parameter to perturb",
         ),
-        ({"ball": WeightBall(0.1, mask={"c": True})}, "mask does not fit the weights"),
+        ({"ball": WeightBall(0.1, mask={"c": True}), "xi": None}, "mask does not fit the weights"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )

@@ -86,7 +86,7 @@ def test_a_step_is_that_of_pytorch(x64, batch, objective, weighted):
     )
     assert 0 < min(selected) and max(selected) < BATCH and len(set(selected)) > 1
     settings = WeightPerturbation("rwp", GAMMA, c_min=c_min)
-    assert (settings.steps, settings.scope) == (10, "global")
+    assert (settings.steps, settings.ball.scope) == (10, "global")
     found, loss = displacement(
         batch, settings, objective, jnp.asarray(batch[3]) if weighted else None
     )

@@ -399,18 +399,6 @@ def test_refuses_masked_parameters(wrapper, kind):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("kind", TRANSFORMATIONS)
-def test_refuses_multi_steps(kind, jit):
-    tx = optax.MultiSteps(TRANSFORMATIONS[kind](), 2)
-    with pytest.raises(ValueError) as error:
-        run(tx, steps=2, jit=jit)
-    assert str(error.value).startswith("A weight perturbation was put inside optax.MultiSteps")
-    assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="optax.MultiSteps"):
-        run(optax.chain(tx.gradient_transformation()), steps=2, jit=jit)
-
-
 def test_clip_outside_does_not_reach_the_outer_gradient(x64):
     found, _ = run(optax.chain(optax.clip_by_global_norm(0.3), awp(inner(), numpy_awp.GAMMA)))
     assert_same(found, numpy_awp.train(numpy_awp.first_params(), XS, YS))
