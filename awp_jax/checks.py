@@ -129,11 +129,7 @@ def inputs(images: Any, *, low: Any = 0.0, high: Any = 1.0) -> int:
     alone = len(leaves) == 1 and leaves[0] is images
     if not leaves or not all(hasattr(leaf, "dtype") for leaf in leaves):
         raise ValueError("images and labels must be arrays, not lists or numbers.")
-    if alone and not jax.numpy.issubdtype(images.dtype, np.floating):
-        raise ValueError(
-            f"images have dtype {images.dtype}, but floats {_range(low, high)} were expected "
-            "(divide uint8 images by 255)."
-        )
+    _check_floats(images, low, high)
     shapes = [leaf.shape for leaf in leaves]
     if any(len(shape) < (2 if alone else 1) for shape in shapes):
         raise ValueError(
@@ -151,6 +147,15 @@ def inputs(images: Any, *, low: Any = 0.0, high: Any = 1.0) -> int:
             if jax.numpy.issubdtype(leaf.dtype, np.floating):
                 _values(leaf, *(bound if alone else None for bound in (low, high)))
     return shapes[0][0]
+
+
+def _check_floats(images: Any, low: Any, high: Any) -> None:
+    alone = hasattr(images, "dtype")
+    if alone and not jax.numpy.issubdtype(images.dtype, np.floating):
+        raise ValueError(
+            f"images have dtype {images.dtype}, but floats {_range(low, high)} were expected "
+            "(divide uint8 images by 255)."
+        )
 
 
 def _range(low: Any, high: Any) -> str:
@@ -198,6 +203,7 @@ def inputs_and_labels(images: Any, labels: Any, *, low: Any = 0.0, high: Any = 1
     """Checks inputs as ``inputs`` does, and that labels are integers ``[batch]``."""
     if not all(hasattr(array, "dtype") for array in (*jax.tree.leaves(images), labels)):
         raise ValueError("images and labels must be arrays, not lists or numbers.")
+    _check_floats(images, low, high)
     if not jax.numpy.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels have dtype {labels.dtype}, but integers were expected.")
     shapes = [leaf.shape for leaf in jax.tree.leaves(images)]

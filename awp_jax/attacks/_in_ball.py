@@ -83,7 +83,7 @@ def starting_point(ball: Any, start: Any, keys: jax.Array, centre: Any) -> Any:
         return centre
     if start == "uniform":
         return ball.start(keys, centre)
-    leaves, structure = jax.tree.flatten(centre)
+    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, centre))
     keys = example_keys(keys, leaves[0].shape[0])
     leaf_keys = [keys] if len(leaves) == 1 else [fold_keys(keys, i) for i in range(len(leaves))]
 

@@ -132,7 +132,7 @@ class Square(SteppedAttack):
         """Raises ``ValueError`` for what is no batch of images, and for radii of features."""
         if getattr(images, "ndim", None) != 4:
             raise ValueError(
-                "Square paints windows, so it needs images [batch, height, width, channels], not "
+                "Square needs images [batch, height, width, channels], to paint windows, not "
                 f"{getattr(images, 'shape', type(images).__name__)}."
             )
         if self.ball.per_feature(images):

@@ -136,7 +136,8 @@ def robust_displacement(
             than the ascended one is compared with ``c_min`` (for TRADES the cross-entropy of the
             adversarial images), both ``[batch]`` in nats.
         ball: What v moves in; the released one is ``WeightBall(gamma=0.01, scope="global")``, for
-            which 0.01 is short: one ratio for all tensors (paper: gamma 0.01 for AT, 0.005 for TRADES and RST).
+            which 0.01 is short: one ratio for all tensors (paper: gamma 0.01 for AT, 0.005 for
+            TRADES and RST).
         c_min: In nats (paper: 1.7 for CIFAR-10 and SVHN, 4.0 for CIFAR-100). Infinite selects all
             examples, below zero none: then v is zero.
         steps: K2 (paper: 10).

@@ -421,6 +421,6 @@ def test_bad_settings(options, message):
     assert "\n" not in str(error.value)
 
 
-def test_epsilon_of_8_warns():
-    with pytest.warns(UserWarning, match="epsilon is 8, above 1.* was 8/255 meant"):
-        PGD(8, step_size=0.1)
+def test_epsilon_of_8_is_refused():
+    with pytest.raises(ValueError, match="8/255 meant"):
+        PGD(8)
