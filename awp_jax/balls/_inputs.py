@@ -34,7 +34,7 @@ def input_norms(inputs: Any, norm: str) -> jax.Array:
     Returns:
         ``[batch]``, in the units of ``inputs``; float32 for half precision.
     """
-    leaves = [at_least_float32(leaf) for leaf in jax.tree.leaves(inputs)]
+    leaves = [at_least_float32(jnp.asarray(leaf)) for leaf in jax.tree.leaves(inputs)]
     size, total = _measured(leaves, norm)
     return size * total
 

@@ -20,7 +20,7 @@ from awp_jax.attacks import (
     start_state,
 )
 from awp_jax.attacks._survivors import batch_sizes, batches, padded
-from awp_jax.balls import input_norms
+from awp_jax.balls import InputBall, input_norms
 
 KEY = jax.random.key(0)
 
@@ -138,7 +138,7 @@ def test_resumes_between_attacks(tmp_path):
     kwargs = {"epsilon": 0.05, "version": "custom", "attacks": plan}
     whole = autoattack(function, KEY, images, labels, **kwargs)
     state = start_state(plan, function, KEY, images, labels)
-    state = run_stage(plan, state, function, KEY, images, labels, epsilon=0.05)
+    state = run_stage(plan, state, function, KEY, images, labels, ball=InputBall("linf", 0.05))
     np.savez(tmp_path / "state.npz", images=state.images, robust=state.robust)
     with np.load(tmp_path / "state.npz") as saved:
         loaded = AutoAttackState(saved["images"], saved["robust"], state.rows)
