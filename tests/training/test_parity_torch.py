@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from awp_jax import models, objectives
-from awp_jax.balls import InputBall
+from awp_jax.balls import InputBall, WeightBall
 from awp_jax.models.preact_resnet import PreActBlock
 from awp_jax.training import (
     TrainingAttack,
@@ -197,10 +197,11 @@ def ours(case):
             ),
             weights=WeightPerturbation(
                 "awp" if case.method == "off" else case.method,
-                case.gamma,
-                case.weight_steps,
-                case.alternations,
-                case.size,
+                ball=WeightBall(
+                    case.gamma, case.size, "global" if case.method == "rwp" else "leaf"
+                ),
+                steps=case.weight_steps,
+                alternations=case.alternations,
             ),
         )
         step = functools.partial(step, perturb_weights=case.method != "off")
