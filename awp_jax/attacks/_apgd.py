@@ -18,6 +18,7 @@ from awp_jax.attacks._result import choose
 from awp_jax.attacks._stepped import SteppedAttack, ranked_targets
 from awp_jax.balls import InputBall
 from awp_jax.balls._inputs import per_example
+from awp_jax.balls._norms import is_float
 from awp_jax.balls._protocol import check_step_size, scaled
 from awp_jax.pytrees import flatten, pytree_dataclass
 from awp_jax.random import fold_keys
@@ -206,7 +207,7 @@ class APGD(SteppedAttack):
         momentum = jnp.where(index > 0, self.momentum, 1.0)
 
         def moved(point: jax.Array, stepped: jax.Array, previous: jax.Array) -> jax.Array:
-            if not _is_float(point):
+            if not is_float(point):
                 return point
             new = momentum.astype(point.dtype)
             return point + new * (stepped - point) + (1 - new) * (point - previous)
@@ -262,7 +263,7 @@ def noise_like(keys: jax.Array, images: Any, norm: str) -> Any:
     drawn = []
     for number, leaf in enumerate(leaves):
         leaf_keys = keys if len(leaves) == 1 else fold_keys(keys, number)
-        if _is_float(leaf):
+        if is_float(leaf):
             shape, dtype = leaf.shape[1:], leaf.dtype
             leaf = jax.vmap(functools.partial(draw, shape=shape, dtype=dtype))(leaf_keys)
         drawn.append(leaf)
@@ -275,14 +276,10 @@ def _uniform(key: jax.Array, shape: tuple, dtype: Any) -> jax.Array:
 
 def _for_examples(value: Any, share: jax.Array, like: jax.Array, ball: Any) -> jax.Array:
     """A radius times the share of each example, with the axes of the inputs."""
-    value = jnp.asarray(value, like.dtype if _is_float(like) else share.dtype)
+    value = jnp.asarray(value, like.dtype if is_float(like) else share.dtype)
     if isinstance(ball, InputBall):
         value = ball.lying(value, like)
     return per_example(share.astype(value.dtype), like) * value
-
-
-def _is_float(array: jax.Array) -> bool:
-    return jnp.issubdtype(array.dtype, jnp.floating)
 
 
 @pytree_dataclass("ball", "step_size", "loss", "success")

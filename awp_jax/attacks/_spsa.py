@@ -12,6 +12,7 @@ from awp_jax.ascent import loop
 from awp_jax.attacks._goal import Goal, Loss, Success
 from awp_jax.attacks._result import choose
 from awp_jax.attacks._stepped import SteppedAttack
+from awp_jax.balls._norms import is_float
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.random import fold_keys
 
@@ -136,7 +137,7 @@ class SPSA(SteppedAttack):
                 return jax.tree.map(
                     lambda p, n: (
                         (p[None] + sign * self.delta * n).reshape(-1, *p.shape[1:])
-                        if _moves(p)
+                        if is_float(p)
                         else _repeated(p, pairs_at_once)
                     ),
                     point,
@@ -147,14 +148,14 @@ class SPSA(SteppedAttack):
             slope = slope.reshape(pairs_at_once, -1)
             return jax.tree.map(
                 lambda t, n: (
-                    t + jnp.einsum("sb,sb...->b...", slope.astype(n.dtype), n) if _moves(t) else t
+                    t + jnp.einsum("sb,sb...->b...", slope.astype(n.dtype), n) if is_float(t) else t
                 ),
                 total,
                 noise,
             )
 
         total = loop(add, jax.tree.map(jnp.zeros_like, point), passes)
-        return jax.tree.map(lambda t: t / (passes * pairs_at_once) if _moves(t) else t, total)
+        return jax.tree.map(lambda t: t / (passes * pairs_at_once) if is_float(t) else t, total)
 
     def step(self, function: Callable, index: jax.Array, state: SPSAState) -> SPSAState:
         """One Adam step on the loss, then the projection."""
@@ -164,7 +165,7 @@ class SPSA(SteppedAttack):
         square = _decayed(_SQUARE_DECAY, s.square, jax.tree.map(jnp.square, gradient))
 
         def moved(point: jax.Array, mean: jax.Array, square: jax.Array) -> jax.Array:
-            if not _moves(point):
+            if not is_float(point):
                 return point
             count = (index + 1).astype(point.dtype)
             unbiased_mean = mean / (1 - _DECAY**count)
@@ -188,16 +189,14 @@ class SPSA(SteppedAttack):
         return choose(state.success, state.found, state.point)
 
 
-def _moves(leaf: jax.Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
 def _repeated(leaf: jax.Array, times: int) -> jax.Array:
     return jnp.tile(leaf, (times,) + (1,) * (leaf.ndim - 1))
 
 
 def _decayed(decay: float, average: Any, new: Any) -> Any:
-    return jax.tree.map(lambda a, n: decay * a + (1 - decay) * n if _moves(a) else a, average, new)
+    return jax.tree.map(
+        lambda a, n: decay * a + (1 - decay) * n if is_float(a) else a, average, new
+    )
 
 
 def _signs(keys: jax.Array, point: Any) -> Any:
@@ -205,7 +204,7 @@ def _signs(keys: jax.Array, point: Any) -> Any:
     leaves, structure = jax.tree.flatten(point)
 
     def draw(leaf: jax.Array, number: int) -> jax.Array:
-        if not _moves(leaf):
+        if not is_float(leaf):
             return leaf
 
         def one(key: jax.Array) -> jax.Array:

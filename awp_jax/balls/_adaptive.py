@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from awp_jax import checks
 from awp_jax.balls._masks import as_mask, everything, path_name
-from awp_jax.balls._norms import at_least_float32
+from awp_jax.balls._norms import at_least_float32, is_float
 from awp_jax.balls._weights import WeightBall
 from awp_jax.pytrees import pytree_dataclass
 
@@ -92,7 +92,7 @@ class AdaptiveWeightBall:
 
 def _times(tree: Any, scales: Any) -> Any:
     return jax.tree.map(
-        lambda x, t: (at_least_float32(x) * t).astype(x.dtype) if _float(x) else x, tree, scales
+        lambda x, t: (at_least_float32(x) * t).astype(x.dtype) if is_float(x) else x, tree, scales
     )
 
 
@@ -101,13 +101,9 @@ def _divided(tree: Any, scales: Any) -> Any:
     return jax.tree.map(
         lambda x, t: (
             jnp.where(t > 0, at_least_float32(x) / jnp.where(t > 0, t, 1), 0).astype(x.dtype)
-            if _float(x)
+            if is_float(x)
             else x
         ),
         tree,
         scales,
     )
-
-
-def _float(array: Any) -> bool:
-    return jnp.issubdtype(array.dtype, jnp.floating)

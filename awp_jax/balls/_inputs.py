@@ -12,6 +12,7 @@ from awp_jax import checks
 from awp_jax.balls._l1 import project_l1
 from awp_jax.balls._norms import (
     at_least_float32,
+    is_float,
     largest,
     length,
     power_of_two,
@@ -60,11 +61,6 @@ def _over_leaves(combine: Callable, values: list[jax.Array]) -> jax.Array:
 def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
     """``[batch]`` with axes added, so that it broadcasts against ``like``."""
     return values.reshape((-1,) + (1,) * (like.ndim - 1))
-
-
-def _moves(leaf: jax.Array) -> bool:
-    """Whether an adversary can move an array: tokens and other integers stay as they are."""
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 @pytree_dataclass("radius", "low", "high", "mask")
@@ -158,12 +154,12 @@ class InputBall:
         if self.norm == "linf":
             drawn = [
                 jax.vmap(lambda k, c: jax.random.uniform(k, c.shape, c.dtype, -1.0, 1.0))(k, c)
-                if _moves(c)
+                if is_float(c)
                 else c
                 for k, c in zip(leaf_keys, centres, strict=True)
             ]
             moved = [
-                c + r.astype(c.dtype) * d if _moves(c) else c
+                c + r.astype(c.dtype) * d if is_float(c) else c
                 for c, r, d in zip(centres, radii, drawn, strict=True)
             ]
             return self.project(centre, jax.tree.unflatten(structure, moved))
@@ -175,7 +171,7 @@ class InputBall:
             return draw(direction_key, shape, dtype), jax.random.uniform(length_key, (), dtype)
 
         pairs = [
-            jax.vmap(one)(k, c) if _moves(c) else (jnp.zeros(c.shape), None)
+            jax.vmap(one)(k, c) if is_float(c) else (jnp.zeros(c.shape), None)
             for k, c in zip(leaf_keys, centres, strict=True)
         ]
         share = next(lengths for _, lengths in pairs if lengths is not None)
@@ -186,7 +182,7 @@ class InputBall:
             + d
             * per_example((share.astype(norms.dtype) * norms).astype(c.dtype), c)
             * r.astype(c.dtype)
-            if _moves(c)
+            if is_float(c)
             else c
             for c, d, r in zip(centres, directions, radii, strict=True)
         ]
@@ -220,7 +216,7 @@ class InputBall:
             gradients = self._with_room(gradients, points, centres)
         sizes = self._radii(centres, size, "step_size")
         moved = [
-            p + s.astype(p.dtype) * d if _moves(p) else p
+            p + s.astype(p.dtype) * d if is_float(p) else p
             for p, s, d in zip(points, sizes, self._directions(gradients), strict=True)
         ]
         return self.project(centre, jax.tree.unflatten(structure, moved))
@@ -237,26 +233,28 @@ class InputBall:
         centres, structure = self._leaves(centre)
         points = structure.flatten_up_to(point)
         moves = self._masked(
-            [p - c if _moves(c) else c for p, c in zip(points, centres, strict=True)], centres
+            [p - c if is_float(c) else c for p, c in zip(points, centres, strict=True)], centres
         )
         radii = self._radii(centres)
         lows, highs = self._bounds(centres)
         if self.norm == "linf":
             moves = [
-                jnp.clip(m, -r.astype(m.dtype), r.astype(m.dtype)) if _moves(m) else m
+                jnp.clip(m, -r.astype(m.dtype), r.astype(m.dtype)) if is_float(m) else m
                 for m, r in zip(moves, radii, strict=True)
             ]
         elif self.norm == "l2":
-            wide = [at_least_float32(m) for m in moves if _moves(m)]
+            wide = [at_least_float32(m) for m in moves if is_float(m)]
             size, rest = _measured(wide, "l2")
             limit = radii[0].reshape(-1).astype(rest.dtype)
             # Two factors, as the norm itself may be more than the largest number.
             outside = size * rest > limit
             factor = limit * reciprocal(rest)
-            moves = [_shortened(m, outside, size, factor) if _moves(m) else m for m in moves]
+            moves = [_shortened(m, outside, size, factor) if is_float(m) else m for m in moves]
         else:
             moves = project_l1(centres, moves, radii[0].reshape(-1), lows, highs)
-        moved = [c + m if _moves(c) else p for c, m, p in zip(centres, moves, points, strict=True)]
+        moved = [
+            c + m if is_float(c) else p for c, m, p in zip(centres, moves, points, strict=True)
+        ]
         return self.clip(centre, jax.tree.unflatten(structure, moved))
 
     def distance(self, centre: Any, point: Any) -> Any:
@@ -276,9 +274,11 @@ class InputBall:
             return self._each(lambda ball, _, c, p: ball.distance(c, p), centre, point)
         centres, structure = self._leaves(centre)
         points = structure.flatten_up_to(point)
-        moves = [at_least_float32(p - c) for p, c in zip(points, centres, strict=True) if _moves(c)]
+        moves = [
+            at_least_float32(p - c) for p, c in zip(points, centres, strict=True) if is_float(c)
+        ]
         if self.per_feature(centres):
-            radii = self._radii([c for c in centres if _moves(c)])
+            radii = self._radii([c for c in centres if is_float(c)])
             moves = [
                 jnp.where(m == 0, 0.0, jnp.abs(m) / r.astype(m.dtype))
                 for m, r in zip(moves, radii, strict=True)
@@ -316,10 +316,10 @@ class InputBall:
             return self._each(lambda ball, _, c, w: ball.on_sphere(c, w, share), centre, way)
         centres, structure = self._leaves(centre)
         ways = self._masked(structure.flatten_up_to(way), centres)
-        norms = reciprocal(input_norms([w for w in ways if _moves(w)], self.norm))
+        norms = reciprocal(input_norms([w for w in ways if is_float(w)], self.norm))
         moved = [
             c + r.astype(c.dtype) * (share * per_example(norms, c)).astype(c.dtype) * w
-            if _moves(c)
+            if is_float(c)
             else c
             for c, w, r in zip(centres, ways, self._radii(centres), strict=True)
         ]
@@ -362,7 +362,7 @@ class InputBall:
         lows, highs = self._bounds(centres)
         points = structure.flatten_up_to(point)
         inside = [
-            _clipped(p, low, high) if _moves(p) else p
+            _clipped(p, low, high) if is_float(p) else p
             for p, low, high in zip(points, lows, highs, strict=True)
         ]
         return self.hold(centre, jax.tree.unflatten(structure, inside))
@@ -460,7 +460,7 @@ class InputBall:
     def _leaves(self, centre: Any) -> tuple[list[jax.Array], Any]:
         leaves, structure = flatten(centre)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
-        if not any(_moves(leaf) for leaf in leaves):
+        if not any(is_float(leaf) for leaf in leaves):
             raise ValueError("The inputs hold no float array: there is nothing that can be moved.")
         return leaves, structure
 
@@ -502,7 +502,7 @@ class InputBall:
         """Gradients, zero where the point can go no further that way."""
         lows, highs = self._bounds(centres)
         return [
-            jnp.where(_has_room(g, p, low, high), g, jnp.zeros_like(g)) if _moves(p) else g
+            jnp.where(_has_room(g, p, low, high), g, jnp.zeros_like(g)) if is_float(p) else g
             for g, p, low, high in zip(gradients, points, lows, highs, strict=True)
         ]
 

@@ -1,9 +1,15 @@
 """Norms that neither overflow nor underflow: values are scaled before they are squared."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+
+def is_float(array: Any) -> bool:
+    """Whether an adversary can move an array: tokens and other integers stay as they are."""
+    return jnp.issubdtype(array.dtype, jnp.floating)
 
 
 def at_least_float32(array: jax.Array) -> jax.Array:
