@@ -329,7 +329,7 @@ def sam(
         >>> params, grad_fn = jnp.array([3.0, 4.0]), jax.grad(lambda w: (w**2).sum() / 2)
         >>> updates, state = optimizer.update(
         ...     grad_fn(params), optimizer.init(params), params, grad_fn=grad_fn)
-        >>> print(updates.round(3))  # -0.1 * (1 + 0.5 / 5) * w
+        >>> print(updates.round(2))  # -0.1 * (1 + 0.5 / 5) * w
         [-0.33 -0.44]
     """
     ball = _scheduled(rho, lambda r: WeightBall(radius=r, scope="global", mask=mask))

@@ -169,7 +169,7 @@ def test_a_flat_loss_has_no_curvature(problem):
     [
         ({"xi": -0.1}, "xi is -0.1, but a finite number of at least 0"),
         (
-            {"ball": WeightBall(0.1, mask={"a": False, "b": False})},
+            {"ball": WeightBall(0.1, mask={"a": False, "b": False}), "xi": None},
             "leaves no parameter to perturb",
         ),
         ({"ball": WeightBall(0.1, mask={"c": True}), "xi": None}, "mask does not fit the weights"),

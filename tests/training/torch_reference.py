@@ -221,8 +221,9 @@ class Reference:
                 x = x + self.step_size * gradient.sign()
                 x = torch.maximum(torch.minimum(x, images + self.epsilon), images - self.epsilon)
             else:
-                # 1e-10 as in the released L2 attack; it shows where the KL is near its minimum.
-                x = x + self.step_size * gradient / (lengths(gradient) + 1e-10)
+                # The released L2 attack adds 1e-10 to the length, which makes steps shorter by 1e-7
+                # where the KL is near its minimum; here a direction has length 1.
+                x = x + self.step_size * gradient / lengths(gradient)
                 length = lengths(x - images)
                 x = images + (x - images) * (self.epsilon / length).clamp(max=1.0)
             x = x.clamp(0, 1)
