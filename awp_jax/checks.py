@@ -146,7 +146,7 @@ def inputs(images: Any, *, low: Any = 0.0, high: Any = 1.0) -> int:
         for leaf in leaves:
             if jax.numpy.issubdtype(leaf.dtype, np.floating):
                 _values(leaf, *(bound if alone else None for bound in (low, high)))
-    return shapes[0][0]
+    return int(shapes[0][0])
 
 
 def _check_floats(images: Any, low: Any, high: Any) -> None:

@@ -93,7 +93,7 @@ def pytree_dataclass(*children: str) -> Callable[[Class], Class]:
         assert not unknown, f"{cls.__name__} has no fields {sorted(unknown)}"
         static = tuple(name for name in names if name not in children)
 
-        def flatten(self: Any) -> tuple[tuple, tuple]:
+        def flatten(self: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
             # What was a constant stays one while JAX puts placeholders into the leaves.
             constants = self.__dict__.get("_constants")
             if constants is None:
@@ -102,13 +102,13 @@ def pytree_dataclass(*children: str) -> Callable[[Class], Class]:
             kept = tuple((n, Constant(getattr(self, n))) for n in constants)
             return leaves, (kept, tuple(getattr(self, n) for n in static))
 
-        def flatten_with_keys(self: Any) -> tuple[tuple, tuple]:
+        def flatten_with_keys(self: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
             leaves, aux = flatten(self)
             there = [n for n in children if n not in dict(aux[0])]
             keys = [jax.tree_util.GetAttrKey(n) for n in there]
             return tuple(zip(keys, leaves, strict=True)), aux
 
-        def unflatten(aux: tuple, leaves: Any) -> Any:
+        def unflatten(aux: tuple[Any, ...], leaves: Any) -> Any:
             kept, values = aux
             constants = dict(kept)
             self: Any = object.__new__(cls)

@@ -4,11 +4,15 @@ Every draw for an example comes from a key of its own, so results depend neither
 are cut into batches nor on how many devices there are.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from awp_jax.typing import PyTree
 
-def check_key(key: jax.Array) -> None:
+
+def check_key(key: Any) -> None:
     """Raises ``ValueError`` unless ``key`` is a typed key (``jax.random.key(seed)``)."""
     if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise ValueError(
@@ -45,7 +49,7 @@ def fold_keys(keys: jax.Array, data: int | jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
 
 
-def leaf_keys(key: jax.Array, tree):
+def leaf_keys(key: jax.Array, tree: PyTree) -> Any:
     """One key per leaf of ``tree``, in the tree's structure."""
     check_key(key)
     leaves, structure = jax.tree.flatten(tree)

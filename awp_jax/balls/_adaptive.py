@@ -11,6 +11,7 @@ from awp_jax.balls._masks import as_mask, everything, path_name
 from awp_jax.balls._norms import at_least_float32, is_float
 from awp_jax.balls._weights import WeightBall
 from awp_jax.pytrees import pytree_dataclass
+from awp_jax.typing import Displacement, Gradients, Key, Params, PyTree, Radius
 
 
 @pytree_dataclass("radius", "eta")
@@ -38,7 +39,7 @@ class AdaptiveWeightBall:
         [[1.5 0. ]]
     """
 
-    radius: Any = 0.5
+    radius: Radius = 0.5
     eta: Any = 0.01
     mask: Any = None
 
@@ -53,8 +54,8 @@ class AdaptiveWeightBall:
         # What v / T_w moves in.
         return WeightBall(radius=self.radius, scope="global", mask=self.mask)
 
-    def _scales(self, centre: Any) -> Any:
-        def scale(path: tuple, w: Any) -> jax.Array:
+    def _scales(self, centre: Params) -> Any:
+        def scale(path: tuple[Any, ...], w: Any) -> jax.Array:
             if not jnp.issubdtype(jnp.result_type(w), jnp.floating):
                 return jnp.ones((), jnp.float32)
             wide = at_least_float32(jnp.asarray(w))
@@ -64,11 +65,11 @@ class AdaptiveWeightBall:
 
         return jax.tree_util.tree_map_with_path(scale, centre)
 
-    def start(self, key: Any, centre: Any) -> Any:
+    def start(self, key: Key | None, centre: Params) -> Any:
         """Zero. ``key`` is not used."""
         return self._plain.start(key, centre)
 
-    def step(self, centre: Any, point: Any, gradient: Any, size: Any) -> Any:
+    def step(self, centre: Params, point: Displacement, gradient: Gradients, size: Any) -> Any:
         """``project(v + size * T_w^2 g / ||T_w g||)``, ``size`` in the units of the radius."""
         scales = self._scales(centre)
         scaled = _times(gradient, scales)
@@ -76,27 +77,27 @@ class AdaptiveWeightBall:
         moved = jax.tree.map(lambda v, d: v + jnp.asarray(size, d.dtype) * d, point, way)
         return self.project(centre, moved)
 
-    def project(self, centre: Any, point: Any) -> Any:
+    def project(self, centre: Params, point: Displacement) -> Any:
         """Rescales radially what lies outside."""
         scales = self._scales(centre)
         return _times(self._plain.project(centre, _divided(point, scales)), scales)
 
-    def sample(self, key: Any, centre: Any) -> Any:
+    def sample(self, key: Key, centre: Params) -> Any:
         """``T_w`` times a Gaussian direction of length radius."""
         return _times(self._plain.sample(key, centre), self._scales(centre))
 
-    def distance(self, centre: Any, point: Any) -> Any:
+    def distance(self, centre: Params, point: Displacement) -> Any:
         """``||v / T_w||``, one number."""
         return self._plain.distance(centre, _divided(point, self._scales(centre)))
 
 
-def _times(tree: Any, scales: Any) -> Any:
+def _times(tree: PyTree, scales: Any) -> Any:
     return jax.tree.map(
         lambda x, t: (at_least_float32(x) * t).astype(x.dtype) if is_float(x) else x, tree, scales
     )
 
 
-def _divided(tree: Any, scales: Any) -> Any:
+def _divided(tree: PyTree, scales: Any) -> Any:
     # Where T_w is zero (a zero weight, eta 0) nothing may move.
     return jax.tree.map(
         lambda x, t: (

@@ -21,11 +21,12 @@ from awp_jax.balls._norms import (
 )
 from awp_jax.pytrees import flatten, pytree_dataclass
 from awp_jax.random import example_keys, fold_keys
+from awp_jax.typing import Gradients, Inputs, Key, Radius
 
 NORMS = ("linf", "l2", "l1")
 
 
-def input_norms(inputs: Any, norm: str) -> jax.Array:
+def input_norms(inputs: Inputs, norm: str) -> jax.Array:
     """The norm of each example, without overflow or underflow.
 
     Args:
@@ -51,7 +52,7 @@ def _measured(leaves: list[jax.Array], norm: str) -> tuple[jax.Array, jax.Array]
     return size, length(_over_leaves(jnp.add, sums), norm)
 
 
-def _over_leaves(combine: Callable, values: list[jax.Array]) -> jax.Array:
+def _over_leaves(combine: Callable[..., Any], values: list[jax.Array]) -> jax.Array:
     total = values[0]
     for value in values[1:]:
         total = combine(total, value)
@@ -100,7 +101,7 @@ class InputBall:
     """
 
     norm: str = "linf"
-    radius: Any = 8 / 255
+    radius: Radius = 8 / 255
     low: Any = 0.0
     high: Any = 1.0
     mask: Any = None
@@ -126,11 +127,11 @@ class InputBall:
 
     # What the contract asks for.
 
-    def start(self, key: jax.Array, centre: Any) -> Any:
+    def start(self, key: Key, centre: Inputs) -> Any:
         """Where an attack begins: a random point, see ``sample``."""
         return self.sample(key, centre)
 
-    def sample(self, key: jax.Array, centre: Any) -> Any:
+    def sample(self, key: Key, centre: Inputs) -> Any:
         """A random point: U(-radius, radius) for Linf; else a random direction times U(0, radius).
 
         Rice et al. 2020, ``train_cifar.py``. Directions are Gaussian for L2 and Laplacian for L1.
@@ -188,7 +189,7 @@ class InputBall:
         ]
         return self.project(centre, jax.tree.unflatten(structure, moved))
 
-    def step(self, centre: Any, point: Any, gradient: Any, size: Any) -> Any:
+    def step(self, centre: Inputs, point: Inputs, gradient: Gradients, size: Any) -> Any:
         """One step of projected steepest ascent (eqs. 9 and 14 of AWP, NeurIPS 2020).
 
         Args:
@@ -221,7 +222,7 @@ class InputBall:
         ]
         return self.project(centre, jax.tree.unflatten(structure, moved))
 
-    def project(self, centre: Any, point: Any) -> Any:
+    def project(self, centre: Inputs, point: Inputs) -> Any:
         """The point itself when it is inside, else the nearest of the norm ball, within the bounds.
 
         Clipping to the bounds after the projection on an Linf or L2 ball never leaves it, because
@@ -257,7 +258,7 @@ class InputBall:
         ]
         return self.clip(centre, jax.tree.unflatten(structure, moved))
 
-    def distance(self, centre: Any, point: Any) -> Any:
+    def distance(self, centre: Inputs, point: Inputs) -> Any:
         """How far each example is from its centre.
 
         Args:
@@ -292,7 +293,7 @@ class InputBall:
 
     # What attacks of this library ask beside.
 
-    def direction(self, gradient: Any) -> Any:
+    def direction(self, gradient: Gradients) -> Any:
         """The unit step of steepest ascent: sign for Linf, g/||g|| for L2, one entry for L1.
 
         Args:
@@ -304,7 +305,7 @@ class InputBall:
         leaves, structure = flatten(gradient)
         return jax.tree.unflatten(structure, self._directions(leaves))
 
-    def on_sphere(self, centre: Any, way: Any, share: float = 1.0) -> Any:
+    def on_sphere(self, centre: Inputs, way: Any, share: float = 1.0) -> Any:
         """The point at ``share`` of the radius in the direction ``way``, within the bounds.
 
         Args:
@@ -354,7 +355,7 @@ class InputBall:
                 )
         return value.reshape((-1,) + (1,) * (leaf.ndim - 1))
 
-    def clip(self, centre: Any, point: Any) -> Any:
+    def clip(self, centre: Inputs, point: Inputs) -> Any:
         """``point`` within the bounds, and with what the mask holds put back."""
         if self._several:
             return self._each(lambda ball, _, c, p: ball.clip(c, p), centre, point)
@@ -367,7 +368,7 @@ class InputBall:
         ]
         return self.hold(centre, jax.tree.unflatten(structure, inside))
 
-    def hold(self, centre: Any, point: Any) -> Any:
+    def hold(self, centre: Inputs, point: Inputs) -> Any:
         """``point`` with what the mask holds put back; in the ball or not."""
         if self._several:
             return self._each(lambda ball, _, c, p: ball.hold(c, p), centre, point)
@@ -380,13 +381,13 @@ class InputBall:
         ]
         return jax.tree.unflatten(structure, kept)
 
-    def per_feature(self, centre: Any) -> bool:
+    def per_feature(self, centre: Inputs) -> bool:
         """Whether features of one example have radii of their own."""
         centres = [jnp.asarray(leaf) for leaf in jax.tree.leaves(centre)]
         radii = self._radii(centres)
         return any(r.ndim > 0 and any(n > 1 for n in r.shape[1:]) for r in radii)
 
-    def check(self, centre: Any) -> None:
+    def check(self, centre: Inputs) -> None:
         """Raises ``ValueError`` where radius, bounds or mask do not fit the inputs."""
         if self._several:
             self._each(lambda ball, _, c: ball.check(c), centre)
@@ -394,7 +395,7 @@ class InputBall:
         centres, _ = self._leaves(centre)
         self._radii(centres), self._bounds(centres), self._masks(centres)
 
-    def examples(self, centre: Any, rows: Any) -> "InputBall":
+    def examples(self, centre: Inputs, rows: Any) -> "InputBall":
         """The ball of some of the examples: what is given for each example is cut with them.
 
         Args:
@@ -435,12 +436,12 @@ class InputBall:
     def _several(self) -> bool:
         return not jax.tree_util.all_leaves([self.radius])
 
-    def _each(self, work: Callable, centre: Any, *trees: Any, size: Any = None) -> Any:
+    def _each(self, work: Callable[..., Any], centre: Inputs, *trees: Any, size: Any = None) -> Any:
         """``work`` for the ball and the inputs under each entry of a pytree of radii."""
         radii, structure = flatten(self.radius)
         parts = [structure.flatten_up_to(tree) for tree in (centre, *trees)]
 
-        def split(value: Any) -> list:
+        def split(value: Any) -> list[Any]:
             alike = bool(jax.tree.structure(value, is_leaf=lambda x: x is None) == structure)
             return structure.flatten_up_to(value) if alike else [value] * len(radii)
 
@@ -457,14 +458,16 @@ class InputBall:
             ],
         )
 
-    def _leaves(self, centre: Any) -> tuple[list[jax.Array], Any]:
+    def _leaves(self, centre: Inputs) -> tuple[list[jax.Array], Any]:
         leaves, structure = flatten(centre)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         if not any(is_float(leaf) for leaf in leaves):
             raise ValueError("The inputs hold no float array: there is nothing that can be moved.")
         return leaves, structure
 
-    def _radii(self, centres: list, radius: Any = None, name: str = "radius") -> list[jax.Array]:
+    def _radii(
+        self, centres: list[Any], radius: Radius = None, name: str = "radius"
+    ) -> list[jax.Array]:
         """The radius (or a step size) as one array for each leaf, with as many axes, or none."""
         values = jax.tree.leaves(self.radius if radius is None else radius)
         # One for all, or one for each leaf.
@@ -474,7 +477,7 @@ class InputBall:
             for value, leaf in zip(values, centres, strict=True)
         ]
 
-    def _bounds(self, centres: list) -> tuple[list, list]:
+    def _bounds(self, centres: list[Any]) -> tuple[list[Any], list[Any]]:
         pair = []
         for name in ("low", "high"):
             spread = _spread(getattr(self, name), centres)
@@ -486,19 +489,21 @@ class InputBall:
             )
         return pair[0], pair[1]
 
-    def _masks(self, centres: list) -> list:
+    def _masks(self, centres: list[Any]) -> list[Any]:
         return [
             None if m is None else _broadcastable(jnp.asarray(m, bool), leaf, "mask")
             for m, leaf in zip(_spread(self.mask, centres), centres, strict=True)
         ]
 
-    def _masked(self, leaves: list[jax.Array], centres: list) -> list[jax.Array]:
+    def _masked(self, leaves: list[jax.Array], centres: list[Any]) -> list[jax.Array]:
         return [
             leaf if mask is None else jnp.where(mask, leaf, jnp.zeros_like(leaf))
             for leaf, mask in zip(leaves, self._masks(centres), strict=True)
         ]
 
-    def _with_room(self, gradients: list, points: list, centres: list) -> list[jax.Array]:
+    def _with_room(
+        self, gradients: list[Any], points: list[Any], centres: list[Any]
+    ) -> list[jax.Array]:
         """Gradients, zero where the point can go no further that way."""
         lows, highs = self._bounds(centres)
         return [
@@ -545,11 +550,11 @@ class InputBall:
         ]
 
 
-def _folded(key: jax.Array, number: int, centre: Any) -> jax.Array:
+def _folded(key: Key, number: int, centre: Inputs) -> jax.Array:
     return fold_keys(example_keys(key, jax.tree.leaves(centre)[0].shape[0]), number)
 
 
-def _spread(value: Any, centres: list) -> list:
+def _spread(value: Any, centres: list[Any]) -> list[Any]:
     """One value for each leaf: the same for all, or the leaves of a pytree of as many."""
     leaves = jax.tree.leaves(value, is_leaf=lambda x: x is None)
     return leaves if len(leaves) == len(centres) else leaves * len(centres)

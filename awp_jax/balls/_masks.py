@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from awp_jax.pytrees import is_function
+from awp_jax.typing import Params
 
 # What people leave out in practice, in the names of linen, NNX, Equinox, Haiku and timm.
 EMBEDDINGS = ("*embed*", "*wte*", "*wpe*", "*token*", "*position*")
@@ -17,7 +18,7 @@ NORMALISATIONS = ("*norm*", "*bn[0-9]*", "*/bn/*", "*ln_*", "*/ln/*", "*/ln[0-9]
 BIASES = ("*bias", "*/b")
 
 
-def path_name(path: tuple) -> str:
+def path_name(path: tuple[Any, ...]) -> str:
     """A path as text: ``"hidden/kernel"``. The value inside a Flax NNX variable has no name."""
     last = path[-1] if path else None
     if len(path) > 1 and isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
@@ -25,7 +26,7 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def kernels_only(params: Any) -> Any:
+def kernels_only(params: Params) -> Any:
     """The default mask of AWP: leaves with more than one axis (convolution and dense kernels).
 
     BatchNorm scales, BatchNorm biases and all other biases are left alone (csdongxian/AWP,
@@ -34,7 +35,7 @@ def kernels_only(params: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
 
 
-def everything(params: Any) -> Any:
+def everything(params: Params) -> Any:
     """The mask of SAM: every leaf, biases and normalisation too."""
     return jax.tree.map(lambda leaf: True, params)
 
@@ -58,7 +59,7 @@ def matching(*patterns: str) -> Callable[[Any], Any]:
     """
     _check_patterns(patterns)
 
-    def mask(params: Any) -> Any:
+    def mask(params: Params) -> Any:
         names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         for pattern in patterns:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
@@ -91,7 +92,7 @@ def kernels_without(*patterns: str) -> Callable[[Any], Any]:
     """
     _check_patterns(patterns)
 
-    def mask(params: Any) -> Any:
+    def mask(params: Params) -> Any:
         return _mapped(
             lambda name, leaf: jnp.ndim(leaf) > 1 and not _fits(name.lower(), patterns), params
         )
@@ -112,7 +113,7 @@ def _fits(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _mapped(function: Callable[[str, Any], bool], params: Any) -> Any:
+def _mapped(function: Callable[[str, Any], bool], params: Params) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: function(path_name(path), leaf), params
     )
@@ -130,7 +131,7 @@ class Mask:
     structure: Any
     keep: tuple[bool, ...]
 
-    def __call__(self, params: Any) -> Any:
+    def __call__(self, params: Params) -> Any:
         """The mask as a pytree; ``params`` only have to fit."""
         del params
         return jax.tree.unflatten(self.structure, self.keep)

@@ -4,6 +4,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 
+from awp_jax.typing import Key, Radius
+
 Point = TypeVar("Point")
 
 
@@ -39,7 +41,7 @@ class Ball(Protocol[Point]):
         True
     """
 
-    def start(self, key: Any, centre: Any) -> Point:
+    def start(self, key: Key, centre: Any) -> Point:
         """Where an ascent begins."""
         ...
 
@@ -51,7 +53,7 @@ class Ball(Protocol[Point]):
         """The nearest point inside."""
         ...
 
-    def sample(self, key: Any, centre: Any) -> Point:
+    def sample(self, key: Key, centre: Any) -> Point:
         """A random point inside."""
         ...
 
@@ -77,7 +79,7 @@ def check_ball(ball: Any) -> Any:
     return ball
 
 
-def check_step_size(ball: Any, step_size: Any, what: str) -> None:
+def check_step_size(ball: Any, step_size: Radius, what: str) -> None:
     """Raises ``ValueError`` where a step has no size: none was given, and the ball has no radius.
 
     Args:
@@ -92,6 +94,6 @@ def check_step_size(ball: Any, step_size: Any, what: str) -> None:
         )
 
 
-def scaled(radius: Any, factor: Any) -> Any:
+def scaled(radius: Radius, factor: Any) -> Any:
     """A radius times a factor: a number, an array, or a pytree of them."""
     return jax.tree.map(lambda r: r * factor, radius)

@@ -19,6 +19,7 @@ from awp_jax.balls._norms import (
 )
 from awp_jax.pytrees import flatten, is_function, pytree_dataclass
 from awp_jax.random import leaf_keys
+from awp_jax.typing import Displacement, Gradients, Key, Params, PyTree, Radius
 
 SIZES = ("l2", "l1")
 SCOPES = ("leaf", "global", "filter", "element")
@@ -76,11 +77,11 @@ class WeightBall:
         [[0.  0.5]]
     """
 
-    gamma: Any = None
+    gamma: Radius = None
     size: str = "l2"
     scope: str = "leaf"
     mask: Any = None
-    radius: Any = None
+    radius: Radius = None
 
     def __post_init__(self) -> None:
         checks.choice(self.size, SIZES, "size")
@@ -111,12 +112,12 @@ class WeightBall:
 
     # What the contract asks for.
 
-    def start(self, key: Any, centre: Any) -> Any:
+    def start(self, key: Key | None, centre: Params) -> Any:
         """Zero: weight ascent begins at the weights. ``key`` is not used."""
         del key
         return jax.tree.map(_zero, centre)
 
-    def step(self, centre: Any, point: Any, gradient: Any, size: Any) -> Any:
+    def step(self, centre: Params, point: Displacement, gradient: Gradients, size: Any) -> Any:
         """One step of eq. 10: ``project(v + size * ||w_l|| * g_l / ||g_l||)``.
 
         Args:
@@ -135,7 +136,7 @@ class WeightBall:
         )
         return self.project(centre, moved)
 
-    def project(self, centre: Any, point: Any) -> Any:
+    def project(self, centre: Params, point: Displacement) -> Any:
         """Rescales radially what lies outside (eq. 15)."""
         sizes = self._sizes(point, centre)
         limits = self._limits(centre)
@@ -149,14 +150,14 @@ class WeightBall:
             shortened.append(jnp.where(inside, wide, nearest).astype(v.dtype))
         return self._put(centre, shortened)
 
-    def sample(self, key: jax.Array, centre: Any) -> Any:
+    def sample(self, key: Key, centre: Params) -> Any:
         """A Gaussian direction scaled onto the sphere ``||v_l|| = gamma * ||w_l||``."""
         noise = jax.tree.map(_noise, leaf_keys(key, centre), centre)
         direction = self.direction(noise, centre)
         reach = self._spread(self.reach, centre, "radius")
         return self._map(lambda d, r: jnp.asarray(r, d.dtype) * d, centre, direction, reach)
 
-    def distance(self, centre: Any, point: Any) -> Any:
+    def distance(self, centre: Params, point: Displacement) -> Any:
         """The size of a displacement in the units of the radius.
 
         Args:
@@ -188,7 +189,7 @@ class WeightBall:
 
     # What weight perturbations of this library ask beside.
 
-    def direction(self, gradient: Any, centre: Any) -> Any:
+    def direction(self, gradient: Gradients, centre: Params) -> Any:
         """The step of size 1: ``g / ||g|| * ||w||`` for each scope (with a radius ``g / ||g||``).
 
         Zero where the gradient or the weights are zero, and everywhere where the gradient is not
@@ -209,7 +210,7 @@ class WeightBall:
         leaves = self._moving(centre, centre)
         return self._put(centre, [u.astype(w.dtype) for u, w in zip(units, leaves, strict=True)])
 
-    def norms(self, tree: Any, centre: Any) -> Any:
+    def norms(self, tree: PyTree, centre: Params) -> Any:
         """The norms that this ball compares, as a pytree of arrays that broadcast against leaves.
 
         Args:
@@ -221,7 +222,7 @@ class WeightBall:
             lambda kept: next(found) if kept else jnp.zeros((), jnp.float32), self.mask_of(centre)
         )
 
-    def mask_of(self, centre: Any) -> Any:
+    def mask_of(self, centre: Params) -> Any:
         """What moves, as a pytree of bools like ``centre``.
 
         Raises:
@@ -243,15 +244,15 @@ class WeightBall:
             lambda k, leaf: k and jnp.issubdtype(jnp.result_type(leaf), jnp.floating), keep, centre
         )
 
-    def radii(self, centre: Any, share: float = 1.0) -> Any:
+    def radii(self, centre: Params, share: float = 1.0) -> Any:
         """The radius of each leaf times ``share``, as a pytree like the weights."""
         return jax.tree.map(lambda r: r * share, self._spread(self.reach, centre, "radius"))
 
-    def _spread(self, value: Any, centre: Any, name: str) -> Any:
+    def _spread(self, value: Any, centre: Params, name: str) -> Any:
         """A number, a prefix or a function of the path as a pytree like the weights."""
         if is_function(value):
 
-            def of_path(path: tuple, leaf: Any) -> Any:
+            def of_path(path: tuple[Any, ...], leaf: Any) -> Any:
                 del leaf
                 found = value(path_name(path))
                 return 0.0 if found is None else checks.radius(found, path_name(path), None)
@@ -265,12 +266,12 @@ class WeightBall:
             first = str(error).strip().splitlines()[0]
             raise ValueError(f"{name} does not fit the weights: {first}") from None
 
-    def _moving(self, tree: Any, centre: Any) -> list[jax.Array]:
+    def _moving(self, tree: PyTree, centre: Params) -> list[jax.Array]:
         keep, structure = flatten(self.mask_of(centre))
         leaves = structure.flatten_up_to(tree)
         return [jnp.asarray(leaf) for kept, leaf in zip(keep, leaves, strict=True) if kept]
 
-    def _put(self, centre: Any, leaves: list) -> Any:
+    def _put(self, centre: Params, leaves: list[Any]) -> Any:
         """A pytree like the weights of what moves, zero elsewhere."""
         found = iter(leaves)
         return jax.tree.map(
@@ -279,7 +280,7 @@ class WeightBall:
             centre,
         )
 
-    def _map(self, function: Callable, centre: Any, *trees: Any) -> Any:
+    def _map(self, function: Callable[..., Any], centre: Params, *trees: Any) -> Any:
         lists = [self._moving(tree, centre) for tree in trees[:1]]
         keep, structure = flatten(self.mask_of(centre))
         for tree in trees[1:]:
@@ -287,7 +288,7 @@ class WeightBall:
             lists.append([leaf for kept, leaf in zip(keep, leaves, strict=True) if kept])
         return self._put(centre, [function(*parts) for parts in zip(*lists, strict=True)])
 
-    def _sizes(self, tree: Any, centre: Any) -> _Sizes:
+    def _sizes(self, tree: PyTree, centre: Params) -> _Sizes:
         """The norms that this ball compares, for each leaf that moves."""
         leaves = [at_least_float32(leaf) for leaf in self._moving(tree, centre)]
         if self.scope == "element":
@@ -314,13 +315,13 @@ class WeightBall:
             sums = [sum(sums[1:], start=sums[0])] * len(leaves)
         return _Sizes(powers, [length(value, self.size) for value in sums])
 
-    def _lengths(self, centre: Any) -> list[jax.Array]:
+    def _lengths(self, centre: Params) -> list[jax.Array]:
         """What the radius is relative to: the weights' norms, or 1."""
         if self.radius is not None:
             return [jnp.ones((), at_least_float32(w).dtype) for w in self._moving(centre, centre)]
         return self._sizes(centre, centre).norms()
 
-    def _limits(self, centre: Any) -> list[jax.Array]:
+    def _limits(self, centre: Params) -> list[jax.Array]:
         keep, structure = flatten(self.mask_of(centre))
         reach = structure.flatten_up_to(self._spread(self.reach, centre, "radius"))
         reach = [r for kept, r in zip(keep, reach, strict=True) if kept]
@@ -334,7 +335,7 @@ def _zero(leaf: Any) -> Any:
     return leaf if random else jnp.zeros_like(leaf)
 
 
-def _noise(key: jax.Array, leaf: Any) -> jax.Array:
+def _noise(key: Key, leaf: Any) -> jax.Array:
     dtype = jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):
         return jnp.zeros(jnp.shape(leaf), dtype)

@@ -1,6 +1,5 @@
 """Average-case flatness: robust loss at random weights nearby."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ from awp_jax.landscape._prepared import prepared
 from awp_jax.landscape._robust_loss import PGD_20, Keep, RobustLoss, mean, stacked
 from awp_jax.pytrees import from_argument
 from awp_jax.random import fold_keys
+from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params, Radius
 from awp_jax.weights._displacement import moved
 
 XI = 0.5  # section 3.3 of the paper
@@ -36,14 +36,14 @@ class AverageFlatness(NamedTuple):
 
 
 def average_flatness(
-    apply_fn: Callable,
-    params: Any,
-    images: Any,
-    labels: Any,
-    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Params,
+    images: Images,
+    labels: Labels,
+    key: Key,
     *,
-    attack: Callable | None = PGD_20,
-    xi: Any = None,
+    attack: Attack | None = PGD_20,
+    xi: Radius = None,
     ball: Any = None,
     draws: int = 10,
     reference: RobustLoss | None = None,
@@ -117,7 +117,7 @@ def average_flatness(
     weight_key = jax.random.fold_in(key, streams.LANDSCAPE_AVERAGE_WEIGHTS)
     image_keys = examples.keys(jax.random.fold_in(key, streams.LANDSCAPE_AVERAGE_IMAGES))
 
-    def one(draw):
+    def one(draw: int) -> Any:
         there = moved_at_random(ball, params, jax.random.fold_in(weight_key, draw))
         return examples.losses(function, there, fold_keys(image_keys, draw), attack)
 
@@ -129,6 +129,6 @@ def average_flatness(
 
 
 @jax.jit
-def moved_at_random(ball: Any, params: Any, key: jax.Array) -> Any:
+def moved_at_random(ball: Any, params: Params, key: Key) -> Any:
     """``w + nu`` with a random nu of the ball."""
     return moved(params, from_argument(ball).sample(key, params))

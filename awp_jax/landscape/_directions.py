@@ -1,11 +1,11 @@
 """Directions in weight space along which a landscape is looked at."""
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from awp_jax import checks, parallel
 from awp_jax.attacks import cross_entropy
@@ -16,13 +16,14 @@ from awp_jax.data import as_float
 from awp_jax.landscape._model import float_images, logits_at
 from awp_jax.pytrees import as_argument, from_argument
 from awp_jax.random import check_key, example_keys
+from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params
 from awp_jax.weights._displacement import default_step
 
 # One norm per output channel (last axis of a kernel here), or one per kernel.
 NORMALISATIONS = {"filter": "filter", "layer": "leaf"}
 
 
-def _ball(normalisation: str, ball: Any, params: Any) -> Any:
+def _ball(normalisation: str, ball: Any, params: Params) -> Any:
     checks.choice(normalisation, NORMALISATIONS, "normalisation")
     if ball is None:
         ball = WeightBall(gamma=1.0, scope=NORMALISATIONS[normalisation])
@@ -34,14 +35,14 @@ def _ball(normalisation: str, ball: Any, params: Any) -> Any:
 
 
 @jax.jit
-def _scaled(ball: Any, way: Any, params: Any) -> Any:
+def _scaled(ball: Any, way: Any, params: Params) -> Any:
     ball = from_argument(ball)
     size = default_step(ball, params, 1, None)
     return ball.step(params, ball.start(None, params), way, size)
 
 
 @jax.jit
-def _noise(key, params):
+def _noise(key: Key, params: Params) -> Any:
     # One long draw: on CPU, compiling one for each shape takes half a second a shape.
     leaves, structure = jax.tree.flatten(params)
     ends = list(itertools.accumulate(leaf.size for leaf in leaves))
@@ -50,7 +51,7 @@ def _noise(key, params):
     return jax.tree.unflatten(structure, [p.reshape(w.shape).astype(w.dtype) for p, w in parts])
 
 
-def _check(key: jax.Array, params: Any, count: int) -> None:
+def _check(key: Key, params: Params, count: int) -> None:
     check_key(key)
     checks.positive_integer(count, "count")
     if not jax.tree.leaves(params):
@@ -62,8 +63,8 @@ def _stack(trees: list[Any]) -> Any:
 
 
 def directions(
-    key: jax.Array,
-    params: Any,
+    key: Key,
+    params: Params,
     count: int = 1,
     *,
     normalisation: str = "filter",
@@ -106,7 +107,7 @@ def directions(
     return _stack([_scaled(ball, _noise(k, params), params) for k in keys])
 
 
-def _loss(params, function, images, labels):
+def _loss(params: Params, function: Partial, images: Images, labels: Labels) -> Any:
     return cross_entropy(function(params, images), labels).mean()
 
 
@@ -114,12 +115,12 @@ _gradient = jax.jit(jax.grad(_loss))
 
 
 def adversarial_directions(
-    apply_fn: Callable,
-    params: Any,
-    key: jax.Array,
-    images: Any,
-    labels: Any,
-    attack: Callable | None,
+    apply_fn: ApplyFn,
+    params: Params,
+    key: Key,
+    images: Images,
+    labels: Labels,
+    attack: Attack | None,
     count: int = 1,
     *,
     batch_size: int = 128,

@@ -1,12 +1,12 @@
 """Largest eigenvalues of the Hessian of the clean or robust loss."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from awp_jax import checks, parallel, streams
@@ -19,6 +19,7 @@ from awp_jax.landscape._robust_loss import (
     Examples,
     check_one_key,
 )
+from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params
 
 
 class HessianSpectrum(NamedTuple):
@@ -37,14 +38,14 @@ class HessianSpectrum(NamedTuple):
 
 
 def hessian_spectrum(
-    apply_fn: Callable,
-    params: Any,
-    images: Any,
-    labels: Any,
-    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Params,
+    images: Images,
+    labels: Labels,
+    key: Key,
     *,
     count: int = 1,
-    attack: Callable | None = PGD_20,
+    attack: Attack | None = PGD_20,
     layers: Any = True,
     tolerance: float = 1e-3,
     most_products: int = 1000,
@@ -107,7 +108,7 @@ def hessian_spectrum(
             for index in range(len(examples.batches))
         ]
 
-    def product(vector):
+    def product(vector: np.ndarray) -> Any:
         nonlocal products
         products += 1
         parts = iter(unravel(jnp.asarray(vector.reshape(-1), flat.dtype)))
@@ -135,7 +136,9 @@ def hessian_spectrum(
     return HessianSpectrum(padded[0], padded[1].astype(flat.dtype), products)
 
 
-def _largest(operator, first, count, tolerance, most_products) -> tuple[np.ndarray, np.ndarray]:
+def _largest(
+    operator: Any, first: Any, count: int, tolerance: float, most_products: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Converged eigenvalues, largest first, and their unit eigenvectors as columns."""
     size = operator.shape[0]
     if not operator.matvec(first).any():  # ARPACK cannot start from a vector that maps to zero
@@ -154,10 +157,17 @@ def _largest(operator, first, count, tolerance, most_products) -> tuple[np.ndarr
 
 
 @jax.jit
-def _hessian_vector(function, params, tangent, images, labels, valid):
+def _hessian_vector(
+    function: Partial,
+    params: Params,
+    tangent: Any,
+    images: Images,
+    labels: Labels,
+    valid: jax.Array,
+) -> Any:
     """Forward over reverse: the derivative of the gradient of the summed loss along tangent."""
 
-    def total(params):
+    def total(params: Params) -> Any:
         losses = cross_entropy(logits_at(function, params)(images), labels)
         return jnp.where(valid, losses, 0.0).sum()
 

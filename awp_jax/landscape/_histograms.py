@@ -7,6 +7,7 @@ import numpy as np
 
 from awp_jax import checks
 from awp_jax.landscape._layers import layer_names, layers_of
+from awp_jax.typing import Params
 
 
 class WeightHistogram(NamedTuple):
@@ -28,7 +29,7 @@ class WeightHistogram(NamedTuple):
 
 
 def weight_histograms(
-    params: Any, *, bins: int = 99, layers: Any = None
+    params: Params, *, bins: int = 99, layers: Any = None
 ) -> dict[str, WeightHistogram]:
     """Histograms of weight values per layer (AWP, NeurIPS 2020, Figure 4).
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax.balls import WeightBall
+from awp_jax.typing import Params, Radius
 from awp_jax.weights._displacement import weight_ball
 
 
@@ -14,7 +15,7 @@ def _name(entry: Any) -> str:
     return str(getattr(entry, "key", getattr(entry, "name", entry)))
 
 
-def kernels_and_biases(params: Any) -> Any:
+def kernels_and_biases(params: Params) -> Any:
     """The layers of Stutz et al. (ICCV 2021, section 3.2): kernels and biases, no BatchNorm.
 
     A kernel is a leaf with more than one axis. A bias is a leaf called ``bias`` beside a kernel,
@@ -59,12 +60,12 @@ class Layers:
 
     keep: tuple[bool, ...]
 
-    def __call__(self, params: Any) -> Any:
+    def __call__(self, params: Params) -> Any:
         """The mask as a pytree of bools like ``params``."""
         return jax.tree.unflatten(jax.tree.structure(params), self.keep)
 
 
-def flatness_ball(params: Any, xi: Any, ball: Any) -> Any:
+def flatness_ball(params: Params, xi: Radius, ball: Any) -> Any:
     """The ball of a flatness measure: as given, or ``xi * ||w_l||`` for kernels and biases.
 
     Raises:
@@ -78,7 +79,7 @@ def flatness_ball(params: Any, xi: Any, ball: Any) -> Any:
     return ball
 
 
-def layers_of(params: Any, layers: Any) -> Layers:
+def layers_of(params: Params, layers: Any) -> Layers:
     """The mask ``layers`` of ``params``.
 
     Args:
@@ -105,7 +106,7 @@ def layers_of(params: Any, layers: Any) -> Layers:
     return Layers(keep)
 
 
-def layer_names(params: Any) -> list[str]:
+def layer_names(params: Params) -> list[str]:
     """Names of the leaves, in the tree's order: ``"layer1/0/conv1/kernel"``."""
     with_paths = jax.tree_util.tree_leaves_with_path(params)
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_paths]

@@ -1,6 +1,6 @@
 """The terms of the PAC-Bayes bound that motivates flatness."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from awp_jax.landscape._robust_loss import (
     mean,
 )
 from awp_jax.random import fold_keys, leaf_keys
+from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params
 
 # Typical size of the perturbation relative to ||w||, over all layers together.
 RELATIVE_SIZES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -52,17 +53,17 @@ class PACBayes(NamedTuple):
 
 
 def pac_bayes(
-    apply_fn: Callable,
-    params: Any,
-    images: Any,
-    labels: Any,
-    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Params,
+    images: Images,
+    labels: Labels,
+    key: Key,
     *,
     alphas: Sequence[float] | None = None,
     draws: int = WEIGHT_DRAWS,
     delta: float = 0.05,
     training_examples: int | None = None,
-    attack: Callable | None = PGD_20,
+    attack: Attack | None = PGD_20,
     layers: Any = None,
     batch_size: int = 128,
     keep: Keep | None = None,
@@ -130,14 +131,14 @@ def pac_bayes(
     keys = fold_keys(examples.keys(jax.random.fold_in(key, streams.LANDSCAPE_IMAGES)), 0)
     weight_key = jax.random.fold_in(key, streams.LANDSCAPE_PAC_BAYES)
 
-    def at_weights():
+    def at_weights() -> Any:
         return examples.losses(function, params, keys, attack)
 
-    def one(alpha, draw):
+    def one(alpha: Any, draw: int) -> Any:
         moved = _moved(mask, params, jax.random.fold_in(weight_key, draw), alpha)
         return examples.losses(function, moved, keys, attack)
 
-    def error(part):
+    def error(part: Any) -> Any:
         return mean(part["success"])
 
     empirical = error(keep("bound", at_weights))
@@ -156,14 +157,14 @@ def pac_bayes(
 
 
 @jax.jit
-def _moved(mask, params, key, alpha):
+def _moved(mask: Any, params: Params, key: Key, alpha: Any) -> Any:
     """``w + u`` with ``u ~ N(0, (alpha * ||w||)^2 I)`` on the layers that count."""
     norms = WeightBall(0.0, mask=mask).norms(params, params)
     norms = WeightBall(0.0, mask=mask).norms(params, params)
     squares = [jnp.square(norm) for norm in jax.tree.leaves(norms)]
     sigma = alpha * jnp.sqrt(sum(squares))
 
-    def add(kept, leaf, leaf_key):
+    def add(kept: bool, leaf: Any, leaf_key: Key) -> Any:
         noise = jax.random.normal(leaf_key, leaf.shape, leaf.dtype)
         return leaf + sigma.astype(leaf.dtype) * noise if kept else leaf
 

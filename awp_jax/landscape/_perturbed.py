@@ -1,6 +1,6 @@
 """Loss at weights perturbed by AWP and at random, of growing size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from awp_jax.landscape._robust_loss import (
     mean,
 )
 from awp_jax.random import fold_keys
+from awp_jax.typing import ApplyFn, Attack, Gradients, Images, Key, Labels, Params, Radius
 
 # Figure 3 of AWP: random perturbations show from 0.3 on, AWP at 0.005.
 GAMMAS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 0.6, 1.0)
@@ -45,15 +46,15 @@ class PerturbedLoss(NamedTuple):
 
 
 def perturbed_loss(
-    apply_fn: Callable,
-    params: Any,
-    images: Any,
-    labels: Any,
-    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Params,
+    images: Images,
+    labels: Labels,
+    key: Key,
     *,
     gammas: Sequence[Any] = GAMMAS,
     draws: int = WEIGHT_DRAWS,
-    attack: Callable | None = PGD_20,
+    attack: Attack | None = PGD_20,
     layers: Any = kernels_only,
     batch_size: int = 128,
     keep: Keep | None = None,
@@ -99,14 +100,14 @@ def perturbed_loss(
     weight_key = jax.random.fold_in(key, streams.LANDSCAPE_PERTURBED)
     gradient = None
 
-    def adversarial(gamma):
+    def adversarial(gamma: Radius) -> Any:
         nonlocal gradient
         if gradient is None:
             gradient = _mean_gradient(function, params, examples, keys, attack)
         moved = _moved_along(mask, params, gradient, gamma)
         return examples.losses(function, moved, keys, attack)
 
-    def random(gamma, draw):
+    def random(gamma: Radius, draw: int) -> Any:
         moved = moved_at_random(
             WeightBall(gamma, mask=mask), params, jax.random.fold_in(weight_key, draw)
         )
@@ -123,7 +124,13 @@ def perturbed_loss(
     return PerturbedLoss(np.asarray(sizes), np.stack(by_awp), np.stack(by_chance))
 
 
-def _mean_gradient(function, params, examples: Examples, keys, attack) -> Any:
+def _mean_gradient(
+    function: Partial,
+    params: Params,
+    examples: Examples,
+    keys: Key,
+    attack: Attack | None,
+) -> Any:
     total = None
     with full_precision():
         for index in range(len(examples.batches)):
@@ -135,8 +142,10 @@ def _mean_gradient(function, params, examples: Examples, keys, attack) -> Any:
 
 
 @jax.jit
-def _gradient(function, params, images, labels, valid):
-    def total(params):
+def _gradient(
+    function: Partial, params: Params, images: Images, labels: Labels, valid: jax.Array
+) -> Any:
+    def total(params: Params) -> Any:
         losses = cross_entropy(logits_at(function, params)(images), labels)
         return jnp.where(valid, losses, 0.0).sum()
 
@@ -144,7 +153,7 @@ def _gradient(function, params, images, labels, valid):
 
 
 @jax.jit
-def _moved_along(mask, params, gradient, gamma):
+def _moved_along(mask: Any, params: Params, gradient: Gradients, gamma: Radius) -> Any:
     ball = WeightBall(gamma, mask=mask)
     return jax.tree.map(
         jnp.add, params, ball.step(params, ball.start(None, params), gradient, gamma)

@@ -1,9 +1,6 @@
 """What average- and worst-case flatness begin with."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
-
-import jax
 
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.landscape._layers import flatness_ball
@@ -16,6 +13,7 @@ from awp_jax.landscape._robust_loss import (
     robust_loss,
 )
 from awp_jax.pytrees import as_argument
+from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params, Radius
 
 
 class Prepared(NamedTuple):
@@ -37,14 +35,14 @@ class Prepared(NamedTuple):
 
 
 def prepared(
-    apply_fn: Callable,
-    params: Any,
-    images: Any,
-    labels: Any,
-    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Params,
+    images: Images,
+    labels: Labels,
+    key: Key,
     *,
-    attack: Callable | None,
-    xi: Any,
+    attack: Attack | None,
+    xi: Radius,
     ball: Any,
     reference: RobustLoss | None,
     reference_restarts: int,

@@ -9,12 +9,15 @@ import numpy as np
 
 from awp_jax import checks
 from awp_jax.models.batch_norm import EPSILON
+from awp_jax.typing import BatchStats, Params
 
 # Images on which the function is compared, and how far float32 may be off.
 _TRIED, _TOLERANCE = 8, 1e-3
 
 
-def rescaled(classifier: Any, params: Any, batch_stats: Any, factor: Any) -> tuple[Any, Any]:
+def rescaled(
+    classifier: Any, params: Params, batch_stats: BatchStats, factor: Any
+) -> tuple[Any, Any]:
     """A network of the same function whose weights are ``factor`` times as large.
 
     With BatchNorm: every kernel (and bias) that a BatchNorm follows is multiplied, and the running
@@ -58,7 +61,7 @@ def rescaled(classifier: Any, params: Any, batch_stats: Any, factor: Any) -> tup
     return new_params, new_stats
 
 
-def _before_batch_norm(params: Any, batch_stats: Any, factor: float) -> tuple[Any, Any]:
+def _before_batch_norm(params: Params, batch_stats: BatchStats, factor: float) -> tuple[Any, Any]:
     """Layers called ``...conv...`` whose sibling ``...bn...`` normalises what they return."""
     if not isinstance(params, dict) or not isinstance(batch_stats, dict):
         return params, batch_stats
@@ -82,7 +85,7 @@ def _pair(layer: Any, norm: Any, factor: float) -> tuple[Any, Any]:
     return grown, {**norm, "mean": norm["mean"] * factor, "var": variance}
 
 
-def _chain(params: Any, batch_stats: Any, factor: float) -> tuple[Any, Any]:
+def _chain(params: Params, batch_stats: BatchStats, factor: float) -> tuple[Any, Any]:
     """Layers in the order of their names, each read by the next alone."""
     with_paths, structure = jax.tree_util.tree_flatten_with_path(params)
     layers = list(dict.fromkeys(path[:-1] for path, _ in with_paths))

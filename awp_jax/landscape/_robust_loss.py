@@ -15,6 +15,7 @@ from awp_jax.balls import InputBall
 from awp_jax.data import as_float, padded_batches
 from awp_jax.landscape._model import full_precision, logits_at
 from awp_jax.random import check_key, example_keys, fold_keys
+from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params
 
 # Stutz et al. (ICCV 2021), section 4 and released code: 20 steps of 0.007, Linf epsilon 8/255.
 PGD_20 = PGD("8/255", steps=20, step_size=0.007)
@@ -43,13 +44,13 @@ class RobustLoss(NamedTuple):
 
 
 def robust_loss(
-    apply_fn: Callable,
-    params: Any,
-    images: Any,
-    labels: Any,
-    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Params,
+    images: Images,
+    labels: Labels,
+    key: Key,
     *,
-    attack: Callable | None = PGD_20,
+    attack: Attack | None = PGD_20,
     restarts: int = 10,
     batch_size: int = 128,
     keep: Keep | None = None,
@@ -97,7 +98,7 @@ def robust_loss(
     function, keep = as_pytree_function(apply_fn), keep or compute_only
     keys = examples.keys(jax.random.fold_in(check_one_key(key), streams.LANDSCAPE_IMAGES))
 
-    def one(restart):
+    def one(restart: int) -> Any:
         return examples.losses(function, params, fold_keys(keys, restart), attack)
 
     parts = [
@@ -128,7 +129,7 @@ def compute_only(name: str, compute: Callable[[], Part]) -> Part:
     return compute()
 
 
-def check_one_key(key: jax.Array) -> jax.Array:
+def check_one_key(key: Key) -> jax.Array:
     """The key itself when it is one typed key.
 
     Raises:
@@ -155,7 +156,7 @@ class Examples:
     """
 
     def __init__(
-        self, images: Any, labels: Any, batch_size: int, params: Any, attack: Any = None
+        self, images: Images, labels: Labels, batch_size: int, params: Params, attack: Any = None
     ) -> None:
         checks.positive_integer(batch_size, "batch_size")
         if not hasattr(images, "dtype") or not hasattr(labels, "dtype"):
@@ -168,7 +169,7 @@ class Examples:
         size = min(batch_size, self.count)
         self.batches = list(padded_batches(self.count, size, parallel.shards(params)))
 
-    def keys(self, key: jax.Array) -> jax.Array:
+    def keys(self, key: Key) -> jax.Array:
         """One key per example."""
         return example_keys(key, self.count)
 
@@ -179,13 +180,18 @@ class Examples:
         images, labels, valid = parallel.follow(self._params, map(jnp.asarray, batch))
         return images, labels, valid
 
-    def batch_keys(self, keys: jax.Array, index: int) -> jax.Array:
+    def batch_keys(self, keys: Key, index: int) -> jax.Array:
         """Those of ``keys [examples]`` that belong to a batch, on the same devices."""
         (found,) = parallel.follow(self._params, (keys[self.batches[index][0]],))
         return found
 
     def attacked(
-        self, apply_fn: Partial, params: Any, keys: jax.Array, attack: Callable | None, index: int
+        self,
+        apply_fn: Partial,
+        params: Params,
+        keys: Key,
+        attack: Attack | None,
+        index: int,
     ) -> jax.Array:
         """The images of a batch after the attack on ``params``."""
         images, labels, _ = self.batch(index)
@@ -194,9 +200,7 @@ class Examples:
         batch_keys = self.batch_keys(keys, index)
         return attack(logits_at(apply_fn, params), batch_keys, images, labels)[0]
 
-    def losses(
-        self, apply_fn: Partial, params: Any, keys: jax.Array, attack: Callable | None
-    ) -> Part:
+    def losses(self, apply_fn: Partial, params: Params, keys: Key, attack: Attack | None) -> Part:
         """Loss and verdict of every example after one run of the attack on ``params``."""
         logits_fn, parts = logits_at(apply_fn, params), []
         with full_precision():

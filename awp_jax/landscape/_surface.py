@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from awp_jax import checks, parallel
 from awp_jax.attacks._model import as_pytree_function, number_of_classes, verdict
 from awp_jax.data import as_float, padded_batches
 from awp_jax.landscape._model import float_images, full_precision, logits_at
 from awp_jax.random import example_keys
+from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params
 
 # Points in one compiled call where loops stay rolled (GPU, TPU).
 _POINTS_PER_CALL = 8
@@ -54,15 +56,15 @@ def axis(points: int = 41, extent: float = 1.0) -> np.ndarray:
 
 
 def surface(
-    apply_fn: Callable,
-    params: Any,
+    apply_fn: ApplyFn,
+    params: Params,
     directions: Any,
-    images: Any,
-    labels: Any,
+    images: Images,
+    labels: Labels,
     *,
     axes: Sequence[Any],
-    attack: Callable | None = None,
-    key: jax.Array | None = None,
+    attack: Attack | None = None,
+    key: Key | None = None,
     adversarial: str = "anew",
     batch_size: int = 256,
     start: Surface | None = None,
@@ -162,7 +164,15 @@ def surface(
     return found
 
 
-def _attacked(function, params, attack, keys, images, labels, batches) -> np.ndarray:
+def _attacked(
+    function: Partial,
+    params: Params,
+    attack: Attack,
+    keys: Key,
+    images: Images,
+    labels: Labels,
+    batches: Any,
+) -> np.ndarray:
     """All images, as ``attack`` changes them at ``params``."""
     parts = []
     for i, mask in batches:
@@ -172,8 +182,8 @@ def _attacked(function, params, attack, keys, images, labels, batches) -> np.nda
     return np.concatenate(parts)
 
 
-def _move(params, directions, where):
-    def moved(leaf, ways):
+def _move(params: Params, directions: Any, where: Any) -> Any:
+    def moved(leaf: Any, ways: Any) -> Any:
         for way, by in zip(ways, where, strict=True):
             leaf = leaf + by.astype(leaf.dtype) * way
         return leaf
@@ -184,7 +194,16 @@ def _move(params, directions, where):
 _compiled_move = jax.jit(_move)
 
 
-def _look(function, params, directions, where, attack, keys, images, labels):
+def _look(
+    function: Partial,
+    params: Params,
+    directions: Any,
+    where: Any,
+    attack: Attack | None,
+    keys: Key,
+    images: Images,
+    labels: Labels,
+) -> Any:
     """At one point, loss of each example of a batch and whether it is right: ``[1, batch]``."""
     logits_fn = logits_at(function, _compiled_move(params, directions, jnp.asarray(where[0])))
     batch = float_images(images, params)
@@ -196,10 +215,19 @@ def _look(function, params, directions, where, attack, keys, images, labels):
 
 
 @jax.jit
-def _look_compiled(function, params, directions, where, attack, keys, images, labels):
+def _look_compiled(
+    function: Partial,
+    params: Params,
+    directions: Any,
+    where: Any,
+    attack: Attack | None,
+    keys: Key,
+    images: Images,
+    labels: Labels,
+) -> Any:
     """The same at several points ``where [points, directions]``, in one call."""
 
-    def one(point):
+    def one(point: Any) -> Any:
         logits_fn = logits_at(function, _move(params, directions, point))
         batch = float_images(images, params)
         if attack is None:
@@ -237,7 +265,7 @@ def _coordinates(values: Any) -> np.ndarray:
     return found
 
 
-def _check_directions(params: Any, directions: Any, count: int) -> None:
+def _check_directions(params: Params, directions: Any, count: int) -> None:
     structure: Any = jax.tree.structure(params)
     if structure != jax.tree.structure(directions):
         raise ValueError("directions and params differ in structure: are they of one model?")

@@ -1,7 +1,6 @@
 """Worst-case flatness: joint ascent on images and weights."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from awp_jax.landscape._prepared import prepared
 from awp_jax.landscape._robust_loss import PGD_20, Keep, RobustLoss, mean, stacked
 from awp_jax.pytrees import from_argument
 from awp_jax.random import fold_keys
+from awp_jax.typing import ApplyFn, Gradients, Images, Inputs, Key, Labels, Params, Radius
 from awp_jax.weights._displacement import moved
 
 STARTS = ("random", "zero")
@@ -51,14 +51,14 @@ class WorstCaseFlatness(NamedTuple):
 
 
 def worst_case_flatness(
-    apply_fn: Callable,
-    params: Any,
-    images: Any,
-    labels: Any,
-    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Params,
+    images: Images,
+    labels: Labels,
+    key: Key,
     *,
     attack: PGD | None = PGD_20,
-    xi: Any = None,
+    xi: Radius = None,
     ball: Any = None,
     weight_step: Any = None,
     steps: int = 20,
@@ -147,7 +147,7 @@ def worst_case_flatness(
     every = range(len(examples.batches))
     groups = [list(every)] if shared_across_batches else [[index] for index in every]
 
-    def one(restart):
+    def one(restart: int) -> Any:
         keys, parts = fold_keys(image_keys, restart), []
         for number, group in enumerate(groups):
             nu_key = jax.random.fold_in(jax.random.fold_in(weight_key, restart), number)
@@ -175,10 +175,10 @@ def _sum_of(losses: np.ndarray, batches: list[tuple[np.ndarray, np.ndarray]]) ->
 
 def _ascent(
     function: Any,
-    params: Any,
+    params: Params,
     examples: Any,
     group: list[int],
-    keys: jax.Array,
+    keys: Key,
     attack: PGD | None,
     ball: Any,
     nu: Any,
@@ -210,7 +210,7 @@ def _ascent(
 
 
 @functools.partial(jax.jit, static_argnames="random")
-def _start(ball: Any, params: Any, key: jax.Array, random: bool) -> Any:
+def _start(ball: Any, params: Params, key: Key, random: bool) -> Any:
     ball = from_argument(ball)
     if not random:
         return ball.start(None, params)
@@ -224,17 +224,17 @@ def _start(ball: Any, params: Any, key: jax.Array, random: bool) -> Any:
 def _gradients(
     attack: PGD | None,
     function: Any,
-    params: Any,
+    params: Params,
     nu: Any,
-    point: Any,
-    images: Any,
-    labels: Any,
+    point: Inputs,
+    images: Images,
+    labels: Labels,
     valid: jax.Array,
 ) -> tuple[Any, Any]:
     """The moved images, and the gradient of the summed loss in nu: both from one pass."""
     goal = Goal() if attack is None else attack.goal
 
-    def total(nu: Any, point: Any) -> jax.Array:
+    def total(nu: Any, point: Inputs) -> jax.Array:
         logits = logits_at(function, moved(params, nu))(point)
         return jnp.where(valid, goal.ascended(logits, labels), 0.0).sum()
 
@@ -245,7 +245,7 @@ def _gradients(
 
 
 @jax.jit
-def _step(ball: Any, params: Any, nu: Any, gradient: Any, weight_step: Any) -> Any:
+def _step(ball: Any, params: Params, nu: Any, gradient: Gradients, weight_step: Any) -> Any:
     return from_argument(ball).step(params, nu, gradient, weight_step)
 
 
@@ -255,5 +255,5 @@ def _sum(first: Any, second: Any) -> Any:
 
 
 @jax.jit
-def _judge(function: Any, params: Any, nu: Any, point: Any, labels: Any) -> AttackResult:
+def _judge(function: Any, params: Params, nu: Any, point: Inputs, labels: Labels) -> AttackResult:
     return judge(logits_at(function, moved(params, nu)), point, labels)

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax import checks
+from awp_jax.typing import GradFn, Params
 
 
 def accumulated(
-    grad_fn: Callable, micro_batches: int, *batch: Any, has_aux: bool = False
-) -> Callable:
+    grad_fn: GradFn, micro_batches: int, *batch: Any, has_aux: bool = False
+) -> Callable[..., Any]:
     """The mean of a gradient over equal parts of a batch, one after the other in one ``lax.scan``.
 
     What people want of ``optax.MultiSteps`` around a weight perturbation: as ``grad_fn`` of ``awp``
@@ -52,12 +53,12 @@ def accumulated(
         lambda leaf: jnp.reshape(leaf, (micro_batches, -1, *jnp.shape(leaf)[1:])), batch
     )
 
-    def whole(params: Any) -> Any:
-        def one(part: tuple) -> tuple[Any, Any]:
+    def whole(params: Params) -> Any:
+        def one(part: tuple[Any, ...]) -> tuple[Any, Any]:
             out = grad_fn(params, *part)
             return out if has_aux else (out, None)
 
-        def add(total: Any, part: tuple) -> tuple[Any, Any]:
+        def add(total: Any, part: tuple[Any, ...]) -> tuple[Any, Any]:
             gradient, aux = one(part)
             return jax.tree.map(jnp.add, total, gradient), aux
 

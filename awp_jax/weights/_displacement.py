@@ -10,16 +10,17 @@ from awp_jax import checks
 from awp_jax.ascent import ascend
 from awp_jax.balls import Ball, WeightBall
 from awp_jax.balls._protocol import check_ball, check_step_size
+from awp_jax.typing import Displacement, Gradients, Key, Params, PyTree, Radius
 
 
-def check_gradient(found: Any, params: Any, name: str) -> Any:
+def check_gradient(found: Any, params: Params, name: str) -> Any:
     """``found`` when it is like ``params``; tracers have shapes too, so this is before compilation.
 
     Raises:
         ValueError: Otherwise, with the first place where they differ.
     """
 
-    def shapes(tree: Any) -> dict[str, tuple]:
+    def shapes(tree: PyTree) -> dict[str, tuple[Any, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
 
@@ -43,7 +44,7 @@ def check_gradient(found: Any, params: Any, name: str) -> Any:
     return found
 
 
-def weight_ball(gamma: Any, ball: Any, default: float = 5e-3, **settings: Any) -> Any:
+def weight_ball(gamma: Radius, ball: Any, default: float = 5e-3, **settings: Any) -> Any:
     """The ball of a weight perturbation, from its short form or as given.
 
     Args:
@@ -70,7 +71,7 @@ def as_weight_ball(ball: Any, scope: str = "leaf") -> Any:
     return check_ball(ball) if isinstance(ball, Ball) else WeightBall(gamma=ball, scope=scope)
 
 
-def default_step(ball: Any, params: Any, steps: int, step_size: Any) -> Any:
+def default_step(ball: Any, params: Params, steps: int, step_size: Radius) -> Any:
     """eta2: as given, or the radius over the number of steps."""
     if step_size is not None:
         return step_size
@@ -80,16 +81,16 @@ def default_step(ball: Any, params: Any, steps: int, step_size: Any) -> Any:
     return jax.tree.map(lambda r: r / steps, ball.radius)
 
 
-def moved(params: Any, displacement: Any) -> Any:
+def moved(params: Params, displacement: Displacement) -> Any:
     """``w + v``; integers, random keys and other leaves that are no floats stay as they are."""
 
-    def add(w: Any, v: Any) -> Any:
+    def add(w: Any, v: Displacement) -> Any:
         return jnp.add(w, v) if jnp.issubdtype(jnp.result_type(w), jnp.inexact) else w
 
     return jax.tree.map(add, params, displacement)
 
 
-def all_finite(tree: Any) -> jax.Array:
+def all_finite(tree: PyTree) -> jax.Array:
     """Whether every float in a pytree is finite, one bool."""
     finite = jnp.bool_(True)
     for leaf in jax.tree.leaves(tree):
@@ -100,13 +101,13 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 def perturb(
-    params: Any,
-    grads: Any,
-    gamma: Any = None,
+    params: Params,
+    grads: Gradients,
+    gamma: Radius = None,
     *,
     ball: Any = None,
-    displacement: Any = None,
-    step_size: Any = None,
+    displacement: Displacement = None,
+    step_size: Radius = None,
 ) -> Any:
     """One step of adversarial weight perturbation (AWP, NeurIPS 2020, eqs. 10 and 15).
 
@@ -144,14 +145,14 @@ def perturb(
 
 
 def adversarial_displacement(
-    params: Any,
+    params: Params,
     grad_fn: Callable[[Any], Any],
     ball: Any,
     *,
     steps: int = 1,
-    step_size: Any = None,
+    step_size: Radius = None,
     first_gradient: Any = None,
-    displacement: Any = None,
+    displacement: Displacement = None,
     unroll: bool | None = None,
 ) -> Any:
     """K2 steps of projected weight ascent (AWP, NeurIPS 2020, algorithm 2, lines 11 to 13).
@@ -180,10 +181,10 @@ def adversarial_displacement(
     eta = default_step(ball, params, steps, step_size)
     v = ball.start(None, params) if displacement is None else displacement
 
-    def gradient_at(v: Any) -> Any:
+    def gradient_at(v: Displacement) -> Any:
         return check_gradient(grad_fn(moved(params, v)), params, "grad_fn's result")
 
-    def gradient_fn(point: Any, carry: Any) -> tuple[Any, Any]:
+    def gradient_fn(point: Displacement, carry: Any) -> tuple[Any, Any]:
         return gradient_at(point), carry
 
     if first_gradient is None and steps == 1:
@@ -196,7 +197,7 @@ def adversarial_displacement(
     return v
 
 
-def random_displacement(params: Any, key: jax.Array, ball: Any) -> Any:
+def random_displacement(params: Params, key: Key, ball: Any) -> Any:
     """A random displacement: in a ``WeightBall``, Gaussian with ``||v_l|| = gamma * ||w_l||``.
 
     The comparison of AWP, NeurIPS 2020, section 5.3. There it is called RWP; here that name is

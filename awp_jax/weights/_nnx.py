@@ -6,8 +6,12 @@ from typing import Any
 
 import jax
 
+from awp_jax.typing import Params
 
-def functional(params: Any) -> tuple[Any, Callable, Callable, Callable]:
+
+def functional(
+    params: Params,
+) -> tuple[Any, Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """A module as its parameters and the rest; anything else as it is.
 
     Args:
@@ -48,5 +52,7 @@ def functional(params: Any) -> tuple[Any, Callable, Callable, Callable]:
     return own, rebuilt, left_of, write
 
 
-def _as_it_is(params: Any) -> tuple[Any, Callable, Callable, Callable]:
+def _as_it_is(
+    params: Params,
+) -> tuple[Any, Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     return params, lambda p: p, lambda p: None, lambda left: None

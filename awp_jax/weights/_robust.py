@@ -12,6 +12,7 @@ from awp_jax import checks
 from awp_jax.ascent import is_traced
 from awp_jax.mapped import mean, vary
 from awp_jax.pytrees import as_argument, from_argument
+from awp_jax.typing import Params, Radius
 from awp_jax.weights._displacement import as_weight_ball, default_step, moved
 
 STEPS = 10  # K2 of the paper, section 5.1
@@ -27,7 +28,9 @@ def check_c_min(c_min: Any) -> Any:
     return float(c_min)
 
 
-def _evaluate(losses_fn: Callable, params: Any) -> tuple[Callable, jax.Array]:
+def _evaluate(
+    losses_fn: Callable[..., Any], params: Params
+) -> tuple[Callable[..., Any], jax.Array]:
     """``mask -> gradient`` of the masked losses over the whole batch, and the criterion."""
 
     def both(p: Any) -> tuple[jax.Array, jax.Array]:
@@ -45,7 +48,12 @@ def _evaluate(losses_fn: Callable, params: Any) -> tuple[Callable, jax.Array]:
 
 
 def loss_range_gradient(
-    losses_fn: Callable, params: Any, low: Any, high: Any, *, axis_name: str | None = None
+    losses_fn: Callable[..., Any],
+    params: Params,
+    low: Any,
+    high: Any,
+    *,
+    axis_name: str | None = None,
 ) -> Any:
     """The gradient over the examples in a range of loss (the loss stationary condition, LSC).
 
@@ -76,8 +84,8 @@ def loss_range_gradient(
 
 
 def _accumulate(
-    losses_fn: Callable,
-    params: Any,
+    losses_fn: Callable[..., Any],
+    params: Params,
     ball: Any,
     size: Any,
     c_min: Any,
@@ -107,13 +115,13 @@ _compiled_accumulate = jax.jit(_accumulate, static_argnames=("axis_name", "lazy"
 
 
 def robust_displacement(
-    params: Any,
+    params: Params,
     losses_fn: Callable[[Any], Any],
     ball: Any,
     *,
     c_min: Any = C_MIN,
     steps: int = STEPS,
-    step_size: Any = None,
+    step_size: Radius = None,
     axis_name: str | None = None,
     unroll: bool | None = None,
 ) -> Any:
@@ -187,11 +195,11 @@ def robust_displacement(
     summed = ball.start(None, params)
     if lazy:
 
-        def body(state: tuple) -> tuple:
+        def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
             index, summed, _ = state
             return index + 1, *add(summed)
 
-        def go_on(state: tuple) -> jax.Array:
+        def go_on(state: tuple[Any, ...]) -> jax.Array:
             return (state[0] < steps) & state[2]
 
         summed = jax.lax.while_loop(go_on, body, (jnp.int32(0), summed, jnp.bool_(True)))[1]

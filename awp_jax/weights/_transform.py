@@ -1,7 +1,7 @@
 """Weight perturbation as optax gradient transformations around any optimiser."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from awp_jax.balls import AdaptiveWeightBall, Ball, WeightBall, everything
 from awp_jax.balls._protocol import check_ball, check_step_size
 from awp_jax.pytrees import is_function
 from awp_jax.random import check_key
+from awp_jax.typing import GradFn, Key, Params, PyTree, Radius
 from awp_jax.weights._displacement import (
     adversarial_displacement,
     all_finite,
@@ -47,16 +48,16 @@ class RandomWeightPerturbationState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in optax
     aux: Any
     finite: jax.Array
-    key: jax.Array
+    key: Key
 
 
 GAMMA_OF_RWP = 1e-2  # section 5.1 of the paper, for AT
 
 # (params, gradient at w or None, grad_fn, ball, state, extra arguments) -> displacement
-Displace = Callable[[Any, Any, Callable, Any, Any, dict[str, Any]], Any]
+Displace = Callable[[Any, Any, Callable[..., Any], Any, Any, dict[str, Any]], Any]
 
 
-def _reject_masked(params: Any) -> None:
+def _reject_masked(params: Params) -> None:
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
         raise ValueError(
@@ -83,14 +84,14 @@ def _check_ball_or_schedule(ball: Any) -> None:
         ) from None
 
 
-def _scheduled(gamma: Any, make: Callable[[Any], Any]) -> Any:
+def _scheduled(gamma: Radius, make: Callable[[Any], Any]) -> Any:
     """A ball, or for a schedule of its radius a function from the count of updates to one."""
     if is_function(gamma):
         return lambda count: make(gamma(count))
     return make(gamma)
 
 
-def _only_floats(tree: Any) -> Any:
+def _only_floats(tree: PyTree) -> Any:
     """What the inner optimiser sees: zeros in place of integers, which it must not average."""
 
     def seen(leaf: Any) -> Any:
@@ -114,12 +115,12 @@ def _around(
     _check_ball_or_schedule(ball)
     scheduled = not isinstance(ball, Ball)
 
-    def init(params: Any) -> Any:
+    def init(params: Params) -> Any:
         _reject_masked(params)
         return make_state(wrapped.init(_only_floats(params)))
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, grad_fn: Any = None, **extra_args: Any
+        updates: Any, state: Any, params: Params = None, *, grad_fn: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
         if grad_fn is None and is_function(updates):
             updates, grad_fn = None, updates
@@ -177,7 +178,7 @@ def perturbed(
     ball: Any,
     *,
     steps: int = 1,
-    step_size: Any = None,
+    step_size: Radius = None,
     aux: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimiser at adversarially perturbed weights: what ``awp``, ``sam`` and ``asam`` are.
@@ -237,7 +238,7 @@ def perturbed(
         check_step_size(ball, step_size, "perturbed")
 
     def displace(
-        params: Any, updates: Any, grad_fn: Callable, ball_now: Any, state: Any, extra_args: Any
+        params: Params, updates: Any, grad_fn: GradFn, ball_now: Any, state: Any, extra_args: Any
     ) -> Any:
         del state, extra_args
         return adversarial_displacement(
@@ -253,7 +254,7 @@ def _state(aux: Any) -> Callable[[Any], PerturbedState]:
 
 def awp(
     inner: optax.GradientTransformation,
-    gamma: Any = None,
+    gamma: Radius = None,
     *,
     ball: Any = None,
     steps: int = 1,
@@ -294,7 +295,7 @@ def awp(
     return perturbed(inner, _ball_of(gamma, ball), steps=steps, aux=aux)
 
 
-def _ball_of(gamma: Any, ball: Any, **settings: Any) -> Any:
+def _ball_of(gamma: Radius, ball: Any, **settings: Any) -> Any:
     if ball is not None and gamma is None:
         return ball
     return _scheduled(gamma, lambda g: weight_ball(g, ball, **settings))
@@ -302,7 +303,7 @@ def _ball_of(gamma: Any, ball: Any, **settings: Any) -> Any:
 
 def sam(
     inner: optax.GradientTransformation,
-    rho: Any = 0.05,
+    rho: Radius = 0.05,
     *,
     mask: Any = everything,
     aux: Any = None,
@@ -338,7 +339,7 @@ def sam(
 
 def asam(
     inner: optax.GradientTransformation,
-    rho: Any = 0.5,
+    rho: Radius = 0.5,
     *,
     eta: Any = 0.01,
     mask: Any = everything,
@@ -365,7 +366,7 @@ def asam(
 
 def rwp(
     inner: optax.GradientTransformation,
-    gamma: Any = None,
+    gamma: Radius = None,
     *,
     ball: Any = None,
     c_min: Any = C_MIN,
@@ -412,7 +413,7 @@ def rwp(
     c_min = check_c_min(c_min)
 
     def displace(
-        params: Any, updates: Any, grad_fn: Callable, ball_now: Any, state: Any, extra_args: Any
+        params: Params, updates: Any, grad_fn: GradFn, ball_now: Any, state: Any, extra_args: Any
     ) -> Any:
         del updates, grad_fn, state
         losses_fn = extra_args.get("losses_fn")
@@ -431,8 +432,8 @@ def rwp(
 
 def random_weight_perturbation(
     inner: optax.GradientTransformation,
-    gamma: Any = None,
-    key: Any = None,
+    gamma: Radius = None,
+    key: Key | None = None,
     *,
     ball: Any = None,
     aux: Any = None,
@@ -456,13 +457,15 @@ def random_weight_perturbation(
     check_key(key)
 
     def displace(
-        params: Any, updates: Any, grad_fn: Callable, ball_now: Any, state: Any, extra_args: Any
+        params: Params, updates: Any, grad_fn: GradFn, ball_now: Any, state: Any, extra_args: Any
     ) -> Any:
         del updates, grad_fn, extra_args
         return random_displacement(params, jax.random.fold_in(state.key, state.count), ball_now)
 
     def make_state(inner_state: Any) -> RandomWeightPerturbationState:
         zero = jnp.zeros([], jnp.int32)
-        return RandomWeightPerturbationState(inner_state, zero, aux, jnp.bool_(True), key)
+        return RandomWeightPerturbationState(
+            inner_state, zero, aux, jnp.bool_(True), cast(Key, key)
+        )
 
     return _around(inner, _ball_of(gamma, ball), displace, make_state, aux)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from awp_jax.mapped import mean, vary
+from awp_jax.typing import Displacement, Key, Params, Radius
 from awp_jax.weights._displacement import (
     adversarial_displacement,
     moved,
@@ -18,7 +19,7 @@ from awp_jax.weights._robust import C_MIN, STEPS, check_c_min, robust_displaceme
 from awp_jax.weights._transform import GAMMA_OF_RWP
 
 
-def _split(args: tuple, argnums: int | Sequence[int]) -> tuple[Any, Callable]:
+def _split(args: tuple[Any, ...], argnums: int | Sequence[int]) -> tuple[Any, Callable[..., Any]]:
     several = not isinstance(argnums, int)
     numbers = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
     if not all(-len(args) <= number < len(args) for number in numbers):
@@ -26,7 +27,7 @@ def _split(args: tuple, argnums: int | Sequence[int]) -> tuple[Any, Callable]:
             f"argnums is {argnums}, but the function got {len(args)} positional arguments."
         )
 
-    def with_params(params: Any) -> list:
+    def with_params(params: Params) -> list[Any]:
         filled = list(args)
         for number, value in zip(numbers, params if several else (params,), strict=True):
             filled[number] = value
@@ -51,16 +52,16 @@ def _with_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
 
 
 def value_and_grad(
-    loss_fn: Callable,
-    gamma: Any = None,
+    loss_fn: Callable[..., Any],
+    gamma: Radius = None,
     *,
     ball: Any = None,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     steps: int = 1,
-    step_size: Any = None,
+    step_size: Radius = None,
     axis_name: str | None = None,
-) -> Callable:
+) -> Callable[..., Any]:
     """``jax.value_and_grad`` at the adversarially perturbed weights w + v.
 
     Value, auxiliary output and gradient all come from w + v; whatever the ascent computes as
@@ -119,14 +120,14 @@ def value_and_grad(
 
 
 def random_value_and_grad(
-    loss_fn: Callable,
-    gamma: Any = None,
+    loss_fn: Callable[..., Any],
+    gamma: Radius = None,
     *,
     ball: Any = None,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     axis_name: str | None = None,
-) -> Callable:
+) -> Callable[..., Any]:
     """``jax.value_and_grad`` at randomly perturbed weights (random weight perturbation).
 
     Args:
@@ -142,7 +143,7 @@ def random_value_and_grad(
     ball = weight_ball(gamma, ball)
 
     @functools.wraps(loss_fn)
-    def at_perturbed(key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+    def at_perturbed(key: Key, *args: Any, **kwargs: Any) -> Any:
         params, loss, finish = _loss_of(loss_fn, args, kwargs, argnums, has_aux)
         v = random_displacement(params, key, ball)
         return finish(_at(loss, params, v, axis_name))
@@ -153,8 +154,8 @@ def random_value_and_grad(
 
 
 def robust_value_and_grad(
-    losses_fn: Callable,
-    gamma: Any = None,
+    losses_fn: Callable[..., Any],
+    gamma: Radius = None,
     *,
     ball: Any = None,
     c_min: Any = C_MIN,
@@ -164,7 +165,7 @@ def robust_value_and_grad(
     steps: int = STEPS,
     axis_name: str | None = None,
     unroll: bool | None = None,
-) -> Callable:
+) -> Callable[..., Any]:
     """``jax.value_and_grad`` of a mean loss at weights perturbed by RWP (IJCAI 2022).
 
     As ``value_and_grad``, for a function that returns one loss per example, because only those of
@@ -220,8 +221,12 @@ def robust_value_and_grad(
 
 
 def _loss_of(
-    loss_fn: Callable, args: tuple, kwargs: dict, argnums: int | Sequence[int], has_aux: bool
-) -> tuple[Any, Callable, Callable]:
+    loss_fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    argnums: int | Sequence[int],
+    has_aux: bool,
+) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
     """Parameters, ``params -> (loss, (aux, left))`` and what makes the result of a pass.
 
     ``left`` is what a pass does to the rest of an ``nnx.Module``.
@@ -242,11 +247,11 @@ def _loss_of(
     return params, loss, finish
 
 
-def _gradient(loss: Callable, params: Any) -> Any:
+def _gradient(loss: Callable[..., Any], params: Params) -> Any:
     return jax.grad(loss, has_aux=True, allow_int=True)(params)[0]
 
 
-def _at(loss: Callable, params: Any, v: Any, axis_name: str | None) -> Any:
+def _at(loss: Callable[..., Any], params: Params, v: Displacement, axis_name: str | None) -> Any:
     perturbed = vary(moved(params, v), axis_name)
     (value, aux), grads = jax.value_and_grad(loss, has_aux=True, allow_int=True)(perturbed)
     value, grads = mean((value, grads), axis_name)
