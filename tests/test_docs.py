@@ -4,7 +4,9 @@ import doctest
 import importlib
 import importlib.util
 import inspect
+import pathlib
 import pkgutil
+import re
 
 import jax
 import pytest
@@ -51,6 +53,26 @@ def test_examples_run(name):
         report = []
         runner.run(test, out=report.append)
         assert not runner.failures, f"{test.name}\n{''.join(report)}"
+
+
+GUIDES = pathlib.Path(__file__).parents[1].joinpath("docs")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in GUIDES.glob("*.md")))
+def test_guides_run(name):
+    """The Python blocks of a page, one after the other, as a reader would paste them."""
+    text = (GUIDES / name).read_text()
+    blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S))
+    page = {}
+    for block in blocks:
+        line = text[: block.start()].count("\n") + 1
+        code = "\n" * line + block[1]  # so that errors name the line of the page
+        try:
+            exec(compile(code, str(GUIDES / name), "exec"), page)
+        except ModuleNotFoundError as error:
+            if error.name and error.name.split(".")[0] in EXTRAS:
+                pytest.skip(f"{name} needs {error.name}")
+            raise
 
 
 @pytest.mark.core

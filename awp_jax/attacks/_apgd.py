@@ -17,7 +17,7 @@ from awp_jax.attacks._model import predict
 from awp_jax.attacks._result import choose
 from awp_jax.attacks._stepped import SteppedAttack, ranked_targets
 from awp_jax.balls import InputBall
-from awp_jax.balls._inputs import per_example
+from awp_jax.balls._input_norms import per_example
 from awp_jax.balls._norms import is_float
 from awp_jax.balls._protocol import check_step_size, scaled
 from awp_jax.pytrees import flatten, pytree_dataclass

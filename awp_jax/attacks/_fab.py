@@ -16,7 +16,7 @@ from awp_jax.attacks._nearest import NearestResult
 from awp_jax.attacks._result import choose
 from awp_jax.attacks._stepped import SteppedAttack, advance, begin, ranked_targets
 from awp_jax.balls import input_norms
-from awp_jax.balls._inputs import per_example
+from awp_jax.balls._input_norms import per_example
 from awp_jax.pytrees import pytree_dataclass
 
 # Newton's method on a concave piecewise linear function needs a handful of steps; this is a cap.

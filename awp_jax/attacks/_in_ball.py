@@ -15,7 +15,7 @@ from awp_jax.random import example_keys, fold_keys
 
 STARTS = ("uniform", "gaussian", "none")
 
-# TRADES and MART start from the clean input + 0.001 * N(0, 1) (numerics.md of both releases).
+# TRADES and MART start from the clean input + 0.001 * N(0, 1) (docs/numerics.md).
 GAUSSIAN_START = 0.001
 
 

@@ -16,7 +16,8 @@ from awp_jax.attacks._model import check_logits, predict, prepare
 from awp_jax.attacks._nearest import NearestResult
 from awp_jax.attacks._result import choose
 from awp_jax.balls import InputBall, input_norms
-from awp_jax.balls._inputs import NORMS, per_example
+from awp_jax.balls._input_norms import per_example
+from awp_jax.balls._inputs import NORMS
 from awp_jax.balls._norms import reciprocal
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.random import fold_keys

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax.attacks._goal import Goal
-from awp_jax.balls._inputs import per_example
+from awp_jax.balls._input_norms import per_example
 
 
 class AttackResult(NamedTuple):

@@ -6,9 +6,9 @@ how to ``sample``, and what is at which ``distance``. No projection is written a
 """
 
 from awp_jax.balls._adaptive import AdaptiveWeightBall as AdaptiveWeightBall
+from awp_jax.balls._input_norms import input_norms as input_norms
 from awp_jax.balls._inputs import NORMS as NORMS
 from awp_jax.balls._inputs import InputBall as InputBall
-from awp_jax.balls._inputs import input_norms as input_norms
 from awp_jax.balls._masks import BIASES as BIASES
 from awp_jax.balls._masks import EMBEDDINGS as EMBEDDINGS
 from awp_jax.balls._masks import NORMALISATIONS as NORMALISATIONS

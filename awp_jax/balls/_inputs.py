@@ -9,14 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax import checks
+from awp_jax.balls._input_norms import directions, input_norms, measured, per_example, shortened
 from awp_jax.balls._l1 import project_l1
+from awp_jax.balls._lying import broadcastable, clipped, has_room, lying, of_rows, spread
 from awp_jax.balls._norms import (
     at_least_float32,
     is_float,
-    largest,
-    length,
-    power_of_two,
-    power_sum,
     reciprocal,
 )
 from awp_jax.pytrees import flatten, pytree_dataclass
@@ -24,44 +22,6 @@ from awp_jax.random import example_keys, fold_keys
 from awp_jax.typing import Gradients, Inputs, Key, Radius
 
 NORMS = ("linf", "l2", "l1")
-
-
-def input_norms(inputs: Inputs, norm: str) -> jax.Array:
-    """The norm of each example, without overflow or underflow.
-
-    Args:
-        inputs: ``[batch, ...]``, or a pytree of them: then over all leaves together.
-        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-
-    Returns:
-        ``[batch]``, in the units of ``inputs``; float32 for half precision.
-    """
-    leaves = [at_least_float32(jnp.asarray(leaf)) for leaf in jax.tree.leaves(inputs)]
-    size, total = _measured(leaves, norm)
-    return size * total
-
-
-def _measured(leaves: list[jax.Array], norm: str) -> tuple[jax.Array, jax.Array]:
-    """Two factors of the norm of each example: a power of two, and the norm of what it leaves."""
-    flat = [leaf.reshape(leaf.shape[0], -1) for leaf in leaves]
-    most = _over_leaves(jnp.maximum, [largest(leaf, (1,))[:, 0] for leaf in flat])
-    if norm == "linf":
-        return jnp.ones_like(most), most
-    size = power_of_two(most)
-    sums = [power_sum(leaf / size[:, None].astype(leaf.dtype), norm, (1,))[:, 0] for leaf in flat]
-    return size, length(_over_leaves(jnp.add, sums), norm)
-
-
-def _over_leaves(combine: Callable[..., Any], values: list[jax.Array]) -> jax.Array:
-    total = values[0]
-    for value in values[1:]:
-        total = combine(total, value)
-    return total
-
-
-def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
-    """``[batch]`` with axes added, so that it broadcasts against ``like``."""
-    return values.reshape((-1,) + (1,) * (like.ndim - 1))
 
 
 @pytree_dataclass("radius", "low", "high", "mask")
@@ -218,7 +178,7 @@ class InputBall:
         sizes = self._radii(centres, size, "step_size")
         moved = [
             p + s.astype(p.dtype) * d if is_float(p) else p
-            for p, s, d in zip(points, sizes, self._directions(gradients), strict=True)
+            for p, s, d in zip(points, sizes, directions(self.norm, gradients), strict=True)
         ]
         return self.project(centre, jax.tree.unflatten(structure, moved))
 
@@ -245,12 +205,12 @@ class InputBall:
             ]
         elif self.norm == "l2":
             wide = [at_least_float32(m) for m in moves if is_float(m)]
-            size, rest = _measured(wide, "l2")
+            size, rest = measured(wide, "l2")
             limit = radii[0].reshape(-1).astype(rest.dtype)
             # Two factors, as the norm itself may be more than the largest number.
             outside = size * rest > limit
             factor = limit * reciprocal(rest)
-            moves = [_shortened(m, outside, size, factor) if is_float(m) else m for m in moves]
+            moves = [shortened(m, outside, size, factor) if is_float(m) else m for m in moves]
         else:
             moves = project_l1(centres, moves, radii[0].reshape(-1), lows, highs)
         moved = [
@@ -303,7 +263,7 @@ class InputBall:
             Like ``gradient``; zero where the gradient of an example is zero or not finite.
         """
         leaves, structure = flatten(gradient)
-        return jax.tree.unflatten(structure, self._directions(leaves))
+        return jax.tree.unflatten(structure, directions(self.norm, leaves))
 
     def on_sphere(self, centre: Inputs, way: Any, share: float = 1.0) -> Any:
         """The point at ``share`` of the radius in the direction ``way``, within the bounds.
@@ -332,28 +292,7 @@ class InputBall:
         Raises:
             ValueError: Where its shape is neither that of examples nor (for Linf) of features.
         """
-        if value.ndim == 0:
-            return value
-        batch, features = leaf.shape[0], leaf.shape[-1]
-        for_example = value.shape == (batch,)
-        if self.norm == "linf":
-            for_feature = value.shape in ((features,), (1,)) and leaf.ndim > 1
-            if for_example and for_feature and batch > 1:
-                ones = ", ".join(["1"] * (leaf.ndim - 1))
-                raise ValueError(
-                    f"{name} has shape {value.shape}, which may be one for each of {batch} "
-                    f"examples or one for each of {features} features: give it the shape "
-                    f"({batch}, {ones}) or ({ones}, {features})."
-                )
-            if not for_example:
-                return _broadcastable(value, leaf, name)
-        elif not for_example and value.size != 1:
-            if value.shape != (batch,) + (1,) * (leaf.ndim - 1):
-                raise ValueError(
-                    f"{name} has shape {value.shape}, but for {self.norm} one number, or one for "
-                    f"each of {batch} examples, was expected."
-                )
-        return value.reshape((-1,) + (1,) * (leaf.ndim - 1))
+        return lying(self.norm, value, leaf, name)
 
     def clip(self, centre: Inputs, point: Inputs) -> Any:
         """``point`` within the bounds, and with what the mask holds put back."""
@@ -363,7 +302,7 @@ class InputBall:
         lows, highs = self._bounds(centres)
         points = structure.flatten_up_to(point)
         inside = [
-            _clipped(p, low, high) if is_float(p) else p
+            clipped(p, low, high) if is_float(p) else p
             for p, low, high in zip(points, lows, highs, strict=True)
         ]
         return self.hold(centre, jax.tree.unflatten(structure, inside))
@@ -405,26 +344,9 @@ class InputBall:
         Returns:
             The ball for ``centre[rows]``.
         """
-        batch = jax.tree.leaves(centre)[0].shape[0]
-
-        def cut(value: Any, leaf: Any) -> Any:
-            full = jnp.ndim(value) == jnp.ndim(leaf) and jnp.shape(value)[0] == batch > 1
-            alone = jnp.ndim(value) == 1 and jnp.shape(value)[0] == batch > 1
-            # For Linf a vector as long as batch and features alike is refused before.
-            return value[rows] if full or alone else value
-
-        first = jax.tree.leaves(centre)[0]
-
-        def cut_all(value: Any) -> Any:
-            structure: Any = jax.tree.structure
-            spread = structure(value) == structure(centre)
-            if spread:
-                return jax.tree.map(cut, value, centre)
-            return jax.tree.map(lambda v: cut(v, first), value)
-
         names = ("radius", "low", "high", "mask")
         own = {name: getattr(self, name) for name in names}
-        parts = {name: cut_all(value) for name, value in own.items()}
+        parts = {name: of_rows(value, centre, rows) for name, value in own.items()}
         same = jax.tree.leaves(
             jax.tree.map(lambda a, b: a is b, list(own.values()), list(parts.values()))
         )
@@ -480,19 +402,19 @@ class InputBall:
     def _bounds(self, centres: list[Any]) -> tuple[list[Any], list[Any]]:
         pair = []
         for name in ("low", "high"):
-            spread = _spread(getattr(self, name), centres)
+            bounds = spread(getattr(self, name), centres)
             pair.append(
                 [
-                    None if b is None else _broadcastable(jnp.asarray(b), leaf, name)
-                    for b, leaf in zip(spread, centres, strict=True)
+                    None if b is None else broadcastable(jnp.asarray(b), leaf, name)
+                    for b, leaf in zip(bounds, centres, strict=True)
                 ]
             )
         return pair[0], pair[1]
 
     def _masks(self, centres: list[Any]) -> list[Any]:
         return [
-            None if m is None else _broadcastable(jnp.asarray(m, bool), leaf, "mask")
-            for m, leaf in zip(_spread(self.mask, centres), centres, strict=True)
+            None if m is None else broadcastable(jnp.asarray(m, bool), leaf, "mask")
+            for m, leaf in zip(spread(self.mask, centres), centres, strict=True)
         ]
 
     def _masked(self, leaves: list[jax.Array], centres: list[Any]) -> list[jax.Array]:
@@ -507,92 +429,10 @@ class InputBall:
         """Gradients, zero where the point can go no further that way."""
         lows, highs = self._bounds(centres)
         return [
-            jnp.where(_has_room(g, p, low, high), g, jnp.zeros_like(g)) if is_float(p) else g
+            jnp.where(has_room(g, p, low, high), g, jnp.zeros_like(g)) if is_float(p) else g
             for g, p, low, high in zip(gradients, points, lows, highs, strict=True)
-        ]
-
-    def _directions(self, gradients: list[jax.Array]) -> list[jax.Array]:
-        if self.norm == "linf":
-            # sign(NaN) is NaN: an entry that nobody knows stays.
-            return [jnp.where(jnp.isnan(g), 0, jnp.sign(g)).astype(g.dtype) for g in gradients]
-        moving = [at_least_float32(g) for g in gradients if g.dtype != jax.dtypes.float0]
-        size, rest = _measured(moving, self.norm)
-        known = jnp.isfinite(rest)
-        if self.norm == "l2":
-            factor = jnp.where(known, reciprocal(rest), 0.0)
-
-            def unit(g: jax.Array) -> jax.Array:
-                wide = jnp.where(per_example(known, g), at_least_float32(g), 0.0)
-                scaled = wide / per_example(size, g).astype(wide.dtype)
-                return (scaled * per_example(factor, g).astype(wide.dtype)).astype(g.dtype)
-
-            return [g if g.dtype == jax.dtypes.float0 else unit(g) for g in gradients]
-        # L1: the one entry with the largest gradient, over all leaves.
-        flat = [jnp.abs(g).reshape(g.shape[0], -1) for g in moving]
-        ends = [leaf.shape[1] for leaf in flat]
-        every = jnp.concatenate(flat, axis=1)
-        best = every.argmax(axis=1)
-        chosen = jax.nn.one_hot(best, every.shape[1], dtype=every.dtype)
-        chosen = jnp.where((every > 0) & known[:, None], chosen, jnp.zeros_like(chosen))
-        parts, first = [], 0
-        for end in ends:
-            parts.append(chosen[:, first : first + end])
-            first += end
-        found = iter(parts)
-        return [
-            g
-            if g.dtype == jax.dtypes.float0
-            else (
-                next(found).reshape(g.shape).astype(g.dtype)
-                * jnp.where(jnp.isnan(g), 0, jnp.sign(g))
-            )
-            for g in gradients
         ]
 
 
 def _folded(key: Key, number: int, centre: Inputs) -> jax.Array:
     return fold_keys(example_keys(key, jax.tree.leaves(centre)[0].shape[0]), number)
-
-
-def _spread(value: Any, centres: list[Any]) -> list[Any]:
-    """One value for each leaf: the same for all, or the leaves of a pytree of as many."""
-    leaves = jax.tree.leaves(value, is_leaf=lambda x: x is None)
-    return leaves if len(leaves) == len(centres) else leaves * len(centres)
-
-
-def _broadcastable(value: jax.Array, leaf: jax.Array, name: str) -> jax.Array:
-    """``value`` with leading axes of 1, when it lies over ``leaf``; a scalar as it is."""
-    if value.ndim == 0:
-        return value
-    fits = value.ndim <= leaf.ndim and all(
-        n in (1, m) for n, m in zip(value.shape[::-1], leaf.shape[::-1], strict=False)
-    )
-    if not fits:
-        raise ValueError(
-            f"{name} has shape {value.shape}, which does not lie over inputs of shape {leaf.shape}."
-        )
-    return value.reshape((1,) * (leaf.ndim - value.ndim) + value.shape)
-
-
-def _clipped(point: jax.Array, low: Any, high: Any) -> jax.Array:
-    low = None if low is None else low.astype(point.dtype)
-    high = None if high is None else high.astype(point.dtype)
-    return point if low is None and high is None else jnp.clip(point, low, high)
-
-
-def _shortened(
-    move: jax.Array, outside: jax.Array, size: jax.Array, factor: jax.Array
-) -> jax.Array:
-    """``move / size * factor`` for the examples outside."""
-    wide = at_least_float32(move)
-    size, factor = (
-        per_example(jnp.broadcast_to(v.astype(wide.dtype), move.shape[:1]), move)
-        for v in (size, factor)
-    )
-    return jnp.where(per_example(outside, move), wide / size * factor, wide).astype(move.dtype)
-
-
-def _has_room(gradient: jax.Array, point: jax.Array, low: Any, high: Any) -> jax.Array:
-    up = jnp.bool_(True) if high is None else point < high.astype(point.dtype)
-    down = jnp.bool_(True) if low is None else point > low.astype(point.dtype)
-    return jnp.where(gradient > 0, up, down)

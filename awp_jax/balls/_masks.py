@@ -27,12 +27,24 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def kernels_only(params: Params) -> Any:
-    """The default mask of AWP: leaves with more than one axis (convolution and dense kernels).
+    """The default mask of AWP: convolution and dense kernels.
 
-    BatchNorm scales, BatchNorm biases and all other biases are left alone (csdongxian/AWP,
-    ``utils_awp.py``).
+    The released code moves what has more than one axis (csdongxian/AWP, ``utils_awp.py``), which
+    in PyTorch leaves BatchNorm and all biases alone. Here a bias may have several axes (that of
+    Equinox's convolutions has three, that of attention in Flax two), so names count too: leaves
+    called bias, scale or offset stay; those called kernel, weight or w move when they have more
+    than one axis; others need two axes, or more of which two are longer than 1 (so class tokens
+    ``[1, 1, width]`` stay).
     """
-    return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
+    return _mapped(_is_kernel, params)
+
+
+def _is_kernel(name: str, leaf: Any) -> bool:
+    shape, last = jnp.shape(leaf), name.rsplit("/", 1)[-1].lower()
+    if len(shape) < 2 or last in ("bias", "b", "scale", "offset"):
+        return False
+    named = last in ("kernel", "weight", "w")
+    return named or len(shape) == 2 or sum(length > 1 for length in shape) > 1
 
 
 def everything(params: Params) -> Any:
@@ -94,7 +106,7 @@ def kernels_without(*patterns: str) -> Callable[[Any], Any]:
 
     def mask(params: Params) -> Any:
         return _mapped(
-            lambda name, leaf: jnp.ndim(leaf) > 1 and not _fits(name.lower(), patterns), params
+            lambda name, leaf: _is_kernel(name, leaf) and not _fits(name.lower(), patterns), params
         )
 
     return mask
@@ -119,6 +131,7 @@ def _mapped(function: Callable[[str, Any], bool], params: Params) -> Any:
     )
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Mask:
     """A pytree of bools, or a prefix of one, as a constant that ``jit`` can compare.
@@ -149,12 +162,14 @@ def as_mask(mask: Any) -> Callable[[Any], Any]:
     """
     if mask is None:
         return kernels_only
-    if is_function(mask) or isinstance(mask, Mask):
+    leaves, structure = jax.tree.flatten(mask)
+    bools = bool(leaves) and all(isinstance(leaf, bool | np.bool_) for leaf in leaves)
+    # A tree of bools may be callable too: a module of Equinox.
+    if not bools and (is_function(mask) or isinstance(mask, Mask)):
         return mask
     patterns = (mask,) if isinstance(mask, str) else mask
     if isinstance(patterns, tuple | list) and patterns and isinstance(patterns[0], str):
         return matching(*patterns)
-    leaves, structure = jax.tree.flatten(mask)
     for leaf in leaves:
         if not isinstance(leaf, bool | np.bool_):
             raise ValueError(

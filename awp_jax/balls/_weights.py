@@ -226,7 +226,7 @@ class WeightBall:
         """What moves, as a pytree of bools like ``centre``.
 
         Raises:
-            ValueError: When mask or radii do not fit the weights.
+            ValueError: When mask or radii do not fit the weights, or nothing of them moves.
         """
         tree = self.mask(centre)
         try:
@@ -240,9 +240,11 @@ class WeightBall:
                 lambda path, _: reach(path_name(path)) is not None, centre
             )
             keep = jax.tree.map(lambda a, b: a and b, keep, given)
-        return jax.tree.map(
+        keep = jax.tree.map(
             lambda k, leaf: k and jnp.issubdtype(jnp.result_type(leaf), jnp.floating), keep, centre
         )
+        _check_moves(keep, centre)
+        return keep
 
     def radii(self, centre: Params, share: float = 1.0) -> Any:
         """The radius of each leaf times ``share``, as a pytree like the weights."""
@@ -333,6 +335,17 @@ def _zero(leaf: Any) -> Any:
     # Random keys have no zero, and nobody adds to them.
     random = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
     return leaf if random else jnp.zeros_like(leaf)
+
+
+def _check_moves(keep: PyTree, centre: Params) -> None:
+    """A misspelt layer would silently be training without a perturbation."""
+    leaves = jax.tree.leaves_with_path(centre)
+    if leaves and not any(jax.tree.leaves(keep)):
+        few = ", ".join(path_name(path) or "a single array" for path, _ in leaves[:5])
+        raise ValueError(
+            f"The mask leaves no parameter to perturb of {len(leaves)} ({few}"
+            f"{', ...' if len(leaves) > 5 else ''}): awp_jax.balls.everything takes all."
+        )
 
 
 def _noise(key: Key, leaf: Any) -> jax.Array:

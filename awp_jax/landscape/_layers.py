@@ -1,12 +1,12 @@
 """Which parameters are layers of their own when weights are perturbed."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from awp_jax.balls import WeightBall
+from awp_jax.balls._masks import Mask
 from awp_jax.typing import Params, Radius
 from awp_jax.weights._displacement import weight_ball
 
@@ -49,22 +49,6 @@ def kernels_and_biases(params: Params) -> Any:
     return jax.tree.unflatten(structure, keep)
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Layers:
-    """A mask as plain values, so that it can pass through ``jit`` as a constant.
-
-    Attributes:
-        keep: One bool per leaf, in the tree's order.
-    """
-
-    keep: tuple[bool, ...]
-
-    def __call__(self, params: Params) -> Any:
-        """The mask as a pytree of bools like ``params``."""
-        return jax.tree.unflatten(jax.tree.structure(params), self.keep)
-
-
 def flatness_ball(params: Params, xi: Radius, ball: Any) -> Any:
     """The ball of a flatness measure: as given, or ``xi * ||w_l||`` for kernels and biases.
 
@@ -72,14 +56,12 @@ def flatness_ball(params: Params, xi: Radius, ball: Any) -> Any:
         ValueError: For both, a negative xi, or a ball that holds all parameters.
     """
     ball = weight_ball(xi, ball, mask=kernels_and_biases)
-    if isinstance(ball, WeightBall) and not any(jax.tree.leaves(ball.mask_of(params))):
-        raise ValueError(
-            "The mask leaves no parameter to perturb: give one of those that count as layers."
-        )
+    if isinstance(ball, WeightBall):
+        ball.mask_of(params)  # which refuses what does not fit, and one of nothing
     return ball
 
 
-def layers_of(params: Params, layers: Any) -> Layers:
+def layers_of(params: Params, layers: Any) -> Mask:
     """The mask ``layers`` of ``params``.
 
     Args:
@@ -93,17 +75,9 @@ def layers_of(params: Params, layers: Any) -> Layers:
     Raises:
         ValueError: When the mask does not fit the parameters, or leaves no layer.
     """
-    try:
-        tree = WeightBall(mask=kernels_and_biases if layers is None else layers).mask_of(params)
-    except (ValueError, TypeError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"layers does not fit the parameters: {first}") from None
-    keep = tuple(jax.tree.leaves(tree))
-    if not any(keep):
-        raise ValueError(
-            "layers leaves no parameter to perturb: give a mask of those that count as layers."
-        )
-    return Layers(keep)
+    ball = WeightBall(mask=kernels_and_biases if layers is None else layers)
+    leaves, structure = jax.tree.flatten(ball.mask_of(params))
+    return Mask(structure, tuple(leaves))
 
 
 def layer_names(params: Params) -> list[str]:

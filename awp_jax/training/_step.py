@@ -19,14 +19,16 @@ from awp_jax.training._state import TrainState
 from awp_jax.training._weights import Ascent, WeightPerturbation
 from awp_jax.weights._displacement import moved
 
+PGD_10, AWP = TrainingAttack(), WeightPerturbation()
+
 
 def make_train_step(
     classifier: Any,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
-    attack: TrainingAttack | None = None,
-    weights: WeightPerturbation | None = None,
+    attack: TrainingAttack = PGD_10,
+    weights: WeightPerturbation | None = AWP,
     regularisation: Regularisation | None = None,
     average_rate: Callable | None = None,
     skip_non_finite: bool = False,
@@ -44,9 +46,8 @@ def make_train_step(
         objective: From ``awp_jax.objectives``.
         optimizer: Any optax optimiser, but not wrapped in ``awp`` or ``rwp``: the step perturbs the
             weights itself, and hands it w + v as parameters.
-        attack: ``None`` for the defaults; not used by ``natural``.
-        weights: ``None`` for AWP with its defaults; ``WeightPerturbation("none")`` for no
-            perturbation.
+        attack: Not used by ``natural``, which attacks nothing.
+        weights: AWP with its defaults unless given; ``None`` for no perturbation.
         regularisation: ``None`` for none.
         average_rate: ``step -> r``: after each step the average of the weights moves by ``r`` of
             its way to them (see ``averaging_rate``); ``None`` for no average.
@@ -85,8 +86,12 @@ def make_train_step(
             step = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data"), P("data"), P()),
                                          out_specs=P()))
     """
-    attack = TrainingAttack() if attack is None else attack
-    weights = WeightPerturbation() if weights is None else weights
+    if not isinstance(attack, TrainingAttack):
+        raise ValueError(
+            f"attack is {attack!r}, but a TrainingAttack was expected; objectives.natural() "
+            "attacks nothing."
+        )
+    weights = WeightPerturbation("none") if weights is None else weights
     if weights.shared_backward:
         _check_shareable(objective, attack)
     craft, released = make_attack(

@@ -18,7 +18,9 @@ from awp_jax.weights import (
 )
 from awp_jax.weights._displacement import default_step, weight_ball
 
-GAMMA = 0.01  # the released default for AT (csdongxian/AWP)
+# The released default for AT (csdongxian/AWP), which is what is trained by default; for TRADES and
+# MART it is 0.005, as in Table 2 of the paper and as `awp_jax.weights.awp` has it.
+GAMMA = 0.01
 
 
 class Ascent(NamedTuple):
@@ -51,7 +53,7 @@ class WeightPerturbation:
     Attributes:
         method: ``"none"``, ``"awp"``, ``"rwp"`` (robust weight perturbation) or ``"random"``.
         gamma: Short for ``ball=WeightBall(gamma)``, for RWP with scope ``"global"``: relative
-            radius, without unit (0.01).
+            radius, without unit (0.01, as released for AT; 0.005 for TRADES and MART).
         ball: What v moves in, any ball of weights with a radius.
         steps: K2, ascent steps per alternation; ``None`` for the method's own: 10 for RWP, else 1.
         alternations: A of AWP; each attacks the images at w + v, then ascends; eta2 is the radius /

@@ -12,6 +12,11 @@ from awp_jax.balls import Ball, WeightBall
 from awp_jax.balls._protocol import check_ball, check_step_size
 from awp_jax.typing import Displacement, Gradients, Key, Params, PyTree, Radius
 
+NNX_HINT = (
+    ": with nnx.Optimizer use grad_fn on the state that it passes, as the example 'Flax NNX' of "
+    "docs/weights.md does"
+)
+
 
 def check_gradient(found: Any, params: Params, name: str) -> Any:
     """``found`` when it is like ``params``; tracers have shapes too, so this is before compilation.
@@ -34,7 +39,13 @@ def check_gradient(found: Any, params: Params, name: str) -> Any:
         what += f" a {type(params).__name__} of {len(wanted)}"
         only = "params" if place in wanted else name
         where = f" (only {only} has {place})" if place else ""
-        hint = ": jax.value_and_grad gives more than the gradient" if type(found) is tuple else ""
+        hint = ""
+        if type(found) is tuple and len(found) == 2 and structure(found[0]) == structure(params):
+            hint = ": it returned (gradient, aux), so give aux=..., a first value of aux"
+        elif type(found) is tuple:
+            hint = ": jax.value_and_grad gives (value, gradient)"
+        elif any(type(tree).__module__.startswith("flax.nnx") for tree in (found, params)):
+            hint = NNX_HINT
         raise ValueError(f"{what}{where}, but a gradient like params was expected{hint}.")
     for path, shape in wanted.items():
         if there[path] != shape:

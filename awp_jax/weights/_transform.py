@@ -110,6 +110,11 @@ def _around(
     aux: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """The shape that all weight perturbations share; ``displace`` is what differs."""
+    if not (callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None))):
+        raise ValueError(
+            f"inner is {inner!r}, but an optax optimiser was expected: awp(optax.sgd(0.1), "
+            "gamma=0.005)."
+        )
     wrapped = optax.with_extra_args_support(inner)
     has_aux = aux is not None
     _check_ball_or_schedule(ball)
@@ -117,6 +122,9 @@ def _around(
 
     def init(params: Params) -> Any:
         _reject_masked(params)
+        first = ball(jnp.int32(0)) if scheduled else ball
+        if isinstance(first, WeightBall):
+            first.mask_of(params)  # a misspelt layer is refused here, not trained without
         return make_state(wrapped.init(_only_floats(params)))
 
     def update(
@@ -128,8 +136,10 @@ def _around(
             missing = "params" if params is None else "grad_fn"
             raise ValueError(
                 f"{missing} is missing: call update(grads, state, params, grad_fn=...), where "
-                "grad_fn(params) returns the gradient on the same batch; inside a wrapper that "
-                "takes no extra arguments (optax.lookahead) give grad_fn in place of grads."
+                "grad_fn(params) returns the gradient on the same batch. Inside a wrapper that "
+                "takes no extra arguments (optax.lookahead) give grad_fn in place of grads; for "
+                "flax's TrainState.apply_gradients and nnx.Optimizer see docs/weights.md, or use "
+                "awp_jax.weights.value_and_grad with the optimiser as it is."
             )
         _reject_masked(params)
         if not callable(grad_fn):

@@ -494,3 +494,21 @@ def test_the_core_imports_without_flax():
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_people_try_first_is_answered_in_one_sentence():
+    with pytest.raises(ValueError, match=r"inner is 0.1, but an optax optimiser was expected"):
+        awp(0.1)
+    params, batch = mlp(), (X, Y)
+    optimizer = awp(optax.sgd(0.1))
+    state, plain = optimizer.init(params), jax.grad(mlp_loss)
+    with pytest.raises(ValueError, match="TrainState.*awp_jax.weights.value_and_grad"):
+        optimizer.update(plain(params), state, params)
+    with pytest.raises(ValueError, match="give aux=..., a first value of aux"):
+        optimizer.update(plain(params), state, params, grad_fn=lambda p: (plain(p, *batch), 0))
+    with pytest.raises(ValueError, match="jax.value_and_grad gives"):
+        optimizer.update(plain(params), state, params, grad_fn=jax.value_and_grad(mlp_loss))
+    module = Net(nnx.Rngs(0))
+    inside = nnx.Optimizer(module, awp(optax.sgd(0.1)), wrt=nnx.Param)
+    with pytest.raises(ValueError, match="'Flax NNX' of docs/weights.md"):
+        inside.update(module, None, grad_fn=plain)
