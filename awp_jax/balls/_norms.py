@@ -19,15 +19,23 @@ def at_least_float32(array: jax.Array) -> jax.Array:
 
 
 def power_of_two(largest: jax.Array) -> jax.Array:
-    """A power of two near ``largest``, by which division is exact; 1/2 for zero.
+    """A power of two near ``largest``, by which division is exact; a small one for zero.
 
     It stays where its own reciprocal is a normal number, so that squares of what was divided by it
     can be summed: 3e38 becomes less than 4.
     """
+    # The exponent of a float is in its bits. Taking it from there is four operations;
+    # jnp.frexp and jnp.ldexp are a hundred, for each of all weights in every step.
     limits = jnp.finfo(largest.dtype)
-    exponent = jnp.frexp(largest)[1] - 1
-    exponent = jnp.clip(exponent, limits.minexp + 1, limits.maxexp - 2)
-    return jnp.ldexp(jnp.ones_like(largest), exponent)
+    integer = jnp.dtype(f"int{limits.bits}")
+    bits = jax.lax.bitcast_convert_type(largest, integer)
+    unit = 1 << limits.nmant
+    least, most = (
+        exponent - limits.minexp + 1 for exponent in (limits.minexp + 1, limits.maxexp - 2)
+    )
+    mask = ((1 << limits.nexp) - 1) * unit
+    exponent = jnp.clip(bits & jnp.array(mask, integer), least * unit, most * unit)
+    return jax.lax.bitcast_convert_type(exponent.astype(integer), largest.dtype)
 
 
 def largest(array: jax.Array, axes: Sequence[int] | None) -> jax.Array:
