@@ -10,7 +10,8 @@ from jax.tree_util import Partial
 
 from awp_jax import checks
 from awp_jax.ascent import loop
-from awp_jax.attacks._apgd import noise_like
+from awp_jax.attacks._in_ball import noise_like
+from awp_jax.attacks._l1 import boundary_displacement_l1
 from awp_jax.attacks._model import check_logits, predict, prepare
 from awp_jax.attacks._nearest import NearestResult
 from awp_jax.attacks._result import choose
