@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 from awp_jax.attacks import Square
-from awp_jax.attacks._square import l2_pattern, window_sizes
+from awp_jax.attacks._square import pattern, window_sizes
 from awp_jax.attacks._stepped import begin
 from awp_jax.balls import input_norms
 from awp_jax.random import example_keys
@@ -42,8 +42,8 @@ def test_l2_pattern_by_hand():
     # Rings of 1 + 1/4 in the middle and 1/4 around; a bump above a dip.
     bump, dip = np.array([[0.25, 1.25, 0.25]]), np.array([[0.25] * 3, [0.25, 1.25, 0.25]])
     expected = np.concatenate([bump / np.linalg.norm(bump), -dip / np.linalg.norm(dip)])
-    np.testing.assert_allclose(l2_pattern(3), expected / np.linalg.norm(expected))
-    assert np.linalg.norm(l2_pattern(1)) == 1
+    np.testing.assert_allclose(pattern(3, "l2"), expected / np.linalg.norm(expected))
+    assert np.linalg.norm(pattern(1, "l2")) == 1
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -64,7 +64,7 @@ def test_windows_differ_between_examples_and_reach_every_pixel(norm):
     images = jnp.full((400, 6, 5, 2), 0.5)
     keys = example_keys(jax.random.key(0), 400)
     best = images + 0.01
-    propose = attack._linf if norm == "linf" else attack._l2
+    propose = attack._linf if norm == "linf" else attack._moved
     moved = jnp.abs(propose(keys, jnp.int32(2900), images, best) - best) > 1e-6
     assert len({row.tobytes() for row in np.asarray(moved)}) > 10
     assert bool(moved.any(axis=(0, 3)).all())
