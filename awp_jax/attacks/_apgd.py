@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax import checks, streams
-from awp_jax.attacks._apgd_l1 import SparseSteps, phases
+from awp_jax.attacks._apgd_l1 import LEAST_STEPS, SparseSteps
 from awp_jax.attacks._apgd_steps import APGDState, HalvedSteps, Steps
 from awp_jax.attacks._goal import Goal, Loss, Success
 from awp_jax.attacks._gradient import loss_and_gradient, model_key
+from awp_jax.attacks._in_ball import is_l1
 from awp_jax.attacks._losses import cross_entropy, targeted_dlr, targeted_margin
 from awp_jax.attacks._model import predict
 from awp_jax.attacks._result import choose
@@ -92,26 +93,25 @@ class APGD(SteppedAttack):
     def _check_norm(self) -> None:
         """Raises ``ValueError`` for settings that have no meaning in the norm of the ball."""
         if not isinstance(self.larger_radii, bool):
-            raise ValueError(f"larger_radii is {self.larger_radii!r}, but True or False was expected.")
-        if self.larger_radii and not self._sparse:
-            raise ValueError("larger_radii is True, but only APGD in an L1 ball has them.")
-        if self.larger_radii and phases(self.steps, True)[-1][1] < 1:
             raise ValueError(
-                f"steps is {self.steps}, but larger_radii needs at least 3: some in each ball."
+                f"larger_radii is {self.larger_radii!r}, but True or False was expected."
+            )
+        if self.larger_radii and not is_l1(self.ball):
+            raise ValueError("larger_radii is True, but only APGD in an L1 ball has them.")
+        if self.larger_radii and self.steps < LEAST_STEPS:
+            raise ValueError(
+                f"steps is {self.steps}, but at least {LEAST_STEPS} were expected with "
+                "larger_radii: some for each of three balls."
             )
         for name in ("rho", "momentum"):
             value, usual = getattr(self, name), getattr(APGD, name)
-            if self._sparse and value != usual:
+            if is_l1(self.ball) and value != usual:
                 raise ValueError(f"{name} is {value!r}, but APGD in an L1 ball has none.")
-
-    @property
-    def _sparse(self) -> bool:
-        return isinstance(self.ball, InputBall) and self.ball.norm == "l1"
 
     @property
     def _steps(self) -> Steps:
         """The rule of the steps."""
-        if self._sparse:
+        if is_l1(self.ball):
             return SparseSteps(self.ball, self.step_size, self.steps, self.larger_radii)
         return HalvedSteps(self.ball, self.step_size, self.steps, self.rho, self.momentum)
 

@@ -57,6 +57,11 @@ def ball_of(epsilon: Any, norm: Any, ball: Any) -> Any:
     return InputBall(**settings)
 
 
+def is_l1(ball: Any) -> bool:
+    """Whether a ball is the L1 ball of inputs, for which some attacks have rules of their own."""
+    return isinstance(ball, InputBall) and ball.norm == "l1"
+
+
 def check_start(start: Any) -> None:
     """Raises ``ValueError`` for a start that is neither a name nor a ball."""
     if isinstance(start, str):

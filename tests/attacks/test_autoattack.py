@@ -235,7 +235,7 @@ def test_compiles_for_no_new_parameters():
         ({"attacks": [3]}, "neither a name nor a pair"),
         ({"version": "custom"}, "No attacks were selected"),
         ({"version": "standart"}, "Did you mean 'standard'"),
-        ({"norm": "l1"}, "Unknown norm"),
+        ({"norm": "l3"}, "Unknown norm"),
         ({"epsilon": -1}, "at least 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"labels": np.full(20, 9, np.int32)}, "below 4"),
