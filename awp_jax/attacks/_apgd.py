@@ -57,6 +57,9 @@ class APGD(SteppedAttack):
             ``step_size`` as much larger. Only what is found in the last counts. It needs at least 5
             steps, and looks at the model twice more, which ``AttackResult.steps`` counts. Off, as
             in the released APGD; ``autoattack`` has it on.
+        exact_counts: In L1: count only entries that are displaced by more than a rounding error.
+            Off, as released: there some that the projection put back count too, so steps are less
+            sparse. Where pixels are no multiples of 1/256 or so, one run finds less that way.
         eot: Random passes to average gradients and losses over; above 0 the model is called as
             ``logits_fn(images, key)``. AutoAttack's ``rand`` has 20.
 
@@ -81,6 +84,7 @@ class APGD(SteppedAttack):
     rho: float = 0.75
     momentum: float = 0.75
     larger_radii: bool = False
+    exact_counts: bool = False
     eot: int = 0  # type: ignore[misc]
 
     def __post_init__(self, epsilon: Any, norm: Any) -> None:
@@ -92,12 +96,12 @@ class APGD(SteppedAttack):
 
     def _check_norm(self) -> None:
         """Raises ``ValueError`` for settings that have no meaning in the norm of the ball."""
-        if not isinstance(self.larger_radii, bool):
-            raise ValueError(
-                f"larger_radii is {self.larger_radii!r}, but True or False was expected."
-            )
-        if self.larger_radii and not is_l1(self.ball):
-            raise ValueError("larger_radii is True, but only APGD in an L1 ball has them.")
+        for name in ("larger_radii", "exact_counts"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}, but True or False was expected.")
+            if value and not is_l1(self.ball):
+                raise ValueError(f"{name} is True, but only APGD in an L1 ball has {name}.")
         if self.larger_radii and self.steps < LEAST_STEPS:
             raise ValueError(
                 f"steps is {self.steps}, but at least {LEAST_STEPS} were expected with "
@@ -112,7 +116,9 @@ class APGD(SteppedAttack):
     def _steps(self) -> Steps:
         """The rule of the steps."""
         if is_l1(self.ball):
-            return SparseSteps(self.ball, self.step_size, self.steps, self.larger_radii)
+            return SparseSteps(
+                self.ball, self.step_size, self.steps, self.larger_radii, self.exact_counts
+            )
         return HalvedSteps(self.ball, self.step_size, self.steps, self.rho, self.momentum)
 
     @property
@@ -220,8 +226,8 @@ class APGDTargeted(APGD):
     defined, ``z_t - z_y`` takes its place.
 
     Attributes:
-        epsilon, steps, norm, ball, restarts, step_size, rho, momentum, larger_radii, eot, unroll:
-            As in ``APGD``; labels are the true ones, and any other class is a success.
+        epsilon, steps, norm, ball, restarts, step_size, rho, momentum, larger_radii, exact_counts,
+            eot, unroll: As in ``APGD``; labels are the true ones, and any other class is a success.
         loss, success, targeted: Not used.
         targets: Number of target classes (9, fra31/auto-attack; ``autoattack`` in L1 has 5).
     """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -74,13 +75,14 @@ class SparseSteps:
 
     Attributes:
         ball: An ``InputBall`` in L1.
-        step_size, steps, larger_radii: Of the attack.
+        step_size, steps, larger_radii, exact_counts: Of the attack.
     """
 
     ball: InputBall
     step_size: Any
     steps: int
     larger_radii: bool
+    exact_counts: bool
 
     @property
     def passes(self) -> int:
@@ -89,9 +91,13 @@ class SparseSteps:
 
     def start(self, keys: jax.Array, images: Any) -> Any:
         """Standard normal noise, projected."""
-        noise = noise_like(keys, images, "l2")
-        noisy = jax.tree.map(lambda x, n: x + n if is_float(x) else x, images, noise)
-        return self._ball(self._place(-1).factor).project(images, noisy)
+        noise, ball = noise_like(keys, images, "l2"), self._ball(self._place(-1).factor)
+        point = _each(jnp.add, images, noise)
+        if not self.larger_radii:
+            return self._put(ball, images, point, noise)
+        for _ in range(2):  # as released: where the noise is drawn, and where the phase begins
+            point = self._put(ball, images, point, _each(jnp.subtract, point, images))
+        return point
 
     def memory(self, images: Any, point: Any, loss: jax.Array) -> SparseMemory:
         """As if all entries were displaced; with larger radii, what the start displaces."""
@@ -111,14 +117,16 @@ class SparseSteps:
         ball = self._ball(place.factor)
         first = ball.radius if self.step_size is None else _times(self.step_size, place.factor)
 
-        def added(point: jax.Array, size: jax.Array, way: jax.Array) -> jax.Array:
-            return point + size.astype(point.dtype) * way if is_float(point) else point
-
         way = self._direction(s.images, s.gradient, s.memory.density)
-        point = jax.tree.map(added, s.point, sizes(ball, first, s.share, s.images), way)
+        size = sizes(ball, first, s.share, s.images)
+        moved = _each(lambda p, n, w: p + n.astype(p.dtype) * w, s.point, size, way)
+        moves = _each(jnp.subtract, moved, s.images)
+        displaced = _each(jnp.add, s.images, moves)
         if not self.larger_radii:
-            return s._replace(point=ball.project(s.images, point))
-        point = ball.project(s.images, choose(place.begins, s.best, point))
+            return s._replace(point=self._put(ball, s.images, displaced, moves))
+        displaced = choose(place.begins, s.best, displaced)
+        moves = choose(place.begins, _each(jnp.subtract, s.best, s.images), moves)
+        point = self._put(ball, s.images, displaced, moves)
         # What was found in a larger ball is no more than a start.
         fresh = self._remembered(s.images, point)
         return s._replace(
@@ -164,6 +172,18 @@ class SparseSteps:
             return self.ball
         return dataclasses.replace(self.ball, radius=_times(self.ball.radius, factor))
 
+    def _put(self, ball: InputBall, images: Any, displaced: Any, moves: Any) -> Any:
+        """``displaced``, which is ``images`` plus ``moves``, projected as the released code rounds.
+
+        That takes off again what was added, so an entry that the projection puts back may stay off
+        its place by a rounding error. Such entries count as displaced, which makes the next steps
+        less sparse: without them the results are others by more than seeds are.
+        """
+        inside = ball.project(images, displaced)
+        if self.exact_counts:
+            return inside
+        return _each(lambda x, d, i, m: d + ((i - x) - m), images, displaced, inside, moves)
+
     def _movable(self, images: Any) -> Any:
         """1 for what may move, 0 for what the mask holds and for integers."""
         zeros = jax.tree.map(jnp.zeros_like, images)
@@ -175,11 +195,7 @@ class SparseSteps:
         return _count(self._movable(images))
 
     def _remembered(self, images: Any, point: Any) -> SparseMemory:
-        """What follows from the entries that ``point`` displaces.
-
-        They are counted exactly. (The released code adds and subtracts again what its projection
-        cuts off, so there entries count too that rounding left off their places.)
-        """
+        """What follows from the entries that ``point`` displaces."""
         moves = jax.tree.map(lambda p, x: p != x, point, images)
         displaced = _count(moves)
         return SparseMemory(
@@ -197,6 +213,11 @@ class SparseSteps:
             structure,
             [sparse_direction(part, density, n) for part, n in zip(parts, counts, strict=True)],
         )
+
+
+def _each(work: Callable, first: Any, *rest: Any) -> Any:
+    """``work`` on the leaves that can move; the others are those of ``first``."""
+    return jax.tree.map(lambda x, *more: work(x, *more) if is_float(x) else x, first, *rest)
 
 
 def _count(tree: Any) -> jax.Array:

@@ -1,6 +1,7 @@
 """Square attack: random search without gradients (Andriushchenko et al., ECCV 2020)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -106,7 +107,8 @@ class Square(SteppedAttack):
         p: First share of pixels to change (0.8, AutoAttack), halved after 10, 50, 200, 500, 1000,
             2000, 4000, 6000 and 8000 queries.
         released_corners: Draw corners as the released code does: never so that a window reaches
-            the last row or column. On small images that makes the attack weaker.
+            the last row or column; nor do, below 10 pixels, tiles of the first query in L2 and L1
+            reach the first. On small images that makes the attack weaker.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -164,7 +166,8 @@ class Square(SteppedAttack):
             noise = jnp.broadcast_to(signs, images.shape)
         else:
             tile = jnp.asarray(pattern(max(min(height, width) // 5, 1), norm), images.dtype)
-            noise = jax.vmap(lambda k: _grid(k, tile, height, width, channels))(start_keys)
+            grid = functools.partial(_grid, released=self.released_corners)
+            noise = jax.vmap(lambda k: grid(k, tile, height, width, channels))(start_keys)
         point = self._inside(images, noise)
         logits = function(point)
         return SquareState(
@@ -282,7 +285,9 @@ def _window(corner: jax.Array, side: jax.Array, height: int, width: int, dtype: 
     return (inside_rows[:, None] & inside_columns[None, :]).astype(dtype)
 
 
-def _grid(key: jax.Array, tile: jax.Array, height: int, width: int, channels: int) -> jax.Array:
+def _grid(
+    key: jax.Array, tile: jax.Array, height: int, width: int, channels: int, released: bool
+) -> jax.Array:
     """The first point: tiles of a fifth of the image, each a pattern with a random sign."""
     side, dtype = len(tile), tile.dtype
     rows, columns = height // side, width // side
@@ -293,13 +298,8 @@ def _grid(key: jax.Array, tile: jax.Array, height: int, width: int, channels: in
     tiles = (signs * jnp.where(turn, turned, upright)).reshape(
         rows * side, columns * side, channels
     )
-    spare_rows, spare_columns = height - rows * side, width - columns * side
-    before = (spare_rows // 2, spare_columns // 2)
-    return jnp.pad(
-        tiles,
-        (
-            (before[0], spare_rows - before[0]),
-            (before[1], spare_columns - before[1]),
-            (0, 0),
-        ),
-    )
+    # The released code leaves space for five tiles, also where there are more: those are cut.
+    spare = [height - rows * side, width - columns * side]
+    before = [(height - 5 * side) // 2] * 2 if released else [n // 2 for n in spare]
+    sides = [(b, max(n - b, 0)) for n, b in zip(spare, before, strict=True)]
+    return jnp.pad(tiles, (*sides, (0, 0)))[:height, :width]
