@@ -2,7 +2,7 @@
 
 from awp_jax.attacks._apgd import APGD as APGD
 from awp_jax.attacks._apgd import APGDTargeted as APGDTargeted
-from awp_jax.attacks._apgd import checkpoints as checkpoints
+from awp_jax.attacks._apgd_steps import checkpoints as checkpoints
 from awp_jax.attacks._autoattack import AutoAttackResult as AutoAttackResult
 from awp_jax.attacks._autoattack import AutoAttackState as AutoAttackState
 from awp_jax.attacks._autoattack import Row as Row

@@ -1,93 +1,64 @@
 """Auto-PGD, untargeted and targeted (Croce and Hein, ICML 2020)."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from awp_jax import checks, streams
+from awp_jax.attacks._apgd_l1 import LEAST_STEPS, SparseSteps
+from awp_jax.attacks._apgd_steps import APGDState, HalvedSteps, Steps
 from awp_jax.attacks._goal import Goal, Loss, Success
 from awp_jax.attacks._gradient import loss_and_gradient, model_key
+from awp_jax.attacks._in_ball import is_l1
 from awp_jax.attacks._losses import cross_entropy, targeted_dlr, targeted_margin
 from awp_jax.attacks._model import predict
 from awp_jax.attacks._result import choose
 from awp_jax.attacks._stepped import SteppedAttack, ranked_targets
-from awp_jax.balls import InputBall
-from awp_jax.balls._input_norms import per_example
-from awp_jax.balls._norms import is_float
-from awp_jax.balls._protocol import check_step_size, scaled
-from awp_jax.pytrees import flatten, pytree_dataclass
-from awp_jax.random import fold_keys
-
-
-def checkpoints(steps: int) -> tuple[int, ...]:
-    """After how many steps APGD may halve its step size: 22, 41, 57, 70, 80, 87, 93, 99 of 100.
-
-    The first window is 22% of the steps, each next one 3% shorter, none shorter than 6%
-    (Croce and Hein 2020, section 3.2, as rounded in fra31/auto-attack).
-
-    Args:
-        steps: Number of steps, at least 1.
-
-    Returns:
-        Increasing step counts, none above ``steps``.
-    """
-    window, least = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1)
-    ends, end = [], window
-    while end <= steps:
-        ends.append(end)
-        window = max(window - max(int(0.03 * steps), 1), least)
-        end += window
-    return tuple(ends)
-
-
-class APGDState(NamedTuple):
-    """Everything APGD remembers; each leaf has the batch as its first axis."""
-
-    keys: jax.Array
-    images: Any
-    labels: Any
-    targets: Any
-    point: Any
-    previous: Any
-    gradient: Any
-    loss: jax.Array  # in the last point that was evaluated
-    share: jax.Array  # of the first step size
-    best: Any
-    best_gradient: Any
-    best_loss: jax.Array
-    checked_loss: jax.Array  # best loss at the last checkpoint
-    rises: jax.Array  # steps since the last checkpoint in which the loss rose
-    halved: jax.Array  # whether the last checkpoint halved the step size
-    found: Any  # the latest misclassified iterate
-    success: jax.Array
-    first: jax.Array  # number of steps at the first success
+from awp_jax.balls._protocol import check_step_size
+from awp_jax.pytrees import pytree_dataclass
 
 
 @pytree_dataclass("ball", "step_size", "loss", "success")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class APGD(SteppedAttack):
-    """Auto-PGD: momentum, and a step size that halves itself (Croce and Hein, ICML 2020).
+    """Auto-PGD: ascent whose step size adapts itself (Croce and Hein, ICML 2020; L1: ICML 2021).
 
-    Starts on the sphere (Linf: a uniform draw rescaled so that its largest entry is epsilon; L2: a
-    Gaussian one of length epsilon) with step size 2 epsilon. At each of ``checkpoints(steps)`` the
-    step is halved where the loss rose in at most ``rho`` of the steps since the last one, or where
-    the best loss did not improve and the step was not halved then; those examples go on from their
-    best point, with its gradient. Returned is the latest misclassified iterate, else the one with
-    the highest loss.
+    In Linf, L2 and balls of one's own: starts on the sphere (Linf: a uniform draw rescaled so that
+    its largest entry is epsilon; L2: a Gaussian one of length epsilon) with step size 2 epsilon and
+    momentum. At each of ``checkpoints(steps)`` the step is halved where the loss rose in at most
+    ``rho`` of the steps since the last one, or where the best loss did not improve and the step was
+    not halved then; those examples go on from their best point, with its gradient.
+
+    In L1: starts at standard normal noise, projected on ball and bounds together, with step size
+    epsilon. Each step moves the entries with the largest gradients only, a fifth of them at first,
+    and there is no momentum. After every 4% of the steps it is set how many the next ones move: 1.5
+    times fewer than the best point displaces. Where that point became sparser by more than 5% the
+    step size is epsilon again and the ascent goes on from there; elsewhere it is divided by 1.5,
+    down to epsilon / 10 (ICML 2021, section 4, as in fra31/auto-attack).
+
+    Returned is the latest misclassified iterate, else the one with the highest loss.
 
     Attributes:
         epsilon, steps, norm, ball, restarts, unroll: As in ``SteppedAttack``. In a ball that is no
             ``InputBall`` it starts at ``ball.start``.
         loss: ``"cross_entropy"``, ``"dlr"``, ``"margin"`` or ``(outputs, targets) -> [batch]``.
         success, targeted: As in ``PGD``: with ``targeted`` the labels are classes to reach.
-        step_size: The first one, in the units of the ball's radius; ``None`` for twice that.
-        rho: Share of rising steps below which the step is halved (0.75, the paper).
-        momentum: Weight of the new step (0.75, the paper's alpha); the first has weight 1.
+        step_size: The first one, in the units of the ball's radius; ``None`` for twice that, in L1
+            for the radius itself.
+        rho: Share of rising steps below which the step is halved (0.75, the paper); not in L1.
+        momentum: Weight of the new step (0.75, the paper's alpha); the first has weight 1. Not in
+            L1.
+        larger_radii: In L1: 30, 30 and 40% of the steps in balls of 3, 2 and 1 epsilon (ICML 2021,
+            section 4.4), each from the point of the highest loss of the last, projected, with
+            ``step_size`` as much larger. Only what is found in the last counts. It needs at least 5
+            steps, and looks at the model twice more, which ``AttackResult.steps`` counts. Off, as
+            in the released APGD; ``autoattack`` has it on.
+        exact_counts: In L1: count only entries that are displaced by more than a rounding error.
+            Off, as released: there some that the projection put back count too, so steps are less
+            sparse. Where pixels are no multiples of 1/256 or so, one run finds less that way.
         eot: Random passes to average gradients and losses over; above 0 the model is called as
             ``logits_fn(images, key)``. AutoAttack's ``rand`` has 20.
 
@@ -101,7 +72,8 @@ class APGD(SteppedAttack):
         Array([ True], dtype=bool)
 
     Raises:
-        ValueError: For bad settings, or the DLR loss with fewer than 3 classes.
+        ValueError: For bad settings, settings that the norm has not, or the DLR loss with fewer
+            than 3 classes.
     """
 
     loss: Loss = "cross_entropy"
@@ -110,16 +82,48 @@ class APGD(SteppedAttack):
     step_size: Any = None
     rho: float = 0.75
     momentum: float = 0.75
+    larger_radii: bool = False
+    exact_counts: bool = False
     eot: int = 0  # type: ignore[misc]
 
     def __post_init__(self, epsilon: Any, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
         _ = self.goal  # which checks the loss
-        if isinstance(self.ball, InputBall):
-            # The published APGD for L1 takes sparse steps, which these are not.
-            checks.choice(self.ball.norm, ("linf", "l2"), "norm")
+        self._check_norm()
         check_step_size(self.ball, self.step_size, type(self).__name__)
         checks.positive_integer(self.eot, "eot", minimum=0)
+
+    def _check_norm(self) -> None:
+        """Raises ``ValueError`` for settings that have no meaning in the norm of the ball."""
+        for name in ("larger_radii", "exact_counts"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}, but True or False was expected.")
+            if value and not is_l1(self.ball):
+                raise ValueError(f"{name} is True, but only APGD in an L1 ball has {name}.")
+        if self.larger_radii and self.steps < LEAST_STEPS:
+            raise ValueError(
+                f"steps is {self.steps}, but at least {LEAST_STEPS} were expected with "
+                "larger_radii: some for each of three balls."
+            )
+        for name in ("rho", "momentum"):
+            value, usual = getattr(self, name), getattr(APGD, name)
+            if is_l1(self.ball) and value != usual:
+                raise ValueError(f"{name} is {value!r}, but APGD in an L1 ball has none.")
+
+    @property
+    def _steps(self) -> Steps:
+        """The rule of the steps."""
+        if is_l1(self.ball):
+            return SparseSteps(
+                self.ball, self.step_size, self.steps, self.larger_radii, self.exact_counts
+            )
+        return HalvedSteps(self.ball, self.step_size, self.steps, self.rho, self.momentum)
+
+    @property
+    def passes(self) -> int:
+        """How often a run looks at the model after its start."""
+        return self._steps.passes
 
     @property
     def goal(self) -> Goal:
@@ -157,10 +161,8 @@ class APGD(SteppedAttack):
     ) -> APGDState:
         """The state at the random start."""
         del restart
-        if isinstance(self.ball, InputBall):
-            point = self.ball.on_sphere(images, noise_like(keys, images, self.ball.norm))
-        else:
-            point = self.ball.start(keys, images)
+        rule = self._steps
+        point = rule.start(keys, images)
         targets = self._targets(function, keys, images, labels, rank)
         wrong, loss, gradient = self._evaluate(
             function, point, keys, labels, targets, streams.MODEL_START
@@ -172,79 +174,36 @@ class APGD(SteppedAttack):
             labels=labels,
             targets=targets,
             point=point,
-            previous=point,
             gradient=gradient,
-            loss=loss,
-            share=jnp.ones((batch,), jnp.float32),
             best=point,
             best_gradient=gradient,
             best_loss=loss,
-            checked_loss=loss,
-            rises=jnp.zeros((batch,), jnp.int32),
-            halved=jnp.ones((batch,), bool),
             found=point,
-            success=wrong,
+            success=wrong & rule.counts(-1),
             first=jnp.zeros((batch,), jnp.int32),
-        )
-
-    def _size(self, share: jax.Array, images: Any) -> Any:
-        """The step size of each example, in the forms of a radius."""
-        first = scaled(self.ball.radius, 2.0) if self.step_size is None else self.step_size
-        values, structure = flatten(first)
-        parts = structure.flatten_up_to(images)
-        return jax.tree.unflatten(
-            structure,
-            [
-                jax.tree.map(lambda leaf, v=value: _for_examples(v, share, leaf, self.ball), part)
-                for value, part in zip(values, parts, strict=True)
-            ],
+            share=jnp.ones((batch,), jnp.float32),
+            memory=rule.memory(images, point, loss),
         )
 
     def step(self, function: Callable, index: jax.Array, state: APGDState) -> APGDState:
         """One step (algorithm 1 of the paper)."""
-        s = state
-        stepped = self.ball.step(s.images, s.point, s.gradient, self._size(s.share, s.images))
-        momentum = jnp.where(index > 0, self.momentum, 1.0)
-
-        def moved(point: jax.Array, stepped: jax.Array, previous: jax.Array) -> jax.Array:
-            if not is_float(point):
-                return point
-            new = momentum.astype(point.dtype)
-            return point + new * (stepped - point) + (1 - new) * (point - previous)
-
-        point = self.ball.project(s.images, jax.tree.map(moved, s.point, stepped, s.previous))
-        wrong, loss, gradient = self._evaluate(function, point, s.keys, s.labels, s.targets, index)
+        rule = self._steps
+        s = rule.moved(index, state)
+        wrong, loss, gradient = self._evaluate(
+            function, s.point, s.keys, s.labels, s.targets, index
+        )
+        wrong = wrong & rule.counts(index)
         better = loss > s.best_loss
         s = s._replace(
-            previous=s.point,
-            found=choose(wrong, point, s.found),
+            gradient=gradient,
+            found=choose(wrong, s.point, s.found),
             first=jnp.where(wrong & ~s.success, index.astype(jnp.int32) + 1, s.first),
             success=s.success | wrong,
-            best=choose(better, point, s.best),
+            best=choose(better, s.point, s.best),
             best_gradient=choose(better, gradient, s.best_gradient),
             best_loss=jnp.where(better, loss, s.best_loss),
-            rises=s.rises + (loss > s.loss).astype(jnp.int32),
-            loss=loss,
         )
-        return self._check(index, s, point, gradient)
-
-    def _check(self, index: jax.Array, s: APGDState, point: Any, gradient: Any) -> APGDState:
-        """Halves step sizes at checkpoints."""
-        ends = np.array(checkpoints(self.steps))
-        windows = np.diff(ends, prepend=0)
-        here = index + 1 == ends
-        at_checkpoint, window = here.any(), jnp.sum(jnp.where(here, windows, 0))
-        oscillates = s.rises <= self.rho * window.astype(s.loss.dtype)
-        stalls = ~s.halved & (s.checked_loss >= s.best_loss)
-        halve = at_checkpoint & (oscillates | stalls)
-        return s._replace(
-            point=choose(halve, s.best, point),
-            gradient=choose(halve, s.best_gradient, gradient),
-            share=jnp.where(halve, s.share / 2, s.share),
-            halved=jnp.where(at_checkpoint, halve, s.halved),
-            checked_loss=jnp.where(at_checkpoint, s.best_loss, s.checked_loss),
-            rises=jnp.where(at_checkpoint, 0, s.rises),
-        )
+        return rule.checked(index, s, loss)
 
     def candidate(self, state: APGDState) -> Any:
         """The latest misclassified iterate, else the one with the highest loss."""
@@ -254,32 +213,6 @@ class APGD(SteppedAttack):
         """The highest cross-entropy on the way, when that is what was ascended."""
         known = (self.goal.loss is cross_entropy or not self.goal.classifies) and not self.targets
         return jnp.maximum(loss, state.best_loss) if known else loss
-
-
-def noise_like(keys: jax.Array, images: Any, norm: str) -> Any:
-    """A random direction for each example: Gaussian for L2, else U(-1, 1)."""
-    draw = jax.random.normal if norm == "l2" else _uniform
-    leaves, structure = jax.tree.flatten(images)
-    drawn = []
-    for number, leaf in enumerate(leaves):
-        leaf_keys = keys if len(leaves) == 1 else fold_keys(keys, number)
-        if is_float(leaf):
-            shape, dtype = leaf.shape[1:], leaf.dtype
-            leaf = jax.vmap(functools.partial(draw, shape=shape, dtype=dtype))(leaf_keys)
-        drawn.append(leaf)
-    return jax.tree.unflatten(structure, drawn)
-
-
-def _uniform(key: jax.Array, shape: tuple, dtype: Any) -> jax.Array:
-    return jax.random.uniform(key, shape, dtype, -1.0, 1.0)
-
-
-def _for_examples(value: Any, share: jax.Array, like: jax.Array, ball: Any) -> jax.Array:
-    """A radius times the share of each example, with the axes of the inputs."""
-    value = jnp.asarray(value, like.dtype if is_float(like) else share.dtype)
-    if isinstance(ball, InputBall):
-        value = ball.lying(value, like)
-    return per_example(share.astype(value.dtype), like) * value
 
 
 @pytree_dataclass("ball", "step_size", "loss", "success")
@@ -292,10 +225,10 @@ class APGDTargeted(APGD):
     defined, ``z_t - z_y`` takes its place.
 
     Attributes:
-        epsilon, steps, norm, ball, restarts, step_size, rho, momentum, eot, unroll: As in ``APGD``;
-            labels are the true ones, and any other class is a success.
+        epsilon, steps, norm, ball, restarts, step_size, rho, momentum, larger_radii, exact_counts,
+            eot, unroll: As in ``APGD``; labels are the true ones, and any other class is a success.
         loss, success, targeted: Not used.
-        targets: Number of target classes (9, fra31/auto-attack).
+        targets: Number of target classes (9, fra31/auto-attack; ``autoattack`` in L1 has 5).
     """
 
     targets: int = 9  # type: ignore[misc]

@@ -269,13 +269,14 @@ def _confirm(
 
 
 def _inside(ball: Any, centre: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """The projection, and for L2 a shrinking by the rounding error that float32 leaves."""
+    """The projection; for L2 and L1 shrunk by the rounding error that float32 leaves."""
     point = np.array(ball.project(jnp.asarray(centre), jnp.asarray(point)))
-    if not (isinstance(ball, InputBall) and ball.norm == "l2"):
+    if not (isinstance(ball, InputBall) and ball.norm in ("l2", "l1")):
         return point
     move = point.astype(np.float64) - centre
-    axes = tuple(range(1, move.ndim))
-    lengths = np.sqrt((move**2).sum(axis=axes, keepdims=True))
+    order = {"l2": 2, "l1": 1}[ball.norm]
+    lengths = np.linalg.norm(move.reshape(len(move), -1), order, axis=1)
+    lengths = lengths.reshape((-1,) + (1,) * (move.ndim - 1))
     radius = np.asarray(ball.radius, np.float64)
     radius = radius.reshape((-1,) + (1,) * (move.ndim - 1))
     scale = np.minimum(1.0, radius / np.maximum(lengths, 1e-30))
@@ -312,8 +313,10 @@ def autoattack(
         key: One typed key, or one per example.
         images: float ``[examples, height, width, channels]`` in [0, 1].
         labels: int ``[examples]``.
-        norm: ``"linf"`` or ``"l2"``; with ``epsilon`` short for ``ball=InputBall(norm, epsilon)``.
-        epsilon: Radius in pixel units: 8/255 or ``"8/255"``; 0 gives the clean accuracy.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``; with ``epsilon`` short for
+            ``ball=InputBall(norm, epsilon)``.
+        epsilon: Radius in pixel units: 8/255 or ``"8/255"``, 0.5 in L2, 12 in L1 (RobustBench);
+            0 gives the clean accuracy.
         ball: What the attacks move in: other bounds, a mask, a radius for each example.
         version: ``"standard"``, ``"plus"``, ``"rand"`` or ``"custom"``; see ``ensemble``.
         attacks: See ``ensemble``.

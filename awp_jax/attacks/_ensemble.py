@@ -6,7 +6,7 @@ from typing import Any
 from awp_jax import checks
 from awp_jax.attacks._apgd import APGD, APGDTargeted
 from awp_jax.attacks._fab import FAB, FABTargeted
-from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
+from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of, is_l1
 from awp_jax.attacks._square import Square
 from awp_jax.attacks._stepped import SteppedAttack
 
@@ -33,7 +33,9 @@ def ensemble(
         version: ``"standard"``: APGD-CE, APGD-T, FAB-T, Square with 5000 queries. ``"plus"``: all
             six, five restarts of APGD-CE, APGD-DLR and FAB. ``"rand"``: APGD-CE and APGD-DLR with
             the gradient of 20 random passes, for ``logits_fn(images, key)``. ``"custom"``: the
-            ``attacks``.
+            ``attacks``. In L1 ``"standard"`` and ``"custom"`` have ``larger_radii`` in all APGD,
+            five restarts of APGD-CE and APGD-DLR, and 5 targets of APGD-T (Croce and Hein, ICML
+            2021); ``"plus"`` and ``"rand"`` are the same in all norms, as released.
         norm, epsilon: Short for ``ball=InputBall(norm, epsilon)``.
         ball: What they move in.
         attacks: For ``"custom"``: names out of ``apgd-ce``, ``apgd-dlr``, ``apgd-t``, ``fab``,
@@ -47,14 +49,19 @@ def ensemble(
             ball.
     """
     checks.choice(version, (*VERSIONS, "custom"), "version")
-    restarts, eot = (5 if version == "plus" else 1), (20 if version == "rand" else 0)
     common = {"ball": ball_of(epsilon, norm, ball)}
+    restarts, eot = (5 if version == "plus" else 1), (20 if version == "rand" else 0)
+    untargeted: dict[str, Any] = {**common, "restarts": restarts, "eot": eot}
+    targeted: dict[str, Any] = {**common, "eot": eot}
+    if is_l1(common["ball"]) and version in ("standard", "custom"):
+        untargeted |= {"restarts": 5, "larger_radii": True}
+        targeted |= {"targets": 5, "larger_radii": True}
     known: dict[str, Callable[[], Callable]] = {
-        "apgd-ce": lambda: APGD(**common, restarts=restarts, eot=eot),
-        "apgd-dlr": lambda: APGD(**common, restarts=restarts, eot=eot, loss="dlr"),
+        "apgd-ce": lambda: APGD(**untargeted),
+        "apgd-dlr": lambda: APGD(**untargeted, loss="dlr"),
         "fab": lambda: FAB(**common, restarts=restarts),
         "square": lambda: Square(**common),
-        "apgd-t": lambda: APGDTargeted(**common, eot=eot),
+        "apgd-t": lambda: APGDTargeted(**targeted),
         "fab-t": lambda: FABTargeted(**common),
     }
     allowed = VERSIONS.get(version, NAMES)

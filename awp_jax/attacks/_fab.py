@@ -10,7 +10,9 @@ from jax.tree_util import Partial
 
 from awp_jax import checks
 from awp_jax.ascent import loop
-from awp_jax.attacks._apgd import noise_like
+from awp_jax.attacks._in_ball import noise_like
+from awp_jax.attacks._l1 import boundary_displacement_l1
+from awp_jax.attacks._minimum_norm import DUAL
 from awp_jax.attacks._model import check_logits, predict, prepare
 from awp_jax.attacks._nearest import NearestResult
 from awp_jax.attacks._result import choose
@@ -37,18 +39,21 @@ def boundary_displacement(
     ``d_i = sign * min(t * s_i, room_i)`` with ``s = 1`` for Linf and ``s = |normal|`` for L2, the
     reached change is a concave, increasing, piecewise linear function of ``t``; Newton's method
     from ``t = 0`` never overshoots and ends on the exact solution once it is on the right piece.
+    For L1 see ``boundary_displacement_l1``.
 
     Args:
         point: Images ``[batch, ...]`` in the box.
         normal: ``[batch, ...]``.
         change: ``[batch]``; where the box allows less, every pixel that helps goes to its bound.
-        norm: ``"linf"`` or ``"l2"``.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         low: Least value, a number or of the shape of ``point``; ``None`` for no bound.
         high: Largest value.
 
     Returns:
         ``d [batch, ...]``; zero where ``normal`` is zero.
     """
+    if norm == "l1":
+        return boundary_displacement_l1(point, normal, change, low, high)
     shape = point.shape
     # Two axes: sums over several short ones are several times slower on CPU.
     above, below = (
@@ -111,7 +116,7 @@ class FAB(SteppedAttack):
 
     Attributes:
         epsilon, steps, norm, ball, restarts, unroll: As in ``SteppedAttack``; an ``InputBall`` in
-            Linf or L2, with one radius or one for each example.
+            Linf, L2 or L1, with one radius or one for each example.
         alpha_max: 0.1, eta: 1.05, beta: 0.9 (the paper and fra31/auto-attack).
 
     Example:
@@ -132,7 +137,6 @@ class FAB(SteppedAttack):
     def __post_init__(self, epsilon: Any, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
         self._needs_input_ball("minimises the norm of its ball")
-        checks.choice(self.ball.norm, ("linf", "l2"), "norm")
         for name, value in (("alpha_max", self.alpha_max), ("beta", self.beta)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value!r}, but a number in [0, 1] was expected.")
@@ -201,7 +205,7 @@ class FAB(SteppedAttack):
         # Ten classes at a time: memory stays bounded for models with many.
         gradients = jax.lax.map(lambda row: pullback(row)[0], basis, batch_size=min(classes, 10))
         flat = gradients.reshape(classes, values.shape[0], -1)
-        dual = jnp.abs(flat).sum(-1) if self.ball.norm == "linf" else jnp.sqrt((flat**2).sum(-1))
+        dual = jax.vmap(lambda rows: input_norms(rows, DUAL[self.ball.norm]))(flat)
         distance = jnp.abs(values.T) / (dual + 1e-12)
         is_label = jax.nn.one_hot(s.labels, classes, axis=0, dtype=bool)
         nearest = jnp.where(is_label, jnp.inf, distance).argmin(axis=0)

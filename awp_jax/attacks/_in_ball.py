@@ -1,6 +1,7 @@
 """What all attacks in a ball share: the ball, its short form, the goal and the start."""
 
 import dataclasses
+import functools
 from dataclasses import KW_ONLY, InitVar
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from awp_jax import checks
 from awp_jax.attacks._goal import Goal
 from awp_jax.balls import Ball, InputBall
+from awp_jax.balls._norms import is_float
 from awp_jax.balls._protocol import check_ball
 from awp_jax.random import example_keys, fold_keys
 
@@ -55,6 +57,11 @@ def ball_of(epsilon: Any, norm: Any, ball: Any) -> Any:
     return InputBall(**settings)
 
 
+def is_l1(ball: Any) -> bool:
+    """Whether a ball is the L1 ball of inputs, for which some attacks have rules of their own."""
+    return isinstance(ball, InputBall) and ball.norm == "l1"
+
+
 def check_start(start: Any) -> None:
     """Raises ``ValueError`` for a start that is neither a name nor a ball."""
     if isinstance(start, str):
@@ -98,6 +105,24 @@ def starting_point(ball: Any, start: Any, keys: jax.Array, centre: Any) -> Any:
     # As released, it may be out of the bounds by a little; a ball of one's own knows no "little".
     hold = ball.hold if isinstance(ball, InputBall) else ball.project
     return hold(centre, point)
+
+
+def noise_like(keys: jax.Array, images: Any, norm: str) -> Any:
+    """A random direction for each example: U(-1, 1) for Linf, else N(0, 1)."""
+    draw = _uniform if norm == "linf" else jax.random.normal
+    leaves, structure = jax.tree.flatten(images)
+    drawn = []
+    for number, leaf in enumerate(leaves):
+        leaf_keys = keys if len(leaves) == 1 else fold_keys(keys, number)
+        if is_float(leaf):
+            shape, dtype = leaf.shape[1:], leaf.dtype
+            leaf = jax.vmap(functools.partial(draw, shape=shape, dtype=dtype))(leaf_keys)
+        drawn.append(leaf)
+    return jax.tree.unflatten(structure, drawn)
+
+
+def _uniform(key: jax.Array, shape: tuple, dtype: Any) -> jax.Array:
+    return jax.random.uniform(key, shape, dtype, -1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from awp_jax.balls._norms import at_least_float32
+from awp_jax.balls._norms import at_least_float32, is_float
+from awp_jax.pytrees import flatten
 
 
 def _rows(values: Any, like: jax.Array) -> jax.Array:
@@ -25,28 +27,43 @@ def _rooms(signs: jax.Array, low: Any, high: Any) -> jax.Array:
     return jnp.where(signs < 0, bound(low, -1.0), bound(high, 1.0))
 
 
-def sparse_direction(gradient: jax.Array, share: Any) -> jax.Array:
+def sparse_direction(gradient: Any, share: Any, movable: jax.Array | None = None) -> Any:
     """The step of APGD-L1: the signs of the largest entries of the gradient, of L1 length 1.
 
     Croce and Hein, ICML 2021, section 4. As in fra31/auto-attack, the threshold is the entry at
     ``floor((1 - share) n)`` of the n sorted sizes, and ties with it are taken too.
 
     Args:
-        gradient: ``[batch, ...]``.
+        gradient: ``[batch, ...]``, or a pytree of them: then over all leaves together; integers
+            stay 0. It is 0 where an entry may not move.
         share: Of the entries to move, in [0, 1]: a number or ``[batch]``. At least one moves.
+        movable: How many entries of each example may move, ``[batch]``; ``None`` for all.
 
     Returns:
-        ``[batch, ...]``; zero where the gradient of an example is zero.
+        Like ``gradient``; zero where the gradient of an example is zero or not finite.
     """
-    flat = gradient.reshape(gradient.shape[0], -1)
+    leaves, structure = flatten(gradient)
+    wide = [at_least_float32(g).reshape(g.shape[0], -1) for g in leaves if is_float(g)]
+    if not wide:
+        return gradient
+    flat = jnp.concatenate(wide, axis=1)
+    flat = jnp.where(jnp.isfinite(flat).all(axis=1, keepdims=True), flat, 0.0)
     size = jnp.abs(flat)
-    count = size.shape[1]
-    share = jnp.broadcast_to(_rows(share, at_least_float32(flat)), (flat.shape[0], 1))
-    rank = jnp.clip(jnp.floor((1 - share) * count), 0, count - 1).astype(jnp.int32)
+    count = flat.shape[1]
+    free = _rows(count if movable is None else movable, flat)
+    rank = jnp.clip(jnp.floor((1 - _rows(share, flat)) * free), 0, jnp.maximum(free - 1, 0))
+    # What may not move has size 0 and is sorted before the rest.
+    rank = jnp.minimum(rank + (count - free), count - 1).astype(jnp.int32)
+    rank = jnp.broadcast_to(rank, (flat.shape[0], 1))
     threshold = jnp.take_along_axis(jnp.sort(size, axis=1), rank, axis=1)
-    signs = jnp.where(size >= threshold, jnp.sign(flat), jnp.zeros_like(flat))
-    moved = jnp.maximum(jnp.abs(at_least_float32(signs)).sum(axis=1, keepdims=True), 1.0)
-    return (at_least_float32(signs) / moved).astype(gradient.dtype).reshape(gradient.shape)
+    signs = jnp.where(size >= threshold, jnp.sign(flat), 0.0)
+    way = signs / jnp.maximum(jnp.abs(signs).sum(axis=1, keepdims=True), 1.0)
+    ends = np.cumsum([part.shape[1] for part in wide])
+    parts = iter(jnp.split(way, ends[:-1], axis=1))
+    return jax.tree.unflatten(
+        structure,
+        [next(parts).reshape(g.shape).astype(g.dtype) if is_float(g) else g * 0 for g in leaves],
+    )
 
 
 def boundary_displacement_l1(

@@ -1,6 +1,7 @@
 """Square attack: random search without gradients (Andriushchenko et al., ECCV 2020)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax import checks, streams
+from awp_jax import streams
 from awp_jax.attacks._goal import Goal
 from awp_jax.attacks._result import choose
 from awp_jax.attacks._stepped import SteppedAttack
@@ -27,21 +28,21 @@ def window_sizes(queries: int, p: float, height: int, width: int, norm: str = "l
         p: First share of pixels to change.
         height: Of the images.
         width: Of the images.
-        norm: ``"linf"``, or ``"l2"``: there sides are odd and at least 3.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``: in the last two sides are odd and at least 3.
 
     Returns:
         int ``[queries]``, between 1 and the shorter side of the image.
     """
     halvings = np.searchsorted(np.array(HALVINGS), np.arange(queries), side="left")
     sides = np.rint(np.sqrt(p * 0.5**halvings * height * width)).astype(int)
-    if norm == "l2":
+    if norm != "linf":
         sides = np.maximum(sides, 3)
         sides += 1 - sides % 2
     return np.clip(sides, 1, min(height, width))
 
 
-def _pyramid(rows: int, columns: int) -> np.ndarray:
-    """Nested rectangles with weights 1/1, 1/4, 1/9, ... from the middle outwards."""
+def _pyramid(rows: int, columns: int, power: int, order: int) -> np.ndarray:
+    """Nested rectangles with weights 1, 1/2^power, 1/3^power, ... from the middle outwards."""
     if rows == 0:
         return np.zeros((rows, columns))
     middle_row, middle_column = rows // 2, columns // 2
@@ -50,24 +51,30 @@ def _pyramid(rows: int, columns: int) -> np.ndarray:
         np.abs(np.arange(rows) - middle_row)[:, None],
         np.abs(np.arange(columns) - middle_column)[None, :],
     )
-    weights = 1.0 / np.arange(1, layers + 1) ** 2
+    weights = 1.0 / np.arange(1, layers + 1) ** power
     tails = np.cumsum(weights[::-1])[::-1]
     values = tails[np.minimum(ring, layers - 1)]
-    return values / np.linalg.norm(values)
+    return values / np.linalg.norm(values.ravel(), order)
 
 
-def l2_pattern(side: int) -> np.ndarray:
-    """The L2 update of the paper (eq. 2): a bump and a dip side by side, of unit norm.
+def pattern(side: int, norm: str) -> np.ndarray:
+    """The update of a window (eq. 2 of the paper): a bump and a dip side by side, of unit norm.
+
+    Rings of the bump weigh ``1 / k^2`` in L2 (the paper) and ``1 / k^4`` in L1 (fra31/auto-attack,
+    square.py).
 
     Args:
         side: Of the window.
+        norm: ``"l2"`` or ``"l1"``.
 
     Returns:
         ``[side, side]``.
     """
+    power, order = (2, 2) if norm == "l2" else (4, 1)
     half = side // 2
-    pattern = np.concatenate([_pyramid(half, side), -_pyramid(side - half, side)])
-    return pattern / np.linalg.norm(pattern)
+    top, bottom = _pyramid(half, side, power, order), _pyramid(side - half, side, power, order)
+    both = np.concatenate([top, -bottom])
+    return both / np.linalg.norm(both.ravel(), order)
 
 
 class SquareState(NamedTuple):
@@ -91,14 +98,17 @@ class Square(SteppedAttack):
     the batch), anywhere in the image. An example that is misclassified stays as it is.
 
     Attributes:
-        epsilon, norm, ball, restarts, unroll: As in ``SteppedAttack``; an ``InputBall`` in Linf or
-            L2 on images, with one radius or one for each example.
+        epsilon, norm, ball, restarts, unroll: As in ``SteppedAttack``; an ``InputBall`` in Linf,
+            L2 or L1 on images, with one radius or one for each example. L1 is that of
+            fra31/auto-attack: as L2, but windows have sums of absolute values in place of squares,
+            and what leaves ball or bounds is cut off by the exact projection on both.
         targeted: The labels are classes to reach.
         steps: Queries after the first one (5000, AutoAttack).
         p: First share of pixels to change (0.8, AutoAttack), halved after 10, 50, 200, 500, 1000,
             2000, 4000, 6000 and 8000 queries.
         released_corners: Draw corners as the released code does: never so that a window reaches
-            the last row or column. On small images that makes the attack weaker.
+            the last row or column; nor do, below 10 pixels, tiles of the first query in L2 and L1
+            reach the first. On small images that makes the attack weaker.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -119,7 +129,6 @@ class Square(SteppedAttack):
     def __post_init__(self, epsilon: Any, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
         self._needs_input_ball("paints windows in the norm of its ball")
-        checks.choice(self.ball.norm, ("linf", "l2"), "norm")
         if not 0 < self.p <= 1:
             raise ValueError(f"p is {self.p!r}, but a number in (0, 1] was expected.")
 
@@ -147,17 +156,19 @@ class Square(SteppedAttack):
         rank: jax.Array,
         restart: jax.Array,
     ) -> SquareState:
-        """The first query: vertical stripes for Linf, a grid of bumps and dips for L2."""
+        """The first query: vertical stripes for Linf, else a grid of bumps and dips."""
         del rank, restart
         self.check(images)
         _, height, width, channels = images.shape
-        start_keys = fold_keys(keys, streams.SEARCH_START)
-        if self.ball.norm == "linf":
+        start_keys, norm = fold_keys(keys, streams.SEARCH_START), self.ball.norm
+        if norm == "linf":
             signs = jax.vmap(lambda k: _signs(k, (1, width, channels), images.dtype))(start_keys)
             noise = jnp.broadcast_to(signs, images.shape)
         else:
-            noise = jax.vmap(lambda k: _grid(k, height, width, channels, images.dtype))(start_keys)
-        point = self.ball.on_sphere(images, noise)
+            tile = jnp.asarray(pattern(max(min(height, width) // 5, 1), norm), images.dtype)
+            grid = functools.partial(_grid, released=self.released_corners)
+            noise = jax.vmap(lambda k: grid(k, tile, height, width, channels))(start_keys)
+        point = self._inside(images, noise)
         logits = function(point)
         return SquareState(
             keys=keys,
@@ -173,8 +184,8 @@ class Square(SteppedAttack):
         """One query per example."""
         s = state
         keys = fold_keys(s.keys, index + 1)
-        propose = self._linf if self.ball.norm == "linf" else self._l2
-        point = self.ball.project(s.images, propose(keys, index, s.images, s.best))
+        propose = self._linf if self.ball.norm == "linf" else self._moved
+        point = propose(keys, index, s.images, s.best)
         logits = function(point)
         loss = self.goal.ascended(logits, s.labels)
         wrong = self.goal.succeeded(logits, s.labels)
@@ -199,24 +210,37 @@ class Square(SteppedAttack):
             window = _window(corner, side, height, width, images.dtype)
             return window[..., None] * _signs(sign_key, (1, 1, channels), images.dtype)
 
-        return best + 2 * self._radius(images) * jax.vmap(one)(keys)
+        return self.ball.project(images, best + 2 * self._radius(images) * jax.vmap(one)(keys))
 
     def _radius(self, images: jax.Array) -> jax.Array:
         return self.ball.lying(jnp.asarray(self.ball.radius, images.dtype), images)
 
-    def _l2(
+    def _inside(self, images: jax.Array, noise: jax.Array) -> jax.Array:
+        """The images with noise: of length epsilon, in L1 cut to the ball and its bounds."""
+        if self.ball.norm == "l1":
+            return self.ball.project(images, images + noise)
+        return self.ball.on_sphere(images, noise)
+
+    def _moved(
         self, keys: jax.Array, index: jax.Array, images: jax.Array, best: jax.Array
     ) -> jax.Array:
         """Moves the mass of one window, and what is left of epsilon, to another (algorithm 3)."""
         _, height, width, channels = images.shape
-        sides = window_sizes(self.steps, self.p, height, width, "l2")
+        norm = self.ball.norm
+        power = 2 if norm == "l2" else 1
+        sides = window_sizes(self.steps, self.p, height, width, norm)
         different, which = np.unique(sides, return_inverse=True)
         canvas = np.zeros((2, len(different), height, width))
         for row, n in enumerate(different):
-            canvas[0, row, :n, :n] = l2_pattern(n)
-            canvas[1, row, :n, :n] = l2_pattern(n).T
+            canvas[0, row, :n, :n] = pattern(n, norm)
+            canvas[1, row, :n, :n] = pattern(n, norm).T
         side = jnp.asarray(sides)[index]
-        pattern, turned = jnp.asarray(canvas, images.dtype)[:, jnp.asarray(which)[index]]
+        upright, turned = jnp.asarray(canvas, images.dtype)[:, jnp.asarray(which)[index]]
+        # As released: in L1 each channel gets all that is free. The projection cuts what is over.
+        copies = channels if norm == "l1" else 1
+
+        def mass(window: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.abs(window) ** power, axis=(0, 1), keepdims=True)
 
         def one(key: jax.Array, delta: jax.Array, radius: jax.Array) -> jax.Array:
             corner_key, other_key, turn_key, sign_key = jax.random.split(key, 4)
@@ -224,18 +248,19 @@ class Square(SteppedAttack):
             target = _window(corner, side, height, width, images.dtype)[..., None]
             other = self._corner(other_key, side, height, width)
             source = _window(other, side, height, width, images.dtype)[..., None]
-            shape = jnp.where(jax.random.bernoulli(turn_key), turned, pattern)
+            shape = jnp.where(jax.random.bernoulli(turn_key), turned, upright)
             bump = jnp.roll(shape, corner, axis=(0, 1))[..., None]
             bump = bump * _signs(sign_key, (1, 1, channels), images.dtype)
             old = delta * target
-            new = bump + old / (_channel_norms(old) + 1e-12)
-            unused = jnp.maximum(radius**2 - jnp.sum(delta**2), 0.0) / channels
-            moved = _channel_norms(delta * jnp.maximum(target, source)) ** 2
-            new = new / (_channel_norms(new) + 1e-12) * jnp.sqrt(unused + moved)
+            new = bump + old / (mass(old) ** (1 / power) + 1e-12)
+            unused = jnp.maximum(radius**power - mass(delta).sum(), 0.0) / channels
+            moved = mass(delta * jnp.maximum(target, source))
+            length = ((unused + moved) * copies) ** (1 / power)
+            new = new / (mass(new) ** (1 / power) + 1e-12) * length
             return jnp.where(target > 0, new, jnp.where(source > 0, 0.0, delta))
 
         radii = jnp.broadcast_to(self._radius(images).reshape(-1), keys.shape)
-        return self.ball.on_sphere(images, jax.vmap(one)(keys, best - images, radii))
+        return self._inside(images, jax.vmap(one)(keys, best - images, radii))
 
     def _corner(self, key: jax.Array, side: jax.Array, height: int, width: int) -> jax.Array:
         """A window's upper left corner, uniform over all places where it fits."""
@@ -260,27 +285,21 @@ def _window(corner: jax.Array, side: jax.Array, height: int, width: int, dtype: 
     return (inside_rows[:, None] & inside_columns[None, :]).astype(dtype)
 
 
-def _channel_norms(image: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(image**2, axis=(0, 1), keepdims=True))
-
-
-def _grid(key: jax.Array, height: int, width: int, channels: int, dtype: Any) -> jax.Array:
-    """The first L2 point: tiles of a fifth of the image, each a pattern with a random sign."""
-    side = max(min(height, width) // 5, 1)
+def _grid(
+    key: jax.Array, tile: jax.Array, height: int, width: int, channels: int, released: bool
+) -> jax.Array:
+    """The first point: tiles of a fifth of the image, each a pattern with a random sign."""
+    side, dtype = len(tile), tile.dtype
     rows, columns = height // side, width // side
     sign_key, turn_key = jax.random.split(key)
     signs = _signs(sign_key, (rows, 1, columns, 1, channels), dtype)
     turn = jax.random.bernoulli(turn_key, shape=(rows, 1, columns, 1, 1))
-    pattern = jnp.asarray(l2_pattern(side), dtype)
-    tile, turned = pattern[None, :, None, :, None], pattern.T[None, :, None, :, None]
-    tiles = (signs * jnp.where(turn, turned, tile)).reshape(rows * side, columns * side, channels)
-    spare_rows, spare_columns = height - rows * side, width - columns * side
-    before = (spare_rows // 2, spare_columns // 2)
-    return jnp.pad(
-        tiles,
-        (
-            (before[0], spare_rows - before[0]),
-            (before[1], spare_columns - before[1]),
-            (0, 0),
-        ),
+    upright, turned = tile[None, :, None, :, None], tile.T[None, :, None, :, None]
+    tiles = (signs * jnp.where(turn, turned, upright)).reshape(
+        rows * side, columns * side, channels
     )
+    # The released code leaves space for five tiles, also where there are more: those are cut.
+    spare = [height - rows * side, width - columns * side]
+    before = [(height - 5 * side) // 2] * 2 if released else [n // 2 for n in spare]
+    sides = [(b, max(n - b, 0)) for n, b in zip(spare, before, strict=True)]
+    return jnp.pad(tiles, (*sides, (0, 0)))[:height, :width]

@@ -56,6 +56,11 @@ class SteppedAttack(InBall):
         checks.positive_integer(self.steps, "steps")
         checks.positive_integer(self.restarts, "restarts")
 
+    @property
+    def passes(self) -> int:
+        """How often one run calls ``step``."""
+        return self.steps
+
     def runs(self, classes: int | None) -> list[tuple[int, int]]:
         """All runs as ``(rank of the target class or 0, restart)``."""
         ranks = range(2, min(self.targets + 1, classes or 0) + 1) if self.targets else (0,)
@@ -114,9 +119,9 @@ class SteppedAttack(InBall):
         result = result._replace(steps=jnp.zeros(keys.shape, jnp.int32))
         for number, (rank, restart) in enumerate(self.runs(classes)):
             state = begin(self, function, keys, images, labels, rank, restart)
-            state = loop(Partial(advance, self, function), state, self.steps, unroll=self.unroll)
+            state = loop(Partial(advance, self, function), state, self.passes, unroll=self.unroll)
             found = finish(self, function, state)
-            done = jnp.where(found.success, found.steps + number * self.steps, 0)
+            done = jnp.where(found.success, found.steps + number * self.passes, 0)
             result = worse(result, found._replace(steps=done))
         check_logits(result.loss)
         return result
@@ -147,7 +152,7 @@ def judged(
     attack: SteppedAttack, function: Partial, keys: jax.Array, images: Any, labels: Any
 ) -> AttackResult:
     """The verdict on images, by a random pass for a randomised model."""
-    key = model_key(keys, attack.steps + 1) if attack.eot else None
+    key = model_key(keys, attack.passes + 1) if attack.eot else None
     return verdict(function, images, labels, key, attack.goal)
 
 

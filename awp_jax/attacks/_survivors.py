@@ -128,7 +128,7 @@ def attack_survivors(
                 results: Any = _segments(cut, function, data, part, rank, restart, sizes, tick)
             else:
                 results = [(part, of_examples(attack, images, padding)(function, *data))]
-            before = number * attack.steps if stepped else 0  # type: ignore[attr-defined]
+            before = number * attack.passes if stepped else 0  # type: ignore[attr-defined]
             for which, result in results:
                 known = _record(found, which, result, before) and known
     report(1.0)
@@ -177,7 +177,7 @@ def _segments(
     body, index = Partial(advance, attack, function), 0
     while True:
         alive = ~parallel.to_host(state.success)[: len(rows)]
-        last = index >= attack.steps or not alive.any()
+        last = index >= attack.passes or not alive.any()
         size = min(n for n in sizes if n >= alive.sum())
         if last or size < len(state.success):
             leaving = np.ones(len(rows), bool) if last else ~alive
@@ -193,10 +193,10 @@ def _segments(
             state = _take(state, jnp.asarray(padded(np.flatnonzero(alive), sizes)))
             attack = cut(padded(rows, sizes))
             body = Partial(advance, attack, function)
-        steps = min(attack.segment, attack.steps - index)
+        steps = min(attack.segment, attack.passes - index)
         state = loop(body, state, steps, unroll=attack.unroll, first=index)
         index += steps
-        tick(index / attack.steps)
+        tick(index / attack.passes)
 
 
 def _batch(

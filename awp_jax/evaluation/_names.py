@@ -53,7 +53,7 @@ def attack_by_name(
             ``"feature"`` (for a ``Classifier``'s logits function), ``"apgd-ce"``, ``"apgd-dlr"``,
             ``"apgd-t"``, ``"fab"``, ``"fab-t"`` and ``"square"`` with published settings, or with
             N steps (queries) as ``"square-N"``.
-        norm: ``"linf"``, ``"l2"`` or, for FGSM, PGD and CW, ``"l1"``.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         epsilon: Radius in pixel units.
         step_size: Of PGD and CW, pixel units; ``None`` for 2.5 * epsilon / steps.
         restarts: Of PGD and CW.

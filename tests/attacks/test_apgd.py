@@ -35,11 +35,12 @@ def batch(count=6, seed=0):
 
 
 def started(attack, loss=0.0, count=2):
-    """A state in the centre of the ball, so that ``_check`` can be tried by itself."""
+    """A state in the centre of the ball, so that a checkpoint can be tried by itself."""
     images, labels = batch(count)
     keys = example_keys(jax.random.key(0), count)
     state = begin(attack, Partial(linear, WEIGHTS), keys, images, labels, 0, 0)
-    return state._replace(best_loss=jnp.full(count, loss), checked_loss=jnp.full(count, loss))
+    memory = state.memory._replace(checked_loss=jnp.full(count, loss))
+    return state._replace(best_loss=jnp.full(count, loss), memory=memory)
 
 
 @pytest.mark.core
@@ -76,50 +77,52 @@ def test_starts_on_the_sphere_with_step_two_epsilon(norm):
     attack = APGD(0.05, norm=norm)
     state = started(attack)
     np.testing.assert_allclose(input_norms(state.point - state.images, norm), 0.05, rtol=1e-4)
-    np.testing.assert_allclose(attack._size(state.share, state.images)[:, 0], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(attack._steps.size(state.share, state.images)[:, 0], 0.1, rtol=1e-6)
 
 
-def _at_check(attack, **changes):
-    state = started(attack)._replace(**changes)
-    return state, attack._check(jnp.int32(21), state, state.point, state.gradient)
+def _at_check(attack, memory, **changes):
+    """A checkpoint at which the loss did not rise in the last step."""
+    state = started(attack)
+    low = jnp.full(2, -jnp.inf)
+    state = state._replace(memory=state.memory._replace(**memory), **changes)
+    return state, attack._steps.checked(jnp.int32(21), state, low)
 
 
 def test_halves_when_the_loss_rose_too_seldom():
     attack = APGD(0.05)
     # rho * k = 0.75 * 22 = 16.5; the best loss improved, so only the count decides.
-    changes = {"rises": jnp.array([16, 17]), "best_loss": jnp.array([1.0, 1.0])}
-    state, after = _at_check(attack, **changes)
-    np.testing.assert_array_equal(after.halved, [True, False])
+    memory = {"rises": jnp.array([16, 17])}
+    state, after = _at_check(attack, memory, best_loss=jnp.array([1.0, 1.0]))
+    np.testing.assert_array_equal(after.memory.halved, [True, False])
     np.testing.assert_allclose(after.share, [0.5, 1.0])
-    np.testing.assert_array_equal(after.rises, [0, 0])
-    np.testing.assert_allclose(after.checked_loss, after.best_loss)
+    np.testing.assert_array_equal(after.memory.rises, [0, 0])
+    np.testing.assert_allclose(after.memory.checked_loss, after.best_loss)
 
 
 def test_halves_when_nothing_improved_unless_it_was_just_halved():
     attack = APGD(0.05)
-    changes = {"rises": jnp.array([20, 20]), "halved": jnp.array([False, True])}
-    _, after = _at_check(attack, **changes)
-    np.testing.assert_array_equal(after.halved, [True, False])
+    memory = {"rises": jnp.array([20, 20]), "halved": jnp.array([False, True])}
+    _, after = _at_check(attack, memory)
+    np.testing.assert_array_equal(after.memory.halved, [True, False])
 
 
 def test_between_checkpoints_nothing_is_halved():
     attack = APGD(0.05)
     state = started(attack)
-    after = attack._check(jnp.int32(20), state, state.point, state.gradient)
+    after = attack._steps.checked(jnp.int32(20), state, state.memory.loss)
     np.testing.assert_allclose(after.share, state.share)
-    np.testing.assert_array_equal(after.halved, state.halved)
+    np.testing.assert_array_equal(after.memory.halved, state.memory.halved)
 
 
 def test_restarts_from_the_best_point_with_its_gradient():
     attack = APGD(0.05)
     best = started(attack).images + 0.01
     changes = {
-        "rises": jnp.array([0, 20]),
         "best": best,
         "best_gradient": jnp.full_like(best, 7.0),
         "best_loss": jnp.array([1.0, 1.0]),
     }
-    state, after = _at_check(attack, **changes)
+    state, after = _at_check(attack, {"rises": jnp.array([0, 20])}, **changes)
     np.testing.assert_allclose(after.point[0], best[0])
     np.testing.assert_allclose(after.gradient[0], 7.0)
     np.testing.assert_allclose(after.point[1], state.point[1])
@@ -132,7 +135,7 @@ def test_momentum_from_the_second_step():
     state = started(attack)
     state = state._replace(
         point=state.images,
-        previous=state.images - 0.04,
+        memory=state.memory._replace(previous=state.images - 0.04),
         gradient=jnp.ones_like(state.images),
         share=jnp.full(2, 0.2),
     )
@@ -295,7 +298,7 @@ def test_cw_stops_at_kappa():
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"norm": "l1"}, "Unknown norm 'l1'"),
+        ({"norm": "l3"}, "Unknown norm 'l3'"),
         ({"steps": 0}, "steps is 0"),
         ({"restarts": 0}, "restarts is 0"),
         ({"loss": "dlrr"}, "Did you mean 'dlr'"),

@@ -68,13 +68,33 @@ def test_versions_are_the_published_ones():
     assert [name for name, _ in ensemble(attacks="square, apgd-ce")] == ["square", "apgd-ce"]
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.core
+def test_versions_in_l1_are_the_published_ones():
+    plan = dict(ensemble(norm="l1", epsilon=12))
+    assert list(plan) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert plan["apgd-ce"].larger_radii and plan["apgd-ce"].restarts == 5
+    targeted = plan["apgd-t"]
+    assert targeted.larger_radii and (targeted.targets, targeted.restarts) == (5, 1)
+    assert (plan["fab-t"].targets, plan["fab-t"].restarts, plan["square"].steps) == (9, 1, 5000)
+    for version in ("plus", "rand"):
+        plan = dict(ensemble(version, norm="l1", epsilon=12))
+        assert not plan["apgd-ce"].larger_radii and not plan["apgd-dlr"].larger_radii
+    custom = ensemble("custom", ball=InputBall("l1", 12), attacks=["apgd-dlr"])
+    assert custom[0][1].larger_radii and custom[0][1].loss == "dlr"
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_the_batch_size_changes_nothing_and_images_are_inside(digits, norm):
-    epsilon = {"linf": 0.16, "l2": 0.7}[norm]
+    epsilon = {"linf": 0.16, "l2": 0.7, "l1": 1.5}[norm]
     images, labels = digits.images[:40], digits.labels[:40]
     args = digits.logits_fn, KEY, images, labels
     kwargs = {"norm": norm, "epsilon": epsilon, "version": "custom"}
     kwargs["attacks"] = short(epsilon, norm)[:2] if norm == "linf" else short(epsilon, norm)[2:]
+    if norm == "l1":
+        kwargs["attacks"] = [
+            ("apgd-ce", APGD(epsilon, 10, norm, larger_radii=True)),
+            ("square", Square(epsilon, 20, norm)),
+        ]
     large = autoattack(*args, **kwargs, batch_size=40)
     small = autoattack(*args, **kwargs, batch_size=25)
     np.testing.assert_array_equal(large.robust, small.robust)
@@ -83,6 +103,9 @@ def test_the_batch_size_changes_nothing_and_images_are_inside(digits, norm):
         assert a[:4] == b[:4]
     change = np.asarray(large.images, np.float64) - np.asarray(images, np.float64)
     assert input_norms(change, norm).max() <= epsilon + 1e-6
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+    lengths = np.linalg.norm(change.reshape(len(change), -1), order, axis=1)
+    assert lengths.max() <= epsilon * (1 + 1e-6)
     assert large.images.min() >= 0 and large.images.max() <= 1
     wrong = np.asarray(digits.logits_fn(jnp.asarray(large.images)).argmax(1) != labels)
     np.testing.assert_array_equal(wrong, ~large.robust)
@@ -235,7 +258,7 @@ def test_compiles_for_no_new_parameters():
         ({"attacks": [3]}, "neither a name nor a pair"),
         ({"version": "custom"}, "No attacks were selected"),
         ({"version": "standart"}, "Did you mean 'standard'"),
-        ({"norm": "l1"}, "Unknown norm"),
+        ({"norm": "l3"}, "Unknown norm"),
         ({"epsilon": -1}, "at least 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"labels": np.full(20, 9, np.int32)}, "below 4"),

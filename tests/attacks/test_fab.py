@@ -85,7 +85,7 @@ def test_out_of_reach_goes_to_the_corner_and_zero_normals_stay():
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("attack", [FAB, FABTargeted])
 def test_radius_is_the_margin_over_the_dual_norm(norm, attack):
     rng = np.random.default_rng(0)
@@ -95,7 +95,8 @@ def test_radius_is_the_margin_over_the_dual_norm(norm, attack):
     logits = linear(weights, bias, images)
     labels = logits.argmax(1).astype(jnp.int32)
     difference = weights.T[None] - weights.T[labels][:, None]
-    dual = jnp.abs(difference).sum(-1) if norm == "linf" else jnp.sqrt((difference**2).sum(-1))
+    order = {"linf": 1, "l2": 2, "l1": np.inf}[norm]
+    dual = jnp.linalg.norm(difference, ord=order, axis=-1)
     margins = jnp.take_along_axis(logits, labels[:, None], 1) - logits
     expected = jnp.where(dual > 0, margins / jnp.where(dual > 0, dual, 1), jnp.inf).min(1)
     found = attack(0.5, 40, norm).nearest(
@@ -104,6 +105,23 @@ def test_radius_is_the_margin_over_the_dual_norm(norm, attack):
     # Steps overshoot by 5% and come back by 10%: what is found ends just behind the boundary.
     np.testing.assert_allclose(found.radius, expected, rtol=2e-2)
     assert bool((found.radius >= expected * 0.9999).all())
+
+
+def test_l1_fills_the_best_pixels_of_the_box():
+    # The gain of the first pixel is twice that of the second, but it can only fall by 0.2.
+    weights, bias = jnp.array([[2.0, 0.0], [1.0, 0.0]]), jnp.array([0.0, 0.4])
+    images = jnp.array([[0.2, 0.5]]).reshape(1, 1, 2, 1)
+    found = FAB(0.5, 30, "l1").nearest(
+        Partial(linear, weights, bias), jax.random.key(0), images, jnp.array([0])
+    )
+    np.testing.assert_allclose(found.radius, 0.3, rtol=2e-2)  # 0.2 and 0.1
+    # Restarts begin at half of epsilon in L1.
+    from awp_jax.attacks._stepped import begin
+    from awp_jax.random import example_keys
+
+    args = Partial(linear, weights, bias), example_keys(jax.random.key(0), 1), images
+    state = begin(FAB(0.1, norm="l1"), *args, jnp.array([0]), 0, 1)
+    np.testing.assert_allclose(input_norms(state.point - images, "l1"), 0.05, rtol=1e-5)
 
 
 def test_radius_respects_the_box():

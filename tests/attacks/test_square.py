@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 from awp_jax.attacks import Square
-from awp_jax.attacks._square import l2_pattern, window_sizes
+from awp_jax.attacks._square import pattern, window_sizes
 from awp_jax.attacks._stepped import begin
 from awp_jax.balls import input_norms
 from awp_jax.random import example_keys
@@ -42,8 +42,30 @@ def test_l2_pattern_by_hand():
     # Rings of 1 + 1/4 in the middle and 1/4 around; a bump above a dip.
     bump, dip = np.array([[0.25, 1.25, 0.25]]), np.array([[0.25] * 3, [0.25, 1.25, 0.25]])
     expected = np.concatenate([bump / np.linalg.norm(bump), -dip / np.linalg.norm(dip)])
-    np.testing.assert_allclose(l2_pattern(3), expected / np.linalg.norm(expected))
-    assert np.linalg.norm(l2_pattern(1)) == 1
+    np.testing.assert_allclose(pattern(3, "l2"), expected / np.linalg.norm(expected))
+    assert np.linalg.norm(pattern(1, "l2")) == 1
+
+
+def test_l1_pattern_by_hand():
+    # Rings of 1 + 1/16 in the middle and 1/16 around; each half sums to 1 before both do.
+    bump = np.array([[1, 17, 1]]) / 19
+    dip = np.concatenate([np.ones((1, 3)), [[1, 17, 1]]]) / 22
+    np.testing.assert_allclose(pattern(3, "l1"), np.concatenate([bump, -dip]) / 2)
+    assert np.abs(pattern(1, "l1")).sum() == 1
+
+
+def test_l1_moves_the_mass_of_a_window_and_what_is_free():
+    # One window is the whole image: all of epsilon is in it afterwards, within the bounds.
+    attack = Square(2.0, 10, "l1", p=1.0)
+    images = jnp.full((3, 5, 5, 1), 0.5)
+    keys = example_keys(jax.random.key(1), 3)
+    moved = attack._moved(keys, jnp.int32(0), images, images + 0.01) - images
+    np.testing.assert_allclose(input_norms(moved, "l1"), 2.0, rtol=1e-5)
+    assert float(jnp.abs(moved).max()) <= 0.5
+    # The start is cut to the ball, not stretched to it: 25 tiles of 1 pixel are 25 at first.
+    state = begin(attack, Partial(lambda x: x[:, 0, 0] * jnp.ones((1, 2))), keys, images,
+                  jnp.zeros(3, jnp.int32), 0, 0)  # fmt: skip
+    np.testing.assert_allclose(jnp.abs(state.best - images), 2 / 25, rtol=1e-4)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -58,20 +80,20 @@ def test_starts_at_epsilon(norm):
         np.testing.assert_allclose(change, jnp.broadcast_to(change[:, :1], change.shape), atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_windows_differ_between_examples_and_reach_every_pixel(norm):
     attack = Square(0.1, 3000, norm)
     images = jnp.full((400, 6, 5, 2), 0.5)
     keys = example_keys(jax.random.key(0), 400)
     best = images + 0.01
-    propose = attack._linf if norm == "linf" else attack._l2
+    propose = attack._linf if norm == "linf" else attack._moved
     moved = jnp.abs(propose(keys, jnp.int32(2900), images, best) - best) > 1e-6
     assert len({row.tobytes() for row in np.asarray(moved)}) > 10
     assert bool(moved.any(axis=(0, 3)).all())
 
 
 @settings(max_examples=8, deadline=None)
-@given(seed=st.integers(0, 1000), norm=st.sampled_from(["linf", "l2"]))
+@given(seed=st.integers(0, 1000), norm=st.sampled_from(["linf", "l2", "l1"]))
 def test_never_leaves_the_ball_nor_the_pixel_range(seed, norm):
     images = jax.random.uniform(jax.random.key(seed), (3, 6, 5, 2))
     labels = linear(WEIGHTS, images).argmax(1).astype(jnp.int32)
@@ -81,7 +103,7 @@ def test_never_leaves_the_ball_nor_the_pixel_range(seed, norm):
     assert float(result.images.min()) >= 0 and float(result.images.max()) <= 1
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_key_gives_the_same_result_for_any_batch(norm):
     images, labels = batch()
     attack, function = Square(0.1, 20, norm), Partial(linear, WEIGHTS)
