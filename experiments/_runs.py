@@ -26,7 +26,6 @@ from awp_jax.training import (
     open_run,
     plain,
     read_metrics,
-    subset,
     train,
 )
 from experiments._cells import Experiment, Job, NotAvailable, digest, flat, missing_file
@@ -251,9 +250,9 @@ class Opened:
         return self.classifier.apply_fn(stats), params
 
     def part(self, name: str, examples: int | None) -> data.Dataset:
-        """The first ``examples`` of a set."""
+        """So many examples of a set, see ``awp_jax.data.subset``."""
         whole = getattr(self.experiment.splits, name)
-        return whole if examples is None else subset(whole, examples)
+        return whole if examples is None else data.subset(whole, examples)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``."""

@@ -39,7 +39,9 @@ def main(argv: Sequence[str]) -> int:
     command.string("checkpoints", "best,last", "which: best, last, epoch-N, every (all kept)")
     command.string("sets", "test,train", "which images: train, validation, test")
     command.integer(
-        "examples", None, "of each set, the first so many; 1000 by default, or all of fewer"
+        "examples",
+        None,
+        "so many of each set, classes in proportion; 1000 by default, or all",
     )
     command.string("also", "", f"more to measure: {', '.join(ALSO)}")
     command.string("epsilon", None, "radius, such as 8/255; the config's by default")

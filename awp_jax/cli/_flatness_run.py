@@ -9,19 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from awp_jax import checks, landscape, streams
+from awp_jax import checks, data, landscape, streams
 from awp_jax.attacks import PGD
 from awp_jax.cli._evaluate import method_name
 from awp_jax.cli._flags import UsageError
 from awp_jax.config import from_dict
-from awp_jax.data import Dataset
 from awp_jax.evaluation import PartialResults
 from awp_jax.progress import PartsProgress
-from awp_jax.training import Run, build, read_config, subset
+from awp_jax.training import Run, build, read_config
 
 PARTIAL = "flatness.partial"  # removed when the command is finished
 ALSO = ("clean", "hessian", "histograms", "gammas", "pac-bayes")
-MOST_EXAMPLES = 1000  # Stutz et al.: the first 1000
+MOST_EXAMPLES = 1000  # as many as Stutz et al.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,7 @@ def open_in_float32(workdir: str, devices: int | None = None) -> Run:
     return Run(path, build(config, devices=devices))
 
 
-def chosen_sets(run: Run, sets: Sequence[str], examples: int | None) -> dict[str, Dataset]:
+def chosen_sets(run: Run, sets: Sequence[str], examples: int | None) -> dict[str, data.Dataset]:
     """The images to measure on, by name of the set.
 
     Raises:
@@ -100,7 +99,7 @@ def chosen_sets(run: Run, sets: Sequence[str], examples: int | None) -> dict[str
             raise UsageError(
                 f"--examples is {examples}, but {name} of {run.workdir} has {len(part)}."
             )
-        found[name] = subset(part, examples or MOST_EXAMPLES)
+        found[name] = data.subset(part, examples or MOST_EXAMPLES)
     return found
 
 
@@ -108,7 +107,7 @@ def measure_run(
     run: Run,
     settings: Settings,
     checkpoints: Sequence[str],
-    sets: Mapping[str, Dataset],
+    sets: Mapping[str, data.Dataset],
     progress: PartsProgress,
 ) -> dict[str, Any]:
     """Measures checkpoints of a run; what ``flatness.json`` holds.

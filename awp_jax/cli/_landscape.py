@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     command.string("normalisation", None, "filter (for random, by default) or layer (adversarial)")
     command.integer("points", None, "of each direction, odd; by default 41, with --dims=2 21")
     command.string("range", None, "largest coordinate; by default 1 (random) or 0.02 (adversarial)")
-    command.integer("examples", None, "the first so many; by default 1000, or all there are")
+    command.integer("examples", None, "so many, classes in proportion; 1000 by default, or all")
     command.string("set", "train", "which images: train, validation, test")
     command.integer("draws", None, "directions to average over; by default 3, with --dims=2 1")
     command.integer("seed", 0, "of directions and attack starts", minimum=0)

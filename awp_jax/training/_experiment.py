@@ -9,13 +9,14 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from awp_jax import checks, data, models, objectives, parallel, streams
+from awp_jax import checks, data, objectives, parallel, streams
 from awp_jax.attacks import PGD
 from awp_jax.balls import InputBall, WeightBall
 from awp_jax.config import validate
 from awp_jax.training._attack import TrainingAttack
 from awp_jax.training._averaging import averaging_rate, estimate_batch_stats
 from awp_jax.training._batch import batch_function
+from awp_jax.training._classifier import create_classifier, with_statistics
 from awp_jax.training._optimizers import make_optimizer
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._schedules import schedule
@@ -85,38 +86,6 @@ def evaluation_attack(config: ConfigDict, **changes: Any) -> PGD:
         "restarts": config.evaluation.restarts,
     }
     return PGD(**(settings | changes))
-
-
-def create_classifier(config: ConfigDict, image_shape: Any, num_classes: int) -> Any:
-    """The classifier of a config for images of this shape.
-
-    Raises:
-        ValueError: For an unknown model or option, or a data set without statistics when
-            ``model.normalize`` is set.
-    """
-    m = config.model
-    options: dict[str, Any] = {
-        "dtype": m.dtype,
-        "batch_norm_groups": m.batch_norm_groups,
-        "activation": m.activation,
-        "remat": m.remat,
-    }
-    if config.objective.rotation_weight:
-        options["auxiliary"] = objectives.ROTATIONS
-    if m.width is not None:
-        options["width"] = m.width
-    if m.normalize:
-        options["mean"], options["std"] = data.statistics(config.data.name)
-    height, width, channels = image_shape
-    shape = (height, width, channels)
-    classifier = _created(m.name, shape, num_classes, tuple(sorted(options.items())))
-    return models.with_parametric_noise(classifier) if m.pni else classifier
-
-
-@functools.lru_cache(maxsize=32)
-def _created(name: str, shape: tuple[int, int, int], classes: int, options: tuple) -> Any:
-    """One object for all runs of an architecture: what is compiled for one serves the others."""
-    return models.create(name, image_shape=shape, num_classes=classes, **dict(options))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -354,6 +323,7 @@ def build(
     n = len(splits.train)
     if config.batch_size > n:
         raise ValueError(f"batch_size is {config.batch_size}, but there are {n} training examples.")
+    config = with_statistics(config, splits.train)
     classifier = create_classifier(config, splits.train.images.shape[1:], splits.train.num_classes)
     steps_per_epoch = data.steps_per_epoch(n, _labelled_batch(config, unlabelled is not None))
     learning_rate = schedule(
@@ -402,9 +372,3 @@ def _check_settings(experiment: Experiment) -> None:
     weight_perturbation(experiment.config)
     training_attack(experiment.config)
     Regularisation(**experiment.config.regularisation)
-
-
-def subset(dataset: data.Dataset, examples: int) -> data.Dataset:
-    """The first ``examples`` of a data set, or all when there are fewer."""
-    checks.positive_integer(examples, "examples")
-    return dataset.select(np.arange(min(examples, len(dataset))))
