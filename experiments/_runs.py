@@ -194,7 +194,7 @@ class Opened:
         self.directory = place.directory(job)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "weights.gamma is")
-            self._run: Run = open_run(job.cell.imported or self.directory)
+            self._run: Run = open_run(job.cell.imported or self.directory, dtype="float32")
         self.experiment = self._run.experiment
         self.config = self.experiment.config
         train_set = self.experiment.splits.train

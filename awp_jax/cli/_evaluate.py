@@ -13,7 +13,15 @@ from awp_jax import checks, data, parallel, streams
 from awp_jax.cli import _processes as processes
 from awp_jax.cli._earlier import EVALUATION, with_earlier
 from awp_jax.cli._evaluation_progress import EvaluationProgress
-from awp_jax.cli._flags import Command, UsageError, boolean, names, required
+from awp_jax.cli._flags import (
+    Command,
+    UsageError,
+    boolean,
+    chosen_dtype,
+    declare_dtype,
+    names,
+    required,
+)
 from awp_jax.cli._surrogate import Surrogate, open_surrogate
 from awp_jax.evaluation import (
     Evaluation,
@@ -63,15 +71,17 @@ def main(argv: Sequence[str]) -> int:
     command.string("surrogate", None, "another run: attacks are crafted on it, this run judges")
     command.string("surrogate_checkpoint", None, "which: best, last; best where there is one")
     command.string("save_images", "false", "true: write the adversarial images, adversarial/*.npz")
+    declare_dtype(command)
     processes.declare(command)
     values = command.parse(argv)
     workdir = required(values, "workdir")
     devices = processes.join(values)
-    run = open_run(workdir, devices=devices)
+    dtype = chosen_dtype(values)
+    run = open_run(workdir, devices=devices, dtype=dtype)
     surrogate = None
     if values["surrogate"].value:
         which = values["surrogate_checkpoint"].value
-        surrogate = open_surrogate(values["surrogate"].value, which, run, devices)
+        surrogate = open_surrogate(values["surrogate"].value, which, run, devices, dtype)
     elif values["surrogate_checkpoint"].value:
         raise UsageError("--surrogate_checkpoint is given without --surrogate.")
     result = evaluate_run(
@@ -180,6 +190,7 @@ def evaluate_run(
         "device": jax.devices()[0].device_kind,
         "data": config.data.name,
         "model": config.model.name,
+        "dtype": config.model.dtype,
         "surrogate": None if surrogate is None else surrogate.identity,
         "checkpoints": {},
         "unions": {},

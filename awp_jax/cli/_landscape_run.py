@@ -158,6 +158,7 @@ def compute(
         "device": jax.devices()[0].device_kind,
         "data": config.data.name,
         "model": config.model.name,
+        "dtype": config.model.dtype,
         "checkpoints": {},
     }
     arrays: dict[str, np.ndarray] = {"axis": settings.axis}
