@@ -175,9 +175,24 @@ class Experiment:
         position = (step % self.steps_per_epoch) * self._labelled_batch
         return min(self._labelled_batch, len(self.splits.train) - position)
 
+    @property
+    def padded(self) -> bool:
+        """Whether the last batch of an epoch is filled up, so that all are one compiled step.
+
+        Not where what is beside an example counts: groups of BatchNorm, mixup, rotations.
+        """
+        c = self.config
+        together = c.model.batch_norm_groups > 1 or c.data.mixup or c.objective.rotation_weight
+        whole = len(self.splits.train) % self._labelled_batch == 0
+        return not (together or whole or self.unlabelled is not None)
+
+    def rows_of(self, step: int) -> int:
+        """Rows of the batch of a step that is compiled, padding included."""
+        return self._labelled_batch if self.padded else self.batch_size_of(step)
+
     def chosen(self, step: int, order: jax.Array) -> jax.Array:
         """Which examples of ``pool`` a step takes, int32 ``[batch]``."""
-        return self._chosen(step, order, self.key, batch_size=self.batch_size_of(step))
+        return self._chosen(step, order, self.key, batch_size=self.rows_of(step))
 
     @functools.cached_property
     def _chosen(self) -> Any:
@@ -196,6 +211,7 @@ class Experiment:
             num_classes=self.splits.train.num_classes,
             mesh=self.mesh,
             on_host=self.on_host,
+            padded=self.padded,
         )
 
     def perturbs_weights(self, step: int) -> bool:
@@ -210,7 +226,8 @@ class Experiment:
         ``step(state, images, labels, order, key, batch_size=..., perturb_weights=...)`` gathers
         from ``pool`` (or is handed the batch, where ``on_host``: see ``Feed``), augments and
         trains, and returns ``(state, metrics)``; ``state`` is donated.
-        It is compiled once per batch size (and once more when weight perturbation starts later).
+        It is compiled once per ``batch_size``, see ``rows_of`` (and once more when weight
+        perturbation starts later).
         """
         weights = weight_perturbation(self.config)
         train = make_train_step(
@@ -240,6 +257,7 @@ class Experiment:
                 key,
                 perturb_weights=perturb_weights,
                 example_weights=batch.weights,
+                mask=batch.mask,
             )
 
         if in_parts:

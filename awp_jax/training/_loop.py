@@ -204,7 +204,7 @@ class _Run:
                 *self.feed(step),
                 order,
                 experiment.key,
-                batch_size=experiment.batch_size_of(step),
+                batch_size=experiment.rows_of(step),
                 perturb_weights=experiment.perturbs_weights(step),
             )
             self.pending.append((step, metrics))
