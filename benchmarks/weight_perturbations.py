@@ -189,7 +189,7 @@ def main():
                 *pool,
                 experiment.order(epoch),
                 experiment.key,
-                batch_size=experiment.batch_size_of(now),
+                batch_size=experiment.rows_of(now),
                 perturb_weights=False,
             )
     for name, (flops, times) in bench.step_times().items():

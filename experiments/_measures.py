@@ -88,7 +88,7 @@ class Attacked(Measure):
         attack: Of ``awp_jax.evaluation.attacks_by_name``, at the paper's settings.
         checkpoint: ``"best"``, ``"last"``, or ``"40%"`` of the epochs.
         part: ``"train"`` or ``"test"``.
-        examples: The first so many of the set; ``None`` for all (of the scale).
+        examples: So many of the set; ``None`` for all (of the scale).
         restarts: Of PGD and CW; 0 for the config's.
         surrogate: Name of the cell on whose model the attack is made; empty: on the model itself.
         kind: ``"accuracy"`` and ``"error"`` in percent, ``"loss"``, ``"loss_correct"`` and

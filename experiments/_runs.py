@@ -26,7 +26,6 @@ from awp_jax.training import (
     open_run,
     plain,
     read_metrics,
-    subset,
     train,
 )
 from experiments._cells import Experiment, Job, NotAvailable, digest, flat, missing_file
@@ -195,7 +194,7 @@ class Opened:
         self.directory = place.directory(job)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "weights.gamma is")
-            self._run: Run = open_run(job.cell.imported or self.directory)
+            self._run: Run = open_run(job.cell.imported or self.directory, dtype="float32")
         self.experiment = self._run.experiment
         self.config = self.experiment.config
         train_set = self.experiment.splits.train
@@ -251,9 +250,9 @@ class Opened:
         return self.classifier.apply_fn(stats), params
 
     def part(self, name: str, examples: int | None) -> data.Dataset:
-        """The first ``examples`` of a set."""
+        """So many examples of a set, see ``awp_jax.data.subset``."""
         whole = getattr(self.experiment.splits, name)
-        return whole if examples is None else subset(whole, examples)
+        return whole if examples is None else data.subset(whole, examples)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``."""

@@ -185,13 +185,13 @@ def conditions(place: Place) -> list[str]:
             used = next(m for m in found if m.part == part).settings(scale)
             text.append(
                 f"{dims}-D landscapes: PGD-{steps} anew at each of {used['points'] ** dims} "
-                f"points, on the first {used['examples']:,} {part} images."
+                f"points, on {used['examples']:,} {part} images."
             )
     flat = next((m for m in measures if isinstance(m, Flatness)), None)
     if flat is not None:
         used = flat.settings(scale)
         text.append(
-            f"Flatness: on the first {used['examples']:,} images, PGD-{scale_steps(scale, 20)}, "
+            f"Flatness: on {used['examples']:,} images, PGD-{scale_steps(scale, 20)}, "
             f"{scale.draws} draws (average case), the worst of {scale.restarts} restarts (worst "
             f"case), reference loss by {used['reference_restarts']} restarts."
         )

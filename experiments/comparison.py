@@ -24,7 +24,7 @@ def _measured(checkpoint: str) -> dict[str, tuple[Measure, str]]:
     found: dict[str, tuple[Measure, str]] = {}
     for column in _COLUMNS:
         attack = ATTACKS[column]
-        # The first 1,000 test images, as papers that are short of time do.
+        # 1,000 test images, as papers that are short of time do.
         examples = 1000 if attack == "autoattack" else None
         found[f"{column} {checkpoint}"] = Attacked(attack, checkpoint, examples=examples), chosen
     found[f"PGD-20 train {checkpoint}"] = Attacked(_PGD, checkpoint, "train"), chosen

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 import jax
 
-from awp_jax import parallel, streams
+from awp_jax import data, parallel, streams
 from awp_jax.cli import _processes as processes
 from awp_jax.cli._evaluate import passes_of
-from awp_jax.cli._flags import Command, UsageError, required
+from awp_jax.cli._flags import Command, UsageError, chosen_dtype, declare_dtype, required
 from awp_jax.cli._surrogate import open_surrogate
 from awp_jax.evaluation import diagnose
 from awp_jax.files import write_json
 from awp_jax.reporting import diagnosis_figure, save_figure
-from awp_jax.training import open_run, subset
+from awp_jax.training import open_run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,23 +26,25 @@ def main(argv: Sequence[str]) -> int:
     command.string("checkpoint", "best", "which: best, last")
     command.string("surrogate", None, "another run directory, to transfer attacks from")
     command.string("surrogate_checkpoint", None, "which: best, last; best where there is one")
-    command.integer("examples", 200, "test images, the first so many")
+    command.integer("examples", 200, "so many test images, classes in proportion")
     command.string("epsilon", None, "radius, such as 8/255; the config's by default")
     command.integer("queries", 1000, "of the Square attack")
     command.integer("eot", None, "for a randomised model: random passes to average over; 20")
+    declare_dtype(command)
     processes.declare(command)
     values = command.parse(argv)
     workdir = required(values, "workdir")
     devices = processes.join(values)
-    run = open_run(workdir, devices=devices)
+    dtype = chosen_dtype(values)
+    run = open_run(workdir, devices=devices, dtype=dtype)
     config = run.experiment.config
-    images = subset(run.experiment.splits.test, values["examples"].value or 200)
+    images = data.subset(run.experiment.splits.test, values["examples"].value or 200)
     which = required(values, "checkpoint")
     eot = passes_of(values["eot"].value, run.experiment.classifier.is_random)
     surrogate_fn = None
     if values["surrogate"].value:
         which_other = values["surrogate_checkpoint"].value
-        other = open_surrogate(values["surrogate"].value, which_other, run, devices)
+        other = open_surrogate(values["surrogate"].value, which_other, run, devices, dtype)
         if other.is_random:
             raise UsageError(f"--surrogate={values['surrogate'].value} is a randomised model.")
         surrogate_fn = other.logits_fn
@@ -60,7 +62,8 @@ def main(argv: Sequence[str]) -> int:
     )
     if not parallel.is_main():
         return 0
-    result = {"checkpoint": which, "seed": config.seed, **found.as_dict()}
+    result = {"checkpoint": which, "seed": config.seed, "dtype": config.model.dtype}
+    result |= found.as_dict()
     write_json(run.workdir / "diagnosis.json", result)
     files = save_figure(diagnosis_figure(result), run.workdir / "figures" / "diagnosis")
     print(f"{found.verdict()}\n\nWritten: {', '.join(map(str, files))}")

@@ -10,7 +10,7 @@ from awp_jax.training import WorkdirError
 EVALUATION = "evaluation.json"
 # What results must have in common to stand in one file.
 _SAME: tuple[str, ...] = ("method", "seed", "norm", "epsilon", "step_size", "restarts", "eot")
-_SAME += ("selection", "device", "data", "model", "surrogate")
+_SAME += ("selection", "device", "data", "model", "dtype", "surrogate")
 
 
 def read_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:

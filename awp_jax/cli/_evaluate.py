@@ -9,11 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from awp_jax import checks, parallel, streams
+from awp_jax import checks, data, parallel, streams
 from awp_jax.cli import _processes as processes
 from awp_jax.cli._earlier import EVALUATION, with_earlier
 from awp_jax.cli._evaluation_progress import EvaluationProgress
-from awp_jax.cli._flags import Command, UsageError, boolean, names, required
+from awp_jax.cli._flags import (
+    Command,
+    UsageError,
+    boolean,
+    chosen_dtype,
+    declare_dtype,
+    names,
+    required,
+)
 from awp_jax.cli._surrogate import Surrogate, open_surrogate
 from awp_jax.evaluation import (
     Evaluation,
@@ -25,7 +33,7 @@ from awp_jax.evaluation import (
 from awp_jax.evaluation._work import work
 from awp_jax.files import write_json
 from awp_jax.reporting import attack_table, evaluation_table
-from awp_jax.training import BEST, LAST, Run, open_run, subset
+from awp_jax.training import BEST, LAST, Run, open_run
 
 PARTIAL = "evaluation.partial"  # removed when the evaluation is finished
 IMAGES = "adversarial"
@@ -51,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     command.string("checkpoints", "best,last", "which: best, last, epoch-N, every, average")
     command.string("attacks", "fgsm,pgd-20", _ATTACKS)
     command.string("sets", "train,test", "which images: train, validation, test")
-    command.integer("examples", None, "of each set, the first so many; all by default")
+    command.integer("examples", None, "so many of each set, classes in proportion; all by default")
     command.string("epsilon", None, "radius, such as 8/255; the config's by default")
     command.integer("restarts", None, "of the iterated attacks; the config's by default")
     command.integer(
@@ -63,15 +71,17 @@ def main(argv: Sequence[str]) -> int:
     command.string("surrogate", None, "another run: attacks are crafted on it, this run judges")
     command.string("surrogate_checkpoint", None, "which: best, last; best where there is one")
     command.string("save_images", "false", "true: write the adversarial images, adversarial/*.npz")
+    declare_dtype(command)
     processes.declare(command)
     values = command.parse(argv)
     workdir = required(values, "workdir")
     devices = processes.join(values)
-    run = open_run(workdir, devices=devices)
+    dtype = chosen_dtype(values)
+    run = open_run(workdir, devices=devices, dtype=dtype)
     surrogate = None
     if values["surrogate"].value:
         which = values["surrogate_checkpoint"].value
-        surrogate = open_surrogate(values["surrogate"].value, which, run, devices)
+        surrogate = open_surrogate(values["surrogate"].value, which, run, devices, dtype)
     elif values["surrogate_checkpoint"].value:
         raise UsageError("--surrogate_checkpoint is given without --surrogate.")
     result = evaluate_run(
@@ -118,7 +128,7 @@ def evaluate_run(
         checkpoints: As ``Run.checkpoint_names`` takes them.
         attacks: Names, see ``awp_jax.evaluation.attacks_by_name``.
         sets: Of ``"train"``, ``"validation"``, ``"test"``.
-        examples: The first so many of each set; ``None`` for all.
+        examples: So many of each set, by ``awp_jax.data.subset``; ``None`` for all.
         epsilon: ``None`` for the config's.
         restarts: ``None`` for the config's.
         eot: For a randomised model, the random passes that gradients and verdicts average over;
@@ -163,7 +173,7 @@ def evaluate_run(
             raise UsageError("This run kept no validation images back.")
         if examples is not None and examples > len(part):
             raise UsageError(f"--examples is {examples}, but {name} has {len(part)}.")
-        parts[name] = part if examples is None else subset(part, examples)
+        parts[name] = part if examples is None else data.subset(part, examples)
     states = {name: run.restore(name) for name in run.checkpoint_names(checkpoints)}
     imported = any("imported" in info for _, info in states.values())
     progress = EvaluationProgress(
@@ -180,6 +190,7 @@ def evaluate_run(
         "device": jax.devices()[0].device_kind,
         "data": config.data.name,
         "model": config.model.name,
+        "dtype": config.model.dtype,
         "surrogate": None if surrogate is None else surrogate.identity,
         "checkpoints": {},
         "unions": {},

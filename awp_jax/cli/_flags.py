@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
+from awp_jax import checks
 from awp_jax.cli._config import read_config_flags
 from awp_jax.cli._errors import UsageError as UsageError
 from awp_jax.config import validate
@@ -155,6 +156,23 @@ def boolean(values: flags.FlagValues, name: str) -> bool:
     if value not in ("true", "false"):
         raise UsageError(f"--{name} is {values[name].value!r}, but true or false was expected.")
     return value == "true"
+
+
+def declare_dtype(command: Command) -> None:
+    """Adds ``--dtype`` to a command that judges a model."""
+    command.string(
+        "dtype", "float32", "what is computed in: float32, or model for what the run trained in"
+    )
+
+
+def chosen_dtype(values: flags.FlagValues) -> str | None:
+    """What ``open_run`` takes for ``--dtype``.
+
+    Raises:
+        ValueError: For anything but float32 and model.
+    """
+    chosen = checks.choice(values["dtype"].value, ("float32", "model"), "dtype")
+    return None if chosen == "model" else chosen
 
 
 def names(text: str | None, flag: str) -> list[str]:

@@ -15,12 +15,11 @@ from awp_jax.cli._flatness_run import (
     Settings,
     chosen_sets,
     measure_run,
-    open_in_float32,
 )
 from awp_jax.files import read_json, write_json, write_text
 from awp_jax.progress import PartsProgress
 from awp_jax.reporting import flatness_figures, flatness_report, save_figure
-from awp_jax.training import WorkdirError
+from awp_jax.training import WorkdirError, open_run
 
 FLATNESS = "flatness.json"
 
@@ -39,7 +38,9 @@ def main(argv: Sequence[str]) -> int:
     command.string("checkpoints", "best,last", "which: best, last, epoch-N, every (all kept)")
     command.string("sets", "test,train", "which images: train, validation, test")
     command.integer(
-        "examples", None, "of each set, the first so many; 1000 by default, or all of fewer"
+        "examples",
+        None,
+        "so many of each set, classes in proportion; 1000 by default, or all",
     )
     command.string("also", "", f"more to measure: {', '.join(ALSO)}")
     command.string("epsilon", None, "radius, such as 8/255; the config's by default")
@@ -111,7 +112,8 @@ def _measure_all(
     devices: int | None,
 ) -> dict[str, Any]:
     # Everything that can be wrong is looked at before anything is measured.
-    runs = [open_in_float32(workdir, devices) for workdir in workdirs]
+    # bfloat16 would round perturbations away.
+    runs = [open_run(workdir, devices=devices, dtype="float32") for workdir in workdirs]
     plans = [
         (run, run.checkpoint_names(checkpoints), chosen_sets(run, sets, examples)) for run in runs
     ]

@@ -1,7 +1,6 @@
 """Flatness of the checkpoints of one run, part by part, so that a stopped command goes on."""
 
 import dataclasses
-import pathlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,19 +8,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from awp_jax import checks, landscape, streams
+from awp_jax import checks, data, landscape, streams
 from awp_jax.attacks import PGD
 from awp_jax.cli._evaluate import method_name
 from awp_jax.cli._flags import UsageError
-from awp_jax.config import from_dict
-from awp_jax.data import Dataset
 from awp_jax.evaluation import PartialResults
 from awp_jax.progress import PartsProgress
-from awp_jax.training import Run, build, read_config, subset
+from awp_jax.training import Run
 
 PARTIAL = "flatness.partial"  # removed when the command is finished
 ALSO = ("clean", "hessian", "histograms", "gammas", "pac-bayes")
-MOST_EXAMPLES = 1000  # Stutz et al.: the first 1000
+MOST_EXAMPLES = 1000  # as many as Stutz et al.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,15 +73,7 @@ class Settings:
         return 2 * self.restarts + self.draws + sum(extra[name] for name in self.also)
 
 
-def open_in_float32(workdir: str, devices: int | None = None) -> Run:
-    """A run whose model computes in float32: bfloat16 would round perturbations away."""
-    path = pathlib.Path(workdir)
-    config = from_dict(read_config(path))
-    config.model.dtype = "float32"
-    return Run(path, build(config, devices=devices))
-
-
-def chosen_sets(run: Run, sets: Sequence[str], examples: int | None) -> dict[str, Dataset]:
+def chosen_sets(run: Run, sets: Sequence[str], examples: int | None) -> dict[str, data.Dataset]:
     """The images to measure on, by name of the set.
 
     Raises:
@@ -100,7 +89,7 @@ def chosen_sets(run: Run, sets: Sequence[str], examples: int | None) -> dict[str
             raise UsageError(
                 f"--examples is {examples}, but {name} of {run.workdir} has {len(part)}."
             )
-        found[name] = subset(part, examples or MOST_EXAMPLES)
+        found[name] = data.subset(part, examples or MOST_EXAMPLES)
     return found
 
 
@@ -108,13 +97,13 @@ def measure_run(
     run: Run,
     settings: Settings,
     checkpoints: Sequence[str],
-    sets: Mapping[str, Dataset],
+    sets: Mapping[str, data.Dataset],
     progress: PartsProgress,
 ) -> dict[str, Any]:
     """Measures checkpoints of a run; what ``flatness.json`` holds.
 
     Args:
-        run: From ``open_in_float32``.
+        run: From ``open_run`` with ``dtype`` "float32".
         settings: What to measure.
         checkpoints: Names that ``run.restore`` takes.
         sets: From ``chosen_sets``.
@@ -139,6 +128,7 @@ def measure_run(
         "device": jax.devices()[0].device_kind,
         "data": config.data.name,
         "model": config.model.name,
+        "dtype": config.model.dtype,
         "training_examples": len(run.experiment.splits.train),
         "checkpoints": {},
     }

@@ -24,7 +24,6 @@ from awp_jax.training import (
     WorkdirError,
     build,
     plain,
-    subset,
 )
 
 # Enough to see a wrong normalisation, few enough for a wide network on a CPU.
@@ -165,10 +164,10 @@ def _load(checkpoint: pathlib.Path, experiment: Experiment) -> Any:
 
 
 def _look(experiment: Experiment, state: TrainState) -> str:
-    few = subset(experiment.splits.test, _LOOK_AT)
+    few = data.subset(experiment.splits.test, _LOOK_AT)
     logits_fn = experiment.classifier.logits_fn(state.params, state.batch_stats)
     found = measure(logits_fn, few.images, few.labels, batch_size=_LOOK_AT)
-    return f", {found.accuracy:.0%} right on the first {found.examples} test images"
+    return f", {found.accuracy:.0%} right on {found.examples} test images"
 
 
 def _write(workdir: pathlib.Path, config: ConfigDict, state: Any, info: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from awp_jax import parallel
 from awp_jax.cli import _processes as processes
-from awp_jax.cli._flags import Command, UsageError, names, required
+from awp_jax.cli._flags import Command, UsageError, chosen_dtype, declare_dtype, names, required
 from awp_jax.cli._landscape_run import Settings, compute
 from awp_jax.cli._report import comparison_of
 from awp_jax.files import write_arrays, write_json
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     command.string("normalisation", None, "filter (for random, by default) or layer (adversarial)")
     command.integer("points", None, "of each direction, odd; by default 41, with --dims=2 21")
     command.string("range", None, "largest coordinate; by default 1 (random) or 0.02 (adversarial)")
-    command.integer("examples", None, "the first so many; by default 1000, or all there are")
+    command.integer("examples", None, "so many, classes in proportion; 1000 by default, or all")
     command.string("set", "train", "which images: train, validation, test")
     command.integer("draws", None, "directions to average over; by default 3, with --dims=2 1")
     command.integer("seed", 0, "of directions and attack starts", minimum=0)
@@ -60,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
     command.string(
         "output", None, "folder for the figure that compares runs (awp-jax report draws it too)"
     )
+    declare_dtype(command)
     processes.declare(command)
     values = command.parse(argv)
     workdirs = [pathlib.Path(n) for n in names(required(values, "workdir"), "workdir")]
@@ -90,7 +91,8 @@ def main(argv: Sequence[str]) -> int:
     chosen = names(values["checkpoints"].value, "checkpoints")
     # Everything that can be wrong is found before anything is computed.
     devices = processes.join(values)
-    runs = [open_run(workdir, devices=devices) for workdir in workdirs]
+    dtype = chosen_dtype(values)
+    runs = [open_run(workdir, devices=devices, dtype=dtype) for workdir in workdirs]
     jobs = [(run, run.checkpoint_names(chosen)) for run in runs]
     for run, which in jobs:
         settings.images(run)

@@ -17,7 +17,7 @@ from awp_jax.cli._evaluate import method_name
 from awp_jax.cli._flags import UsageError
 from awp_jax.evaluation import PartialResults
 from awp_jax.landscape import Surface, adversarial_directions, axis, directions, surface
-from awp_jax.training import Run, subset
+from awp_jax.training import Run
 
 # How many examples of a set, when not told.
 _EXAMPLES = 1000
@@ -107,7 +107,7 @@ class Settings:
             raise UsageError(f"{run.workdir} kept no validation images back.")
         if self.examples is not None and self.examples > len(part):
             raise UsageError(f"--examples is {self.examples}, but {self.set} has {len(part)}.")
-        return subset(part, self.examples or _EXAMPLES)
+        return data.subset(part, self.examples or _EXAMPLES)
 
     def passes(self, how: str) -> float:
         """Work of one point, in forward passes; a gradient is about two."""
@@ -158,6 +158,7 @@ def compute(
         "device": jax.devices()[0].device_kind,
         "data": config.data.name,
         "model": config.model.name,
+        "dtype": config.model.dtype,
         "checkpoints": {},
     }
     arrays: dict[str, np.ndarray] = {"axis": settings.axis}

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(
             f"--output is {str(output)!r}, but a file name ending in .npz was expected."
         )
-    run = open_run(required(values, "workdir"))
+    run = open_run(required(values, "workdir"), dtype="float32")
     images = data.read_images(required(values, "images"))
     shape = run.experiment.classifier.image_shape
     if images.shape[1:] != shape:

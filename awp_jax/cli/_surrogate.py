@@ -26,7 +26,11 @@ class Surrogate(NamedTuple):
 
 
 def open_surrogate(
-    workdir: str, which: str | None, target: Run, devices: int | None = None
+    workdir: str,
+    which: str | None,
+    target: Run,
+    devices: int | None = None,
+    dtype: str | None = None,
 ) -> Surrogate:
     """Opens a run to craft attacks on.
 
@@ -35,12 +39,13 @@ def open_surrogate(
         which: ``"best"`` or ``"last"``; ``None``: the best, where there is one.
         target: The run that is judged; the architecture and the normalisation may differ.
         devices: Use the first so many; ``None`` for all.
+        dtype: What it computes in; ``None`` for what it was trained in.
 
     Raises:
         UsageError: When its images or classes are not the target's.
         ValueError: When it is no run, or has no such checkpoint.
     """
-    other = open_run(workdir, devices=devices)
+    other = open_run(workdir, devices=devices, dtype=dtype)
     ours, theirs = target.experiment.classifier, other.experiment.classifier
     for what, mine, its in (
         ("images", "x".join(map(str, ours.image_shape)), "x".join(map(str, theirs.image_shape))),

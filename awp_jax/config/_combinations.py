@@ -22,6 +22,10 @@ def check_combinations(config: ConfigDict) -> None:
     shared = w.shared_backward and w.method == "awp"
     for wrong, sentence in (
         (
+            bool(config.model.mean) != bool(config.model.std),
+            "model.mean and model.std belong together: give both, or neither.",
+        ),
+        (
             d.pseudo_labels and not d.unlabelled,
             "data.pseudo_labels is given, but data.unlabelled is not: name the images as well.",
         ),

@@ -1,7 +1,7 @@
 """Keys of the run, its images and its network."""
 
 from awp_jax.config._keys import group
-from awp_jax.config._kinds import SWITCH, TEXT, choice, integer, number, optional
+from awp_jax.config._kinds import SIZES, SWITCH, TEXT, choice, integer, number, optional
 
 INPUTS = (
     group(
@@ -34,7 +34,12 @@ INPUTS = (
             optional(integer(1)),
             "Chosen by the seed; None: all.",
         ),
-        ("test_examples", None, optional(integer(1)), "The first so many; None: all."),
+        (
+            "test_examples",
+            None,
+            optional(integer(1)),
+            "So many, classes in proportion; None: all.",
+        ),
         ("validation_examples", 1000, integer(0), "Split off the training set."),
         (
             "downsample",
@@ -102,6 +107,18 @@ INPUTS = (
             True,
             SWITCH,
             "By the data set's mean and standard deviation, inside the model.",
+        ),
+        (
+            "mean",
+            (),
+            SIZES,
+            "By which normalize shifts each channel; (): as published, or of the training images.",
+        ),
+        (
+            "std",
+            (),
+            SIZES,
+            "By which normalize divides each channel; (): as published, or of the training images.",
         ),
         (
             "dtype",

@@ -56,7 +56,7 @@ class Splits:
     Attributes:
         train: examples to train on.
         validation: examples held out of the original training set, None when none were asked for.
-        test: the original test set, or its first examples.
+        test: the original test set, or a `subset` of it.
     """
 
     train: Dataset
@@ -97,36 +97,6 @@ def as_float(images: Any, dtype: Any = None) -> Any:
     second = wide.type(Fraction(1, 255) - Fraction(float(first)))
     images = images.astype(wide)
     return (images * first + images * second).astype(dtype)
-
-
-# Channel means and deviations of the images in [0, 1].
-_STATISTICS = {
-    # The AWP release (csdongxian/AWP), for AT on the three data sets.
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
-    "cifar100": (
-        (0.5070751592371323, 0.48654887331495095, 0.4409178433670343),
-        (0.2673342858792401, 0.2564384629170883, 0.27615047132568404),
-    ),
-    "svhn": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
-
-
-def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Channel mean and standard deviation with which models normalise their inputs.
-
-    Args:
-        name: "cifar10", "cifar100" or "svhn".
-
-    Returns:
-        `(mean, std)`, one float per channel, for images in [0, 1], as in the AWP release
-        (Wu et al., NeurIPS 2020); normalisation belongs inside the model.
-
-    Raises:
-        DataError: for any other name.
-    """
-    if name not in _STATISTICS:
-        raise DataError(f"No statistics for {name!r}; there are some for {', '.join(_STATISTICS)}.")
-    return _STATISTICS[name]
 
 
 def _check_images(images: np.ndarray, name: str) -> None:

@@ -13,6 +13,7 @@ from awp_jax.data._dataset import DataError, Dataset, Splits
 from awp_jax.data._digits import read_digits
 from awp_jax.data._idx import read_mnist
 from awp_jax.data._npz import read_npz_splits
+from awp_jax.data._subset import subset
 from awp_jax.data._svhn import read_svhn
 from awp_jax.data._tfds import read_tfds
 
@@ -81,7 +82,7 @@ def load(
     first `validation_examples` are the validation set, the next `train_examples` the training set,
     both then in the original order. So the validation set does not depend on `train_examples`,
     and smaller training sets are part of larger ones. The test set is never mixed in, and a
-    smaller one is its first examples (papers evaluate on the first 1,000 test images).
+    smaller one is a `subset` of it, every class with its share.
 
     Args:
         name: a name in the table.
@@ -201,7 +202,7 @@ def _split(
             f"{name} has {len(test)} test examples, fewer than test_examples={test_examples}."
         )
     if test_examples is not None:
-        test = test.select(slice(test_examples))
+        test = subset(test, test_examples)
     if train_examples is None and validation_examples == 0:
         return Splits(train, None, test)
     # RandomState, because its stream is fixed for good: the same seed is the same split in every

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import pathlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from awp_jax.files import write_bytes
@@ -16,6 +17,21 @@ SAFETENSORS = ".safetensors"
 TORCH = (".pt", ".pth")
 # Under these keys training scripts put the state dict, beside the epoch and the accuracy.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+# The types of safetensors; PyTorch calls these three bfloat16, float8_e4m3fn and float8_e5m2.
+_NOT_OF_NUMPY = {
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
+_DTYPES: dict[str, Any] = _NOT_OF_NUMPY | {
+    **{f"F{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
+    **{
+        f"{kind}{bits}": np.dtype(f"<{kind.lower()}{bits // 8}")
+        for kind in "IU"
+        for bits in (8, 16, 32, 64)
+    },
+    "BOOL": np.bool_,
+}
 
 
 class CheckpointError(ValueError):
@@ -57,7 +73,7 @@ def write(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
         StorageError: when it cannot be written.
     """
     if path.suffix == SAFETENSORS:
-        content = _safetensors().save(dict(state))
+        content = _safetensors().numpy.save(dict(state))
     elif path.suffix in TORCH:
         torch = _torch()
         buffer = io.BytesIO()
@@ -83,20 +99,27 @@ def _torch() -> Any:
 
 def _safetensors() -> Any:
     try:
+        import safetensors
         import safetensors.numpy
     except ImportError:
         raise CheckpointError(
             "Reading and writing .safetensors files needs that package: pip install safetensors."
         ) from None
-    return safetensors.numpy
+    return safetensors
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     safetensors = _safetensors()
     try:
-        return safetensors.load(path.read_bytes())
-    except Exception as error:  # its SafetensorError, or KeyError for a dtype numpy lacks
+        return {name: _array(**entry) for name, entry in safetensors.deserialize(path.read_bytes())}
+    except Exception as error:  # its SafetensorError, or KeyError for an unknown dtype
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}).") from error
+
+
+def _array(dtype: str, shape: Sequence[int], data: bytes) -> np.ndarray:
+    """A tensor of a safetensors file; in float32 where numpy has no such type."""
+    array = np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
+    return array.astype(np.float32) if dtype in _NOT_OF_NUMPY else array
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -117,8 +140,8 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     state = _unwrap(content, path, torch.is_tensor)
     arrays = {}
     for name, tensor in state.items():
-        if tensor.dtype == torch.bfloat16:  # numpy has none
-            tensor = tensor.float()
+        if str(tensor.dtype) in ("torch.bfloat16", "torch.float8_e4m3fn", "torch.float8_e5m2"):
+            tensor = tensor.float()  # numpy has none of them
         try:
             arrays[name] = tensor.detach().cpu().numpy()
         except (RuntimeError, TypeError) as error:  # sparse or quantised

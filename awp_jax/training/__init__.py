@@ -11,12 +11,11 @@ from awp_jax.training._checkpoints import KEPT as KEPT
 from awp_jax.training._checkpoints import LAST as LAST
 from awp_jax.training._checkpoints import CheckpointError as CheckpointError
 from awp_jax.training._checkpoints import Checkpoints as Checkpoints
+from awp_jax.training._classifier import create_classifier as create_classifier
 from awp_jax.training._experiment import Experiment as Experiment
 from awp_jax.training._experiment import build as build
-from awp_jax.training._experiment import create_classifier as create_classifier
 from awp_jax.training._experiment import evaluation_attack as evaluation_attack
 from awp_jax.training._experiment import objective_of as objective_of
-from awp_jax.training._experiment import subset as subset
 from awp_jax.training._experiment import weight_perturbation as weight_perturbation
 from awp_jax.training._feed import Feed as Feed
 from awp_jax.training._initial import initial_state as initial_state

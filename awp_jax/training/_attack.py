@@ -11,6 +11,7 @@ from awp_jax import checks, mapped
 from awp_jax.ascent import ascend
 from awp_jax.attacks._in_ball import InBall, check_start, starting_point
 from awp_jax.objectives import Objective
+from awp_jax.training._descent import counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def make_attack(
         axis_name: The mapped axis over which the batch is split, or ``None``.
 
     Returns:
-        ``craft(params, batch_stats, images, labels, keys, dropout_key) -> Crafted``, and whether
+        ``craft(params, batch_stats, images, labels, keys, dropout_key, mask) -> Crafted``, whether
         its forward passes move the running statistics, as those of the released AT code.
     """
     start = objective.start if attack.start is None else attack.start
@@ -97,13 +98,19 @@ def make_attack(
     attack_loss = objective.attack_loss
 
     def craft(
-        params: Any, batch_stats: Any, images: Any, labels: Any, keys: jax.Array, dropout_key: Any
+        params: Any,
+        batch_stats: Any,
+        images: Any,
+        labels: Any,
+        keys: jax.Array,
+        dropout_key: Any,
+        mask: Any = None,
     ) -> Crafted:
         if attack_loss is None:
             return Crafted(images, batch_stats)
 
         def forward(params: Any, x: Any, stats: Any) -> tuple[Any, Any]:
-            return classifier.apply(params, stats, x, mode=mode, key=dropout_key)
+            return classifier.apply(params, stats, x, mode=mode, key=dropout_key, **counted(mask))
 
         clean_logits = None
         if objective.attack_uses_clean_logits:
@@ -111,7 +118,10 @@ def make_attack(
 
         def loss(x: Any, params: Any, stats: Any) -> tuple[jax.Array, tuple[Any, Any]]:
             logits, stats = forward(params, x, stats)
-            return attack_loss(logits, labels, clean_logits).sum(), (logits, stats)
+            losses = attack_loss(logits, labels, clean_logits)
+            if mask is not None:  # padding is normalised by the statistics of the others
+                losses = jnp.where(mask, losses, 0)
+            return losses.sum(), (logits, stats)
 
         def gradient_fn(point: Any, carry: tuple) -> tuple[Any, tuple]:
             stats, left = carry
@@ -140,7 +150,8 @@ def make_attack(
             both = jax.grad(loss, argnums=(0, 1), has_aux=True)
             at = mapped.vary(params, axis_name)
             (gradient, summed), (_, batch_stats) = both(point, at, batch_stats)
-            own = jax.tree.map(lambda g: g / images.shape[0], summed)
+            count = images.shape[0] if mask is None else mapped.mean(mask.sum(), axis_name)
+            own = jax.tree.map(lambda g: g / count, summed)
             weight_gradient = mapped.mean(own, axis_name)
             point = ball.step(images, point, gradient, attack.step_size)
         if released:  # one more forward pass, by which the released code picks among restarts

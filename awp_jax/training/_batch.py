@@ -18,11 +18,13 @@ class Batch(NamedTuple):
         images: float ``[batch, height, width, channels]`` in [0, 1].
         labels: int ``[batch]``, or float ``[batch, classes]`` after mixup.
         weights: float ``[batch]``, lambda for unlabelled images and 1 for others; ``None`` without.
+        mask: bool ``[batch]``, False for padding; ``None`` where no batch has any.
     """
 
     images: jax.Array
     labels: jax.Array
     weights: Any
+    mask: Any
 
 
 def batch_function(
@@ -35,6 +37,7 @@ def batch_function(
     num_classes: int,
     mesh: jax.sharding.Mesh,
     on_host: bool = False,
+    padded: bool = False,
 ) -> tuple[Callable, Callable]:
     """How a config makes the batch of a step.
 
@@ -52,6 +55,7 @@ def batch_function(
         mesh: The devices among which the examples of a batch are shared.
         on_host: Whether ``gather`` is handed the rows ``choose(...)`` of images and labels, and
             not all of them.
+        padded: Whether the last batch of an epoch is filled up, with examples that do not count.
 
     Returns:
         ``choose(step, order, key, *, batch_size)``, the examples of a batch, int32 ``[batch]``,
@@ -68,6 +72,8 @@ def batch_function(
 
     def choose(step, order, key, *, batch_size):
         position = (step % steps_per_epoch) * labelled_batch
+        if padded:
+            return order[(position + jnp.arange(batch_size)) % labelled]
         chosen = jax.lax.dynamic_slice(order, (position,), (batch_size,))
         if not unlabelled:
             return chosen
@@ -96,7 +102,11 @@ def batch_function(
         if d.mixup:
             mixup_key = jax.random.fold_in(step_key, streams.STEP_MIXUP)
             batch, labels = data.mixup(mixup_key, batch, labels, d.mixup, num_classes)
-        return Batch(batch, labels, weights)
+        mask = None
+        if padded:
+            position = (step % steps_per_epoch) * labelled_batch
+            mask = position + jnp.arange(batch_size) < labelled
+        return Batch(batch, labels, weights, mask)
 
     return choose, gather
 

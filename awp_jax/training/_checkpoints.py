@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 
 from awp_jax import parallel
 from awp_jax.files import StorageError, checksum
-from awp_jax.training._quiet import quiet_orbax
+from awp_jax.training._quiet import quiet_orbax, quiet_tasks
 from awp_jax.training._state import digest
 
 LAST, BEST, KEPT, AVERAGE = "last", "best", "kept", "average"
@@ -42,6 +42,7 @@ class Checkpoints:
         self._read_only = read_only
         self._managers: dict[str, ocp.CheckpointManager] = {}
         self._saved = False  # in the background, where errors come late
+        quiet_tasks()
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in self._managers:

@@ -15,6 +15,11 @@ from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
 
 
+def counted(mask: jax.Array | None) -> dict[str, jax.Array]:
+    """What ``classifier.apply`` is told of padding: nothing where there is none."""
+    return {} if mask is None else {"mask": mask}
+
+
 def weighted(losses: jax.Array, relative: jax.Array | None) -> jax.Array:
     """Losses ``[batch]`` times the relative weights of the examples."""
     return losses if relative is None else losses * relative
@@ -53,13 +58,19 @@ class StepModel:
         inputs: dict[str, Any],
         labels: jax.Array,
         dropout_key: Any,
+        mask: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
         """``[batch]`` losses, with the logits of each input and the new statistics beside them."""
         logits, objective, batch = {}, self.objective, labels.shape[0]
         for place, name in enumerate(objective.inputs):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
             logits[name], batch_stats = self.classifier.apply(
-                params, batch_stats, inputs[name], mode=mode, key=self.dropout_keys(key, batch)
+                params,
+                batch_stats,
+                inputs[name],
+                mode=mode,
+                key=self.dropout_keys(key, batch),
+                **counted(mask),
             )
         values = objective.loss(logits, labels)
         if objective.rotation_weight:
@@ -74,10 +85,16 @@ class StepModel:
             values = values + objective.rotation_weight * extra
         return values, (logits, batch_stats)
 
-    def accuracy(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    def accuracy(
+        self, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
+    ) -> jax.Array:
         """The share of right predictions over all devices; of label distributions the mode."""
         truth = labels if labels.ndim == 1 else labels.argmax(axis=1)
-        return mapped.mean(jnp.mean(logits.argmax(axis=1) == truth), self.axis_name)
+        right = logits.argmax(axis=1) == truth
+        if mask is None:
+            return mapped.mean(jnp.mean(right), self.axis_name)
+        shares = mapped.mean((jnp.mean(right & mask), jnp.mean(mask)), self.axis_name)
+        return shares[0] / shares[1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,12 +126,15 @@ class Descent:
         labels: jax.Array,
         relative: jax.Array | None,
         dropout_key: Any,
+        mask: jax.Array | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """The gradient at w + v, the optimiser there, and back to w (eq. 11 of AWP)."""
         model = self.model
 
         def mean_loss(params: Any) -> tuple[jax.Array, Any]:
-            values, aux = model.losses("update", params, batch_stats, inputs, labels, dropout_key)
+            values, aux = model.losses(
+                "update", params, batch_stats, inputs, labels, dropout_key, mask
+            )
             return weighted(values, relative).mean() + self.regularisation.penalty(params), aux
 
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
@@ -133,7 +153,7 @@ class Descent:
         }
         for name, label in ((CLEAN, "clean_accuracy"), (ADVERSARIAL, "robust_accuracy")):
             if name in logits:
-                metrics[label] = model.accuracy(logits[name], labels)
+                metrics[label] = model.accuracy(logits[name], labels, mask)
         if self.released:  # the clean forward pass that the released code makes for its log
             logits_now, batch_stats = model.classifier.apply(
                 params,
@@ -141,8 +161,9 @@ class Descent:
                 inputs[CLEAN],
                 mode="update",
                 key=model.dropout_keys(dropout_key, labels.shape[0]),
+                **counted(mask),
             )
-            metrics["clean_accuracy"] = model.accuracy(logits_now, labels)
+            metrics["clean_accuracy"] = model.accuracy(logits_now, labels, mask)
         average = self._average(state, params)
         after = TrainState(state.step + 1, params, batch_stats, opt_state, average)
         return self._kept(state, after, metrics)

@@ -9,13 +9,14 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from awp_jax import checks, data, models, objectives, parallel, streams
+from awp_jax import checks, data, objectives, parallel, streams
 from awp_jax.attacks import PGD
 from awp_jax.balls import InputBall, WeightBall
 from awp_jax.config import validate
 from awp_jax.training._attack import TrainingAttack
 from awp_jax.training._averaging import averaging_rate, estimate_batch_stats
 from awp_jax.training._batch import batch_function
+from awp_jax.training._classifier import create_classifier, with_statistics
 from awp_jax.training._optimizers import make_optimizer
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._schedules import schedule
@@ -85,38 +86,6 @@ def evaluation_attack(config: ConfigDict, **changes: Any) -> PGD:
         "restarts": config.evaluation.restarts,
     }
     return PGD(**(settings | changes))
-
-
-def create_classifier(config: ConfigDict, image_shape: Any, num_classes: int) -> Any:
-    """The classifier of a config for images of this shape.
-
-    Raises:
-        ValueError: For an unknown model or option, or a data set without statistics when
-            ``model.normalize`` is set.
-    """
-    m = config.model
-    options: dict[str, Any] = {
-        "dtype": m.dtype,
-        "batch_norm_groups": m.batch_norm_groups,
-        "activation": m.activation,
-        "remat": m.remat,
-    }
-    if config.objective.rotation_weight:
-        options["auxiliary"] = objectives.ROTATIONS
-    if m.width is not None:
-        options["width"] = m.width
-    if m.normalize:
-        options["mean"], options["std"] = data.statistics(config.data.name)
-    height, width, channels = image_shape
-    shape = (height, width, channels)
-    classifier = _created(m.name, shape, num_classes, tuple(sorted(options.items())))
-    return models.with_parametric_noise(classifier) if m.pni else classifier
-
-
-@functools.lru_cache(maxsize=32)
-def _created(name: str, shape: tuple[int, int, int], classes: int, options: tuple) -> Any:
-    """One object for all runs of an architecture: what is compiled for one serves the others."""
-    return models.create(name, image_shape=shape, num_classes=classes, **dict(options))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -206,9 +175,24 @@ class Experiment:
         position = (step % self.steps_per_epoch) * self._labelled_batch
         return min(self._labelled_batch, len(self.splits.train) - position)
 
+    @property
+    def padded(self) -> bool:
+        """Whether the last batch of an epoch is filled up, so that all are one compiled step.
+
+        Not where what is beside an example counts: groups of BatchNorm, mixup, rotations.
+        """
+        c = self.config
+        together = c.model.batch_norm_groups > 1 or c.data.mixup or c.objective.rotation_weight
+        whole = len(self.splits.train) % self._labelled_batch == 0
+        return not (together or whole or self.unlabelled is not None)
+
+    def rows_of(self, step: int) -> int:
+        """Rows of the batch of a step that is compiled, padding included."""
+        return self._labelled_batch if self.padded else self.batch_size_of(step)
+
     def chosen(self, step: int, order: jax.Array) -> jax.Array:
         """Which examples of ``pool`` a step takes, int32 ``[batch]``."""
-        return self._chosen(step, order, self.key, batch_size=self.batch_size_of(step))
+        return self._chosen(step, order, self.key, batch_size=self.rows_of(step))
 
     @functools.cached_property
     def _chosen(self) -> Any:
@@ -227,6 +211,7 @@ class Experiment:
             num_classes=self.splits.train.num_classes,
             mesh=self.mesh,
             on_host=self.on_host,
+            padded=self.padded,
         )
 
     def perturbs_weights(self, step: int) -> bool:
@@ -241,7 +226,8 @@ class Experiment:
         ``step(state, images, labels, order, key, batch_size=..., perturb_weights=...)`` gathers
         from ``pool`` (or is handed the batch, where ``on_host``: see ``Feed``), augments and
         trains, and returns ``(state, metrics)``; ``state`` is donated.
-        It is compiled once per batch size (and once more when weight perturbation starts later).
+        It is compiled once per ``batch_size``, see ``rows_of`` (and once more when weight
+        perturbation starts later).
         """
         weights = weight_perturbation(self.config)
         train = make_train_step(
@@ -271,6 +257,7 @@ class Experiment:
                 key,
                 perturb_weights=perturb_weights,
                 example_weights=batch.weights,
+                mask=batch.mask,
             )
 
         if in_parts:
@@ -354,6 +341,7 @@ def build(
     n = len(splits.train)
     if config.batch_size > n:
         raise ValueError(f"batch_size is {config.batch_size}, but there are {n} training examples.")
+    config = with_statistics(config, splits.train)
     classifier = create_classifier(config, splits.train.images.shape[1:], splits.train.num_classes)
     steps_per_epoch = data.steps_per_epoch(n, _labelled_batch(config, unlabelled is not None))
     learning_rate = schedule(
@@ -402,9 +390,3 @@ def _check_settings(experiment: Experiment) -> None:
     weight_perturbation(experiment.config)
     training_attack(experiment.config)
     Regularisation(**experiment.config.regularisation)
-
-
-def subset(dataset: data.Dataset, examples: int) -> data.Dataset:
-    """The first ``examples`` of a data set, or all when there are fewer."""
-    checks.positive_integer(examples, "examples")
-    return dataset.select(np.arange(min(examples, len(dataset))))

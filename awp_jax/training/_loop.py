@@ -19,7 +19,7 @@ from awp_jax.files import StorageError
 from awp_jax.progress import Progress
 from awp_jax.training import _records as records
 from awp_jax.training._checkpoints import AVERAGE, BEST, KEPT, LAST, Checkpoints
-from awp_jax.training._experiment import Experiment, build, evaluation_attack, subset
+from awp_jax.training._experiment import Experiment, build, evaluation_attack
 from awp_jax.training._feed import Feed
 from awp_jax.training._initial import check_start, initial_state
 from awp_jax.training._state import TrainState
@@ -204,7 +204,7 @@ class _Run:
                 *self.feed(step),
                 order,
                 experiment.key,
-                batch_size=experiment.batch_size_of(step),
+                batch_size=experiment.rows_of(step),
                 perturb_weights=experiment.perturbs_weights(step),
             )
             self.pending.append((step, metrics))
@@ -321,11 +321,11 @@ class _Run:
         """Measures clean and robust accuracy; says whether selection calls this the best."""
         config, splits = self.config, self.experiment.splits
         settings = config.evaluation
-        sets = {"test": subset(splits.test, settings.test_examples)}
+        sets = {"test": data.subset(splits.test, settings.test_examples)}
         if splits.validation is not None:
             sets["validation"] = splits.validation
         if settings.train_examples:
-            sets["train"] = subset(splits.train, settings.train_examples)
+            sets["train"] = data.subset(splits.train, settings.train_examples)
         record: dict[str, Any] = {"kind": "evaluation", "step": step, "epoch": epoch}
         started = time.perf_counter()
         record.update(self._measure(state, sets))

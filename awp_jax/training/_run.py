@@ -128,6 +128,7 @@ def open_run(
     splits: data.Splits | None = None,
     *,
     devices: int | None = None,
+    dtype: str | None = None,
 ) -> Run:
     """Opens a run directory.
 
@@ -135,6 +136,8 @@ def open_run(
         workdir: As given to ``train``.
         splits: Data to use in place of what the config names.
         devices: Use the first so many; ``None`` for all.
+        dtype: What the model computes in, in place of ``model.dtype``; ``None`` for that one. To
+            judge a model take ``"float32"``: rounding to bfloat16 hides what attacks would find.
 
     Returns:
         The run; no checkpoint is read yet.
@@ -144,4 +147,7 @@ def open_run(
         ValueError: When its config does not fit this version, or its data is missing.
     """
     workdir = pathlib.Path(workdir)
-    return Run(workdir, build(from_dict(read_config(workdir)), splits, devices=devices))
+    config = from_dict(read_config(workdir))
+    if dtype is not None:
+        config.model.dtype = dtype
+    return Run(workdir, build(config, splits, devices=devices))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
@@ -63,15 +64,18 @@ def make_train_step(
 
     Returns:
         ``step(state, images, labels, key, *, perturb_weights=True, adversarial=None,
-        example_weights=None)``: a pure function, not compiled yet (its parts are, so that it can
-        also be called as it is). images: float ``[batch, height, width, channels]`` in [0, 1];
-        labels: int ``[batch]``, or float ``[batch, classes]``, a distribution for each example;
-        key: one typed key for the whole run (folded by step and example); ``adversarial``: images
-        to use in place of the attack's; ``example_weights``: float ``[batch]``, the loss is their
-        weighted mean. It returns ``(state, metrics)`` with scalars ``loss``, ``gradient_norm``,
-        ``weight_norm`` (of w before the step), ``perturbation_norm`` (of v), ``finite`` (whether
-        loss, gradient, new weights and statistics are), and ``robust_accuracy`` and
-        ``clean_accuracy`` (at w + v) for the inputs that the objective looks at.
+        example_weights=None, mask=None)``: a pure function, not compiled yet (its parts are, so
+        that it can also be called as it is). images: float ``[batch, height, width, channels]`` in
+        [0, 1]; labels: int ``[batch]``, or float ``[batch, classes]``, a distribution for each
+        example; key: one typed key for the whole run (folded by step and example);
+        ``adversarial``: images to use in place of the attack's; ``example_weights``: float
+        ``[batch]``, the loss is their weighted mean; ``mask``: bool ``[batch]``, False for padding
+        behind the examples, which changes no number where BatchNorm has one group and the
+        objective no rotations. It returns ``(state, metrics)`` with scalars ``loss``,
+        ``gradient_norm``, ``weight_norm`` (of w before the step), ``perturbation_norm`` (of v),
+        ``finite`` (whether loss, gradient, new weights and statistics are), and
+        ``robust_accuracy`` and ``clean_accuracy`` (at w + v) for the inputs that the objective
+        looks at.
 
     Raises:
         ValueError: When ``weights`` shares a backward pass that this objective's attack has not;
@@ -141,6 +145,7 @@ class _Batch(NamedTuple):
     keys: jax.Array  # of the attack, one for each example
     dropout_key: jax.Array
     weights_key: jax.Array
+    mask: jax.Array | None  # False for padding
 
 
 def _step(
@@ -154,11 +159,12 @@ def _step(
     perturb_weights: bool = True,
     adversarial: Any = None,
     example_weights: jax.Array | None = None,
+    mask: jax.Array | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Attack and ascend, in turns; then descend. See ``make_train_step``."""
     check_key(key)
     _check_axis(story.model.classifier, state.batch_stats, story.model.axis_name)
-    batch = _drawn(story.model, state, images, labels, key, example_weights)
+    batch = _drawn(story.model, state, images, labels, key, example_weights, mask)
     method = story.weights if perturb_weights else WeightPerturbation("none")
     crafted, batch_stats, v, perturbed = None, state.batch_stats, None, state.params
     attacked = adversarial
@@ -170,7 +176,9 @@ def _step(
         if v is not None:
             perturbed = moved(state.params, v)
     inputs = {CLEAN: images, ADVERSARIAL: attacked}
-    return descend(state, batch_stats, perturbed, inputs, labels, batch.relative, batch.dropout_key)
+    return descend(
+        state, batch_stats, perturbed, inputs, labels, batch.relative, batch.dropout_key, mask
+    )
 
 
 def _drawn(
@@ -180,11 +188,15 @@ def _drawn(
     labels: jax.Array,
     key: jax.Array,
     example_weights: jax.Array | None,
+    mask: jax.Array | None,
 ) -> _Batch:
     """The batch with its keys: folded by step and by place in the whole batch."""
     step_key = jax.random.fold_in(key, state.step)
     first = mapped.first_example(images.shape[0], model.axis_name)
     relative = None
+    if mask is not None:
+        counts = 1.0 if example_weights is None else example_weights
+        example_weights = jnp.where(mask, counts, 0.0)
     if example_weights is not None:
         relative = example_weights / mapped.mean(example_weights.mean(), model.axis_name)
     return _Batch(
@@ -194,6 +206,7 @@ def _drawn(
         keys=fold_keys(example_keys(step_key, images.shape[0], first), streams.EXAMPLE_ATTACK),
         dropout_key=jax.random.fold_in(step_key, streams.STEP_DROPOUT),
         weights_key=jax.random.fold_in(step_key, streams.STEP_WEIGHTS),
+        mask=mask,
     )
 
 
@@ -203,7 +216,9 @@ def _attack(
     """Adversarial images at w + v."""
     keys = fold_keys(batch.keys, alternation)
     dropout_keys = story.model.dropout_keys(batch.dropout_key, batch.images.shape[0])
-    return story.craft(params, batch_stats, batch.images, batch.labels, keys, dropout_keys)
+    return story.craft(
+        params, batch_stats, batch.images, batch.labels, keys, dropout_keys, batch.mask
+    )
 
 
 def _ascend(
@@ -219,7 +234,13 @@ def _ascend(
     """The displacement of the weights on the attacked images, or ``None``."""
     inputs = {CLEAN: batch.images, ADVERSARIAL: attacked}
     losses_fn = Partial(
-        story.ascent_losses, batch_stats, inputs, batch.labels, batch.relative, batch.dropout_key
+        story.ascent_losses,
+        batch_stats,
+        inputs,
+        batch.labels,
+        batch.relative,
+        batch.dropout_key,
+        batch.mask,
     )
     return method.displace(
         Ascent(
@@ -241,12 +262,18 @@ def _ascent_losses(
     labels: jax.Array,
     relative: jax.Array | None,
     dropout_key: jax.Array,
+    mask: jax.Array | None,
     params: Any,
 ) -> tuple[jax.Array, jax.Array]:
     # Batch statistics, as the released proxy; the running ones never see it.
-    values, (logits, _) = model.losses("batch", params, batch_stats, inputs, labels, dropout_key)
+    values, (logits, _) = model.losses(
+        "batch", params, batch_stats, inputs, labels, dropout_key, mask
+    )
     last = logits[model.objective.inputs[-1]]
-    return weighted(values, relative), cross_entropy(last, labels)
+    criterion = cross_entropy(last, labels)
+    if mask is not None:  # no range of losses selects padding
+        criterion = jnp.where(mask, criterion, jnp.inf)
+    return weighted(values, relative), criterion
 
 
 def _check_axis(classifier: Any, batch_stats: Any, axis_name: str | None) -> None:

@@ -271,3 +271,22 @@ def test_methods_have_names(changes, expected):
     config = schema.default()
     config.update_from_flattened_dict(changes)
     assert _evaluate.method_name(config) == expected
+
+
+def test_a_run_trained_in_bfloat16_is_judged_in_float32_unless_asked(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["model"]["dtype"] = "bfloat16"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    losses = {}
+    for name, workdir, *flags in (
+        ("float32", run),
+        ("judged", tmp_path / "run"),
+        ("own", tmp_path / "run", "--dtype=model"),
+    ):
+        assert evaluate(workdir, "--attacks=pgd-2", *flags) == 0
+        result = json.loads((workdir / "evaluation.json").read_text())
+        losses[name] = result["checkpoints"]["best"]["test"]["pgd-2"]["loss"]
+        assert result["dtype"] == ("bfloat16" if name == "own" else "float32")
+    assert losses["judged"] == losses["float32"] != losses["own"]
+    assert evaluate(run, "--dtype=float16") == 2

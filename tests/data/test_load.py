@@ -53,7 +53,7 @@ def test_subsets():
     assert rest.validation.name == "digits validation"
     other = load("digits", validation_examples=50, seed=1)
     assert indices(other.validation) != indices(rest.validation)
-    np.testing.assert_array_equal(small.test.images, load("digits").test.images[:20])
+    assert np.bincount(small.test.labels).tolist() == [2] * 10
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 from torch_models import (
     MnistNet,
@@ -135,12 +136,16 @@ def test_float64_is_kept_where_jax_has_it(tmp_path, wrn, x64):
     assert same(params, wide[0]) and same(batch_stats, wide[1])
 
 
-def test_half_precision_is_widened(tmp_path, wrn, state):
-    for dtype in (torch.float16, torch.bfloat16):
-        low = {name: value.to(dtype) for name, value in state.items()}
-        params, _ = load_torch(saved(tmp_path / "low.pt", low), wrn[0])
-        assert params["fc"]["kernel"].dtype == jnp.float32
-        np.testing.assert_allclose(params["fc"]["kernel"], wrn[1]["fc"]["kernel"], rtol=1e-2)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_low_precision_is_widened(tmp_path, wrn, state, name, suffix):
+    low = {key: value.to(getattr(torch, name)).contiguous() for key, value in state.items()}
+    path = tmp_path / f"low{suffix}"
+    (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(low, path)
+    params, _ = load_torch(path, wrn[0])
+    assert params["fc"]["kernel"].dtype == jnp.float32
+    expected = low["fc.weight"].float().numpy().T
+    np.testing.assert_array_equal(params["fc"]["kernel"], expected)
 
 
 WRAPPERS = {

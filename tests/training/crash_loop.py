@@ -13,6 +13,7 @@ import os
 import pathlib
 import random
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -25,6 +26,12 @@ from small_run import tiny_config
 
 from awp_jax import training
 
+# An optional copy of metrics.jsonl, whose import loads PyTorch: ten times what an attempt takes.
+sys.modules["tensorboardX"] = None  # type: ignore[assignment]
+
+# Seconds; a kill comes at a random moment of so many after a step.
+PATIENCE = 0.8
+
 
 def small_config():
     """AT-AWP of a linear model on digits: 32 steps, with a checkpoint of every step."""
@@ -32,7 +39,8 @@ def small_config():
     config.epochs = 8
     config.data.train_examples = 128
     config.evaluation.train_examples = 0
-    config.evaluation.every_epochs = 4
+    config.evaluation.every_epochs = 8
+    config.attack.steps = config.evaluation.steps = 1
     config.evaluation.batch_size = 48
     config.checkpoint.every_steps = 1
     config.logging.every_steps = 1
@@ -40,31 +48,53 @@ def small_config():
 
 
 def attempt(workdir, after_step=None, said=None):
-    """Starts the run in a process of its own; returns its number.
+    """Starts the run in a process of its own.
 
     ``after_step`` is called after every step; ``said``, a file, gets what goes to standard error.
+
+    Returns:
+        Its number, and the end of a pipe that can be read once a step is done, or it has ended.
     """
+    reader, writer = os.pipe()
     process = os.fork()
     if process:
-        return process
+        os.close(writer)
+        return process, reader
+    calls = []
+
+    def stepped():
+        if not calls:
+            os.write(writer, b".")
+        calls.append(0)
+        return after_step is not None and after_step()
+
     try:
         if said is not None:
             os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
         absl.logging.set_verbosity(absl.logging.FATAL)  # as the command line does
         jax.config.update("jax_platforms", "cpu")
-        training.train(small_config(), workdir, devices=1, quiet=True, should_stop=after_step)
+        training.train(small_config(), workdir, devices=1, quiet=True, should_stop=stepped)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(1)
     os._exit(0)
 
 
-def finished(process, seconds):
-    """Whether the process ends within so many seconds; it is killed otherwise.
+def finished(started, seconds=600.0, after_first_step=False):
+    """Whether an attempt ends within so many seconds; it is killed otherwise.
+
+    Args:
+        started: From ``attempt``.
+        seconds: How long it is left alone.
+        after_first_step: Whether they count from its first step on: starting takes as long again.
 
     Raises:
         RuntimeError: When it ends with an error.
     """
+    process, reader = started
+    if after_first_step:
+        select.select([reader], [], [], 600)
+    os.close(reader)
     end = time.monotonic() + seconds
     while True:
         done, status = os.waitpid(process, os.WNOHANG)
@@ -96,13 +126,15 @@ def on_a_full_disk(folder, fill, make_room):
             fill(workdir)
         return False
 
-    _, status = os.waitpid(attempt(workdir, after_step, said), 0)
+    process, reader = attempt(workdir, after_step, said)
+    os.close(reader)
+    _, status = os.waitpid(process, 0)
     result = {"status": os.waitstatus_to_exitcode(status), "said": said.read_text()}
     result["kept"] = last_step(workdir)
     lines = (workdir / "metrics.jsonl").read_text()
     result["torn"] = not lines.endswith("\n") or not all(map(json.loads, lines.splitlines()))
     make_room()
-    finished(attempt(workdir), 600)
+    finished(attempt(workdir))
     return result | {"resumed": digest_of(workdir)}
 
 
@@ -145,20 +177,25 @@ def main(folder, kills, seed):
     """Prints what was seen."""
     folder, chance = pathlib.Path(folder), random.Random(seed)
     began = time.monotonic()
-    if not finished(attempt(folder / "whole"), 600):
+    if not finished(attempt(folder / "whole")):
         raise RuntimeError("the undisturbed run took too long")
-    patience = 0.3 * (time.monotonic() - began)  # later attempts find the compiled step
+    # An undisturbed attempt takes 1 s to its first step and 2 s more, where nothing is compiled.
+    patience = PATIENCE
     steps, digests, runs = [], [], 0
     while len(steps) < kills or len(digests) < runs + 1:
         workdir = folder / f"cut-{runs}"
-        limit = chance.uniform(0.5, 1.0) * patience if len(steps) < kills else 600
+        if len(steps) < kills:
+            early = chance.random() < 0.2  # at the start as well: while a checkpoint is read
+            limit = chance.uniform(0.0, 1.0) * patience
+        else:
+            early, limit = True, 600.0
         before = last_step(workdir)
-        if not finished(attempt(workdir), limit):
+        if not finished(attempt(workdir), limit, after_first_step=not early):
             steps.append(last_step(workdir))
-            if steps[-1] == before:  # killed before it got anywhere: allow more time
-                patience *= 1.2
+            if steps[-1] == before and not early:  # killed before it got anywhere
+                patience *= 2.0
             continue
-        patience *= 0.8
+        patience = PATIENCE
         digests.append(digest_of(workdir))
         if len(steps) < kills:
             runs += 1

@@ -22,6 +22,9 @@ from small_run import tiny_config
 
 from awp_jax import attacks, cli, evaluation, landscape, parallel, training
 
+# An optional copy of metrics.jsonl, whose import loads PyTorch: most of what a start would take.
+sys.modules["tensorboardX"] = None  # type: ignore[assignment]
+
 
 def config():
     """AT-AWP of a linear model on digits: 3 steps, then an evaluation of 45 examples."""
@@ -138,7 +141,7 @@ def recipe():
 
 
 def interrupted(folder):
-    """``awp-jax train`` in two processes: told to stop, then one killed, then left alone.
+    """``awp-jax train`` in two processes: told to stop, one killed or stopped, then left alone.
 
     The newest checkpoint is damaged before the last start.
     """
@@ -178,13 +181,18 @@ def interrupted(folder):
     for process in processes:
         os.kill(process, signal.SIGTERM)
     found = {"terminated": statuses(processes, 200), "saved": newest()}
-    for victim in (1, 0):
-        processes = start(2, work)
-        wait_for(newest() + 1)
-        os.kill(processes[victim], signal.SIGKILL)
-        began = time.monotonic()
-        found[f"killed {victim}"] = statuses(processes, 200)
-        found[f"seconds {victim}"] = time.monotonic() - began
+    found["seconds"] = []
+    for how, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGSTOP)):
+        for victim in (1, 0):
+            processes = start(2, work)
+            wait_for(newest() + 1)
+            os.kill(processes[victim], number)
+            began = time.monotonic()
+            (other,) = statuses([processes[1 - victim]], 200)
+            found["seconds"].append(time.monotonic() - began)
+            os.kill(processes[victim], signal.SIGKILL)  # of a stopped one nothing else comes
+            os.waitpid(processes[victim], 0)
+            found[f"{how} {victim}"] = other
     found["reached"] = newest()
     files = (path for path in (last / str(newest())).rglob("*") if path.is_file())
     damaged = max(files, key=lambda path: path.stat().st_size)

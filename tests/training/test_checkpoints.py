@@ -1,11 +1,14 @@
 """Checkpoints: damage of every kind is recognised, and the one before is used."""
 
+import asyncio
+import gc
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,7 @@ from awp_jax.training import (
     Checkpoints,
     StorageError,
     TrainState,
+    _quiet,
     digest,
 )
 
@@ -254,3 +258,53 @@ def test_as_a_library_orbax_is_quiet_unless_asked(tmp_path, tiny_config, asked):
     assert ("CheckpointManagerOptions" in done.stderr) == asked, done.stderr
     if not asked:
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def fails_late(path, gathered):
+    """Runs a task of a coroutine of that file; nobody asks for its error."""
+    source = "async def failing():\n    raise ValueError('of this task')"
+    names = {}
+    exec(compile(source, path, "exec"), names)
+
+    async def main():
+        future = asyncio.gather(names["failing"]()) if gathered else names["failing"]()
+        task = asyncio.ensure_future(future)
+        await asyncio.wait([task])
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.close()
+    gc.collect()
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+def test_failed_tasks_of_orbax_say_nothing_later_and_those_of_others_do(tmp_path, caplog, gathered):
+    Checkpoints(tmp_path)
+    fails_late("/lib/orbax/checkpoint/_src/serialization.py", gathered)
+    assert not caplog.records
+    fails_late("/home/orbax.py", gathered)
+    (record,) = caplog.records
+    assert "exception was never retrieved" in record.getMessage()
+
+
+class Unraisable(NamedTuple):
+    exc_value: Exception
+    exc_traceback: object
+    exc_type: type = RuntimeError
+    err_msg: None = None
+    object: None = None
+
+
+def test_a_closed_loop_is_reported_unless_tensorstore_called_it(tmp_path, monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    _quiet.quiet_tasks.__wrapped__()
+    loop = asyncio.new_event_loop()
+    loop.close()
+    with pytest.raises(RuntimeError) as caught:
+        loop.call_soon_threadsafe(print)
+    where = caught.value.__traceback__
+    sys.unraisablehook(Unraisable(caught.value, where.tb_next))  # no frame called it
+    assert not reported
+    sys.unraisablehook(Unraisable(caught.value, where))
+    assert len(reported) == 1

@@ -90,11 +90,11 @@ def test_the_step_compiles_once_per_batch_shape(tmp_path, tiny_config):
             labels,
             orders[step // 3],
             experiment.key,
-            batch_size=experiment.batch_size_of(step),
+            batch_size=experiment.rows_of(step),
             perturb_weights=experiment.perturbs_weights(step),
         )
     assert [experiment.batch_size_of(s) for s in range(3)] == [32, 32, 16]
-    assert experiment.step._cache_size() == 2
+    assert experiment.step._cache_size() == 1
 
 
 def test_no_host_transfer_inside_the_loop_and_the_state_is_donated(tiny_config):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from awp_jax import data, models, objectives
+from awp_jax.cli._flatness_run import chosen_sets
 from awp_jax.objectives import ADVERSARIAL, CLEAN
 from awp_jax.training import (
     Regularisation,
@@ -23,6 +24,8 @@ from awp_jax.training import (
     entropy_sgd,
     estimate_batch_stats,
     make_train_step,
+    open_run,
+    train,
 )
 from awp_jax.training._optimizers import make_optimizer
 
@@ -370,3 +373,24 @@ def test_smooth_activations_are_those_of_pytorch(x64, name, module):
     x = np.linspace(-6, 6, 101)
     expected = module()(torch.tensor(x)).numpy()
     np.testing.assert_allclose(models.ACTIVATIONS[name](jnp.asarray(x)), expected, atol=1e-12)
+
+
+def test_statistics_of_the_training_images_stay_with_the_run(tmp_path, tiny_config):
+    random, labels = np.random.default_rng(0), np.repeat(np.arange(4), 12)
+    images = random.integers(0, 200, (48, 4, 4, 1)).astype(np.uint8)
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    np.savez(tmp_path / "data.npz", **arrays)
+    config = tiny_config("linear", width=None)
+    config.data.update(name="npz", path=str(tmp_path / "data.npz"), test_examples=None)
+    config.data.update(train_examples=None, validation_examples=0)
+    config.evaluation.selection = "test"
+    config.model.normalize = True
+    train(config, tmp_path / "run", max_steps=1, quiet=True)
+    expected = images.mean() / 255, images.std() / 255
+    np.savez(tmp_path / "data.npz", **arrays | {"x_train": images // 2})  # the data is another
+    run = open_run(tmp_path / "run")
+    found = run.experiment.classifier
+    np.testing.assert_allclose((*found.mean, *found.std), expected, atol=1e-6)
+    # A file sorted by class: all classes are measured on.
+    part = chosen_sets(run, ["test"], 8)["test"]
+    assert np.bincount(part.labels).tolist() == [2] * 4
