@@ -24,7 +24,7 @@ SPARSER = 1.5  # the next steps move this times fewer entries than are displaced
 SHRINK = 1.5  # steps, where the displacement became no sparser
 LEAST_SHARE = 0.1  # of the first step size
 WINDOW = 0.04  # of the steps, between checkpoints
-# Croce and Hein, ICML 2021, section 4.4: 30, 30 and 40% of the steps in balls of 3, 2 and 1 epsilon.
+# Croce and Hein, ICML 2021, section 4.4: 30, 30 and 40% of the steps in balls of 3, 2, 1 epsilon.
 LARGER_RADII = (3.0, 2.0, 1.0)
 LARGER_SHARE = 0.3
 LEAST_STEPS = 5  # with which each of the three balls gets one
