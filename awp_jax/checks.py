@@ -127,8 +127,7 @@ def inputs(images: Any, *, low: Any = 0.0, high: Any = 1.0) -> int:
     """
     leaves = jax.tree.leaves(images)
     alone = len(leaves) == 1 and leaves[0] is images
-    if not leaves or not all(hasattr(leaf, "dtype") for leaf in leaves):
-        raise ValueError("images and labels must be arrays, not lists or numbers.")
+    _check_arrays(leaves)
     _check_floats(images, low, high)
     shapes = [leaf.shape for leaf in leaves]
     if any(len(shape) < (2 if alone else 1) for shape in shapes):
@@ -136,6 +135,8 @@ def inputs(images: Any, *, low: Any = 0.0, high: Any = 1.0) -> int:
             f"images have shape {shapes[0] if alone else shapes}, but [batch, height, width, "
             "channels], or [batch, ...], was expected."
         )
+    if alone:
+        _check_layout(tuple(shapes[0]))
     if len({shape[0] for shape in shapes}) > 1:
         raise ValueError(
             f"The inputs have shapes {shapes}, but the same batch was expected in all."
@@ -147,6 +148,29 @@ def inputs(images: Any, *, low: Any = 0.0, high: Any = 1.0) -> int:
             if jax.numpy.issubdtype(leaf.dtype, np.floating):
                 _values(leaf, *(bound if alone else None for bound in (low, high)))
     return int(shapes[0][0])
+
+
+def _check_arrays(leaves: list[Any]) -> None:
+    if not leaves or not all(hasattr(leaf, "dtype") for leaf in leaves):
+        raise ValueError("images and labels must be arrays, not lists or numbers.")
+    for leaf in leaves:
+        if type(leaf).__module__.split(".")[0] in ("torch", "tensorflow"):
+            kind = f"{type(leaf).__module__.split('.')[0]} tensor"
+            raise ValueError(
+                f"images and labels must be arrays of NumPy or JAX, not a {kind}: give "
+                "x.numpy(), with images [batch, height, width, channels]."
+            )
+
+
+def _check_layout(shape: tuple[int, ...]) -> None:
+    """Warns of ``[batch, channels, height, width]``, a habit from PyTorch."""
+    if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3) and shape[2] == shape[3]:
+        warnings.warn(
+            f"images have shape {shape}, which looks like [batch, channels, height, width]; here "
+            "it is read as [batch, height, width, channels]: was images.transpose(0, 2, 3, 1) "
+            "meant?",
+            stacklevel=4,
+        )
 
 
 def _check_floats(images: Any, low: Any, high: Any) -> None:
@@ -201,8 +225,7 @@ def inputs_and_targets(images: Any, targets: Any, *, low: Any = 0.0, high: Any =
 
 def inputs_and_labels(images: Any, labels: Any, *, low: Any = 0.0, high: Any = 1.0) -> None:
     """Checks inputs as ``inputs`` does, and that labels are integers ``[batch]``."""
-    if not all(hasattr(array, "dtype") for array in (*jax.tree.leaves(images), labels)):
-        raise ValueError("images and labels must be arrays, not lists or numbers.")
+    _check_arrays([*jax.tree.leaves(images), labels])
     _check_floats(images, low, high)
     if not jax.numpy.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels have dtype {labels.dtype}, but integers were expected.")

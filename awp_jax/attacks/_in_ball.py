@@ -20,6 +20,8 @@ STARTS = ("uniform", "gaussian", "none")
 # TRADES and MART start from the clean input + 0.001 * N(0, 1) (docs/numerics.md).
 GAUSSIAN_START = 0.001
 
+USUAL = {"l2": 0.5, "l1": 12.0}  # RobustBench; Croce and Hein, ICML 2021
+
 
 class _OfTheBall:
     """What ``attack.epsilon`` reads as: the radius is the ball's."""
@@ -35,7 +37,8 @@ def ball_of(epsilon: Any, norm: Any, ball: Any) -> Any:
     """The ball of an attack, from its short form or as given.
 
     Raises:
-        ValueError: For both, a ball that is none, a negative epsilon or an unknown norm.
+        ValueError: For both, a ball that is none, a negative epsilon or an unknown norm; for a norm
+            other than Linf without an epsilon: 8/255 in L2 would find every model robust.
     """
     given = [
         f"{name} {value!r}"
@@ -49,6 +52,11 @@ def ball_of(epsilon: Any, norm: Any, ball: Any) -> Any:
                 "short for ball=InputBall(norm, epsilon): give one of them."
             )
         return check_ball(ball)
+    if norm in USUAL and epsilon is OF_THE_BALL:
+        raise ValueError(
+            f"epsilon is missing, which with norm {norm!r} has no default: CIFAR-10 is usually "
+            f"attacked at {USUAL[norm]:g}."
+        )
     settings = {}
     if epsilon is not OF_THE_BALL:
         settings["radius"] = epsilon

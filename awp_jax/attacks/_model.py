@@ -11,7 +11,7 @@ from awp_jax import checks
 from awp_jax.ascent import is_traced
 from awp_jax.attacks._goal import Goal
 from awp_jax.attacks._gradient import with_key
-from awp_jax.attacks._result import AttackResult, judge
+from awp_jax.attacks._result import AttackResult, Ranked, judge, ranked
 from awp_jax.balls import InputBall
 from awp_jax.random import example_keys
 
@@ -120,6 +120,23 @@ def _verdict(
 
 
 _compiled_verdict = jax.jit(_verdict)
+
+
+def _ranked(
+    function: Partial, images: Any, labels: Any, key: jax.Array | None, goal: Goal
+) -> Ranked:
+    return ranked(function if key is None else with_key(function, key), images, labels, goal)
+
+
+_compiled_ranked = jax.jit(_ranked)
+
+
+def ranked_verdict(
+    function: Partial, images: Any, labels: Any, key: jax.Array | None, goal: Goal
+) -> Ranked:
+    """``verdict``, with what results of several runs are compared by."""
+    traced = is_traced(function, images, labels)
+    return (_ranked if traced else _compiled_ranked)(function, images, labels, key, goal)
 
 
 def verdict(

@@ -14,7 +14,7 @@ from awp_jax.attacks._goal import Goal, Loss, Success
 from awp_jax.attacks._gradient import loss_and_gradient, model_key
 from awp_jax.attacks._in_ball import OF_THE_BALL, InBall, ball_of, check_start, starting_point
 from awp_jax.attacks._losses import HingedMargin
-from awp_jax.attacks._model import as_pytree_function, check_logits, prepare, verdict
+from awp_jax.attacks._model import as_pytree_function, check_logits, prepare, ranked_verdict
 from awp_jax.attacks._result import AttackResult, worse
 from awp_jax.balls import InputBall
 from awp_jax.balls._protocol import check_step_size, scaled
@@ -149,11 +149,11 @@ class PGD(InBall):
             keys_now = keys if self.restarts == 1 else fold_keys(keys, restart)
             point = self.perturb(function, keys_now, images, labels)
             judge_key = model_key(keys_now, self.steps) if self.eot else None
-            found = verdict(function, point, labels, judge_key, self.goal)
+            found = ranked_verdict(function, point, labels, judge_key, self.goal)
             result = found if result is None else worse(result, found)
         assert result is not None  # restarts >= 1
-        check_logits(result.loss)
-        return result
+        check_logits(result.result.loss)
+        return result.result
 
 
 @pytree_dataclass("ball", "step_size", "goal")

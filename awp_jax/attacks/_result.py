@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax.attacks._goal import Goal
+from awp_jax.attacks._losses import margin
 from awp_jax.balls._input_norms import per_example
 
 
@@ -15,8 +16,9 @@ class AttackResult(NamedTuple):
 
     Attributes:
         images: The inputs, float ``[batch, ...]`` (a pytree where the model takes one): for each
-            example one with which the attack has succeeded when it found one, else the one with the
-            highest loss. Inside the ball and its bounds.
+            example one with which the attack has succeeded when it found one, else the one where
+            the loss that it ascends is highest (where that ties, the margin). Inside the ball and
+            its bounds.
         success: bool ``[batch]``: whether ``images`` are misclassified, or what the attack calls
             success.
         loss: float ``[batch]``: the highest cross-entropy over restarts, in nats (the robust loss);
@@ -29,6 +31,21 @@ class AttackResult(NamedTuple):
     success: jax.Array
     loss: jax.Array
     steps: jax.Array | None = None
+
+
+def outcome(result: Any, attack: Any) -> AttackResult:
+    """``result`` of an attack that may be anybody's.
+
+    Raises:
+        ValueError: When it is no ``AttackResult``.
+    """
+    if not all(hasattr(result, name) for name in ("images", "success", "loss")):
+        raise ValueError(
+            f"{getattr(attack, '__name__', type(attack).__name__)} returned a "
+            f"{type(result).__name__}, but an awp_jax.attacks.AttackResult(images, success, loss) "
+            "was expected."
+        )
+    return result
 
 
 def judge(
@@ -44,16 +61,48 @@ def choose(mask: jax.Array, first: Any, second: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(per_example(mask, a), a, b), first, second)
 
 
-def worse(first: AttackResult, second: AttackResult) -> AttackResult:
+class Ranked(NamedTuple):
+    """A result, and by what it is compared with others.
+
+    Attributes:
+        result: The result.
+        ascended: The loss that the attack ascends, ``[batch]``: not what is reported, which is 0.0
+            on both sides where a model is very sure.
+        margin: What decides where that ties, ``[batch]``.
+    """
+
+    result: AttackResult
+    ascended: jax.Array
+    margin: jax.Array
+
+
+def ranked(logits_fn: Callable[[Any], Any], images: Any, labels: Any, goal: Goal) -> Ranked:
+    """``judge``, and the values by which results are compared, from the same forward pass."""
+    outputs = logits_fn(images)
+    result = AttackResult(images, goal.succeeded(outputs, labels), goal.judged(outputs, labels))
+    ascended = goal.ascended(outputs, labels)
+    margins = ascended
+    if goal.classifies:
+        margins = -margin(outputs, labels) if goal.targeted else margin(outputs, labels)
+    return Ranked(result, ascended, margins)
+
+
+def worse(first: Ranked, second: Ranked) -> Ranked:
     """Of two results, the worse for the model, example by example."""
-    better_found = second.success & ~first.success
-    same_and_higher = (second.success == first.success) & (second.loss > first.loss)
+    a, b = first.result, second.result
+    higher = second.ascended > first.ascended
+    higher |= (second.ascended == first.ascended) & (second.margin > first.margin)
+    takes = (b.success & ~a.success) | ((b.success == a.success) & higher)
     steps = None
-    if first.steps is not None and second.steps is not None:
-        steps = jnp.where(first.success, first.steps, second.steps)
-    return AttackResult(
-        choose(better_found | same_and_higher, second.images, first.images),
-        first.success | second.success,
-        jnp.maximum(first.loss, second.loss),
-        steps,
+    if a.steps is not None and b.steps is not None:
+        steps = jnp.where(a.success, a.steps, b.steps)
+    return Ranked(
+        AttackResult(
+            choose(takes, b.images, a.images),
+            a.success | b.success,
+            jnp.maximum(a.loss, b.loss),
+            steps,
+        ),
+        jnp.where(takes, second.ascended, first.ascended),
+        jnp.where(takes, second.margin, first.margin),
     )

@@ -12,8 +12,8 @@ from awp_jax import checks
 from awp_jax.ascent import loop
 from awp_jax.attacks._gradient import model_key
 from awp_jax.attacks._in_ball import InBall
-from awp_jax.attacks._model import check_logits, prepare, verdict
-from awp_jax.attacks._result import AttackResult, worse
+from awp_jax.attacks._model import check_logits, prepare, ranked_verdict
+from awp_jax.attacks._result import AttackResult, Ranked, worse
 from awp_jax.random import fold_keys
 
 
@@ -114,17 +114,19 @@ class SteppedAttack(InBall):
         """
         function, keys, classes = prepare(self, logits_fn, key, images, labels)
         self.check(images)
-        result = judged(self, function, keys, images, labels)
-        check_logits(result.loss)
-        result = result._replace(steps=jnp.zeros(keys.shape, jnp.int32))
+        best = judged(self, function, keys, images, labels)
+        check_logits(best.result.loss)
+        unmoved = best.result._replace(steps=jnp.zeros(keys.shape, jnp.int32))
+        best = best._replace(result=unmoved)
         for number, (rank, restart) in enumerate(self.runs(classes)):
             state = begin(self, function, keys, images, labels, rank, restart)
             state = loop(Partial(advance, self, function), state, self.passes, unroll=self.unroll)
             found = finish(self, function, state)
-            done = jnp.where(found.success, found.steps + number * self.passes, 0)
-            result = worse(result, found._replace(steps=done))
-        check_logits(result.loss)
-        return result
+            result = found.result
+            done = jnp.where(result.success, result.steps + number * self.passes, 0)
+            best = worse(best, found._replace(result=result._replace(steps=done)))
+        check_logits(best.result.loss)
+        return best.result
 
 
 @jax.jit
@@ -150,16 +152,16 @@ def advance(attack: SteppedAttack, function: Partial, index: jax.Array, state: A
 @jax.jit
 def judged(
     attack: SteppedAttack, function: Partial, keys: jax.Array, images: Any, labels: Any
-) -> AttackResult:
+) -> Ranked:
     """The verdict on images, by a random pass for a randomised model."""
     key = model_key(keys, attack.passes + 1) if attack.eot else None
-    return verdict(function, images, labels, key, attack.goal)
+    return ranked_verdict(function, images, labels, key, attack.goal)
 
 
 @jax.jit
-def finish(attack: SteppedAttack, function: Partial, state: Any) -> AttackResult:
+def finish(attack: SteppedAttack, function: Partial, state: Any) -> Ranked:
     """Projects and judges what a run found."""
     images = attack.ball.project(state.images, attack.candidate(state))
-    verdict = judged(attack, function, state.keys, images, state.labels)
-    loss = attack.highest_loss(state, verdict.loss)
-    return verdict._replace(loss=loss, steps=state.first)
+    found = judged(attack, function, state.keys, images, state.labels)
+    loss = attack.highest_loss(state, found.result.loss)
+    return found._replace(result=found.result._replace(loss=loss, steps=state.first))

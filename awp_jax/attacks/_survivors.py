@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from awp_jax import parallel
 from awp_jax.ascent import loop
-from awp_jax.attacks._result import AttackResult
+from awp_jax.attacks._result import AttackResult, outcome
 from awp_jax.attacks._stepped import SteppedAttack, advance, begin, finish, judged
 from awp_jax.balls import InputBall
 from awp_jax.random import fold_keys
@@ -127,7 +127,8 @@ def attack_survivors(
                 cut = Partial(of_examples, attack, images)
                 results: Any = _segments(cut, function, data, part, rank, restart, sizes, tick)
             else:
-                results = [(part, of_examples(attack, images, padding)(function, *data))]
+                one = of_examples(attack, images, padding)
+                results = [(part, outcome(one(function, *data), attack))]
             before = number * attack.passes if stepped else 0  # type: ignore[attr-defined]
             for which, result in results:
                 known = _record(found, which, result, before) and known
@@ -182,7 +183,7 @@ def _segments(
         if last or size < len(state.success):
             leaving = np.ones(len(rows), bool) if last else ~alive
             # All are judged, in the size that is compiled already, and those that leave are kept.
-            verdict = parallel.to_host(finish(attack, function, state))
+            verdict = parallel.to_host(finish(attack, function, state).result)
             yield (
                 rows[leaving],
                 AttackResult(*(v[: len(rows)][leaving] for v in verdict)),
@@ -220,7 +221,7 @@ def evaluate(
     for part in batches(np.arange(len(labels)), sizes):
         rows = padded(part, sizes)
         data = _batch(function, keys, images, labels, rows)
-        verdict = parallel.to_host(judged(attack, function, *data))
+        verdict = parallel.to_host(judged(attack, function, *data).result)
         success[part] = verdict.success[: len(part)]
         loss[part] = verdict.loss[: len(part)]
     return success, loss

@@ -13,7 +13,7 @@ from awp_jax.attacks._model import (
     check_logits,
     number_of_classes,
 )
-from awp_jax.attacks._result import AttackResult, choose
+from awp_jax.attacks._result import AttackResult, choose, outcome
 from awp_jax.attacks._stepped import judged
 from awp_jax.balls import InputBall
 from awp_jax.random import example_keys
@@ -72,10 +72,10 @@ def transfer(
     theirs = number_of_classes(as_pytree_function(surrogate_fn), images, surrogate_key)
     if theirs != classes:
         raise ValueError(f"The surrogate has {theirs} classes, but the target has {classes}.")
-    crafted = attack(surrogate_fn, keys, images, labels).images
+    crafted = outcome(attack(surrogate_fn, keys, images, labels), attack).images
     plain = APGD(eot=eot)  # only whether the model is random matters
-    clean = judged(plain, target, keys, images, labels)
-    found = judged(plain, target, keys, crafted, labels)
+    clean = judged(plain, target, keys, images, labels).result
+    found = judged(plain, target, keys, crafted, labels).result
     check_logits((clean.loss, found.loss))
     return AttackResult(
         choose(clean.success, images, crafted),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from awp_jax import checks, parallel
 from awp_jax.attacks._model import as_pytree_function
+from awp_jax.attacks._result import outcome
 from awp_jax.data import as_float, padded_batches
 from awp_jax.evaluation._verdict import judge_passes
 from awp_jax.random import example_keys
@@ -76,7 +77,7 @@ def measure(
             logits_fn, (as_float(images[indices]), labels[indices], keys[indices])
         )
         if attack is not None:
-            result = attack(logits_fn, batch_keys, batch, batch_labels)
+            result = outcome(attack(logits_fn, batch_keys, batch, batch_labels), attack)
             batch, error, losses = result.images, result.success, result.loss
         if attack is None or eot:
             error, losses = judge_passes(logits_fn, batch_keys, batch, batch_labels, eot)

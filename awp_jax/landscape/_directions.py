@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from awp_jax import checks, parallel
 from awp_jax.attacks import cross_entropy
 from awp_jax.attacks._model import as_pytree_function
+from awp_jax.attacks._result import outcome
 from awp_jax.balls import WeightBall
 from awp_jax.balls._protocol import check_ball, check_step_size
 from awp_jax.data import as_float
@@ -174,7 +175,8 @@ def adversarial_directions(
             ),
         )
         if attack is not None:
-            batch = attack(logits_at(function, params), keys, batch, batch_labels).images
+            found = attack(logits_at(function, params), keys, batch, batch_labels)
+            batch = outcome(found, attack).images
         gradient = _gradient(params, function, batch, batch_labels)
         found.append(_scaled(ball, gradient, params))
     return _stack(found)

@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from awp_jax import checks, parallel, streams
 from awp_jax.attacks import PGD
 from awp_jax.attacks._model import as_pytree_function, bounds_of, verdict
+from awp_jax.attacks._result import outcome
 from awp_jax.balls import InputBall
 from awp_jax.data import as_float, padded_batches
 from awp_jax.landscape._model import full_precision, logits_at
@@ -198,7 +199,8 @@ class Examples:
         if attack is None:
             return images
         batch_keys = self.batch_keys(keys, index)
-        return attack(logits_at(apply_fn, params), batch_keys, images, labels)[0]
+        found = attack(logits_at(apply_fn, params), batch_keys, images, labels)
+        return outcome(found, attack).images
 
     def losses(self, apply_fn: Partial, params: Params, keys: Key, attack: Attack | None) -> Part:
         """Loss and verdict of every example after one run of the attack on ``params``."""
@@ -210,6 +212,7 @@ class Examples:
                     found = verdict(logits_fn, images, labels)
                 else:
                     found = attack(logits_fn, self.batch_keys(keys, index), images, labels)
+                    outcome(found, attack)
                 parts.append((found, mask))
         return self.joined(parts)
 

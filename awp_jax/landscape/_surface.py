@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 
 from awp_jax import checks, parallel
 from awp_jax.attacks._model import as_pytree_function, number_of_classes, verdict
+from awp_jax.attacks._result import outcome
 from awp_jax.data import as_float, padded_batches
 from awp_jax.landscape._model import float_images, full_precision, logits_at
 from awp_jax.random import example_keys
@@ -178,6 +179,7 @@ def _attacked(
     for i, mask in batches:
         rows = (keys[i], float_images(jnp.asarray(images[i]), params), jnp.asarray(labels[i]))
         found = attack(logits_at(function, params), *parallel.follow(params, rows))
+        outcome(found, attack)
         parts.append(parallel.to_host(found.images)[mask])
     return np.concatenate(parts)
 
@@ -210,7 +212,7 @@ def _look(
     if attack is None:
         result = verdict(logits_fn, batch, labels)
     else:
-        result = attack(logits_fn, keys, batch, labels)
+        result = outcome(attack(logits_fn, keys, batch, labels), attack)
     return result.loss[None], ~result.success[None]
 
 
@@ -233,7 +235,7 @@ def _look_compiled(
         if attack is None:
             result = verdict(logits_fn, batch, labels)
         else:
-            result = attack(logits_fn, keys, batch, labels)
+            result = outcome(attack(logits_fn, keys, batch, labels), attack)
         return result.loss, ~result.success
 
     return jax.lax.map(one, jnp.asarray(where))

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
 from awp_jax.attacks import FGSM, PGD, AttackResult, kl_divergence
-from awp_jax.attacks._result import worse
+from awp_jax.attacks._result import Ranked, worse
 
 KEY = jax.random.key(0)
 WEIGHTS = np.array([[3.0, -1.0, 0.5], [-2.0, 0.0, 0.25]])
@@ -177,17 +177,22 @@ def test_equals_torchattacks_image_by_image(case, twin_models):
 
 
 def test_worse_by_hand():
-    def result(images, success, loss):
+    def result(images, success, loss, ascended, margin):
         shape = jnp.array(images, jnp.float32).reshape(-1, 1)
-        return AttackResult(shape, jnp.array(success), jnp.array(loss, jnp.float32))
+        found = AttackResult(shape, jnp.array(success), jnp.array(loss, jnp.float32))
+        return Ranked(found, jnp.array(ascended), jnp.array(margin))
 
-    first = result([1, 2, 3, 4, 5], [True, False, True, False, True], [1, 9, 1, 2, 3])
-    second = result([-1, -2, -3, -4, -5], [False, True, True, False, True], [7, 1, 2, 1, 3])
-    both = worse(first, second)
-    # A misclassified image wins whatever the losses; else the higher loss; the first on ties.
-    np.testing.assert_array_equal(both.images[:, 0], [1, -2, -3, 4, 5])
-    np.testing.assert_array_equal(both.success, [True, True, True, False, True])
-    np.testing.assert_array_equal(both.loss, [7, 9, 2, 2, 3])
+    yes = [True, False, True, False, True, False]
+    first = result([1, 2, 3, 4, 5, 6], yes, [1, 9, 1, 2, 3, 0], [5, 9, 1, 2, 3, 0], [0] * 6)
+    yes = [False, True, True, False, True, False]
+    second = [-1, -2, -3, -4, -5, -6], yes, [7, 1, 2, 1, 3, 0], [9, 1, 2, 1, 3, 0]
+    both, ascended, _ = worse(first, result(*second, [0, 0, 0, 9, 0, 1]))
+    # A misclassified image wins whatever the losses; else the higher loss that is ascended, and the
+    # margin where that ties; the first where both do.
+    np.testing.assert_array_equal(both.images[:, 0], [1, -2, -3, 4, 5, -6])
+    np.testing.assert_array_equal(both.success, [True, True, True, False, True, False])
+    np.testing.assert_array_equal(both.loss, [7, 9, 2, 2, 3, 0])
+    np.testing.assert_array_equal(ascended, [5, 1, 2, 2, 3, 0])
 
 
 @pytest.mark.core

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from awp_jax.attacks import PGD, transfer
+from awp_jax.attacks import APGD, PGD, SPSA, Square, transfer
 from awp_jax.balls import input_norms
+from awp_jax.landscape import average_flatness
+from awp_jax.training import TrainingAttack
 
 
 def linear(weights, images):
@@ -39,6 +41,71 @@ def test_clean_errors_of_the_target_count():
     result = transfer(PGD(0.1, 5), target, target, jax.random.key(0), images, wrong)
     assert result.success.all()
     np.testing.assert_array_equal(result.images, images)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        Square("8/255", steps=5),
+        APGD("8/255", steps=5, loss="margin"),
+        SPSA("8/255", steps=20, samples=64),
+        PGD("8/255", steps=3, restarts=2, loss="margin"),
+    ],
+    ids=lambda attack: type(attack).__name__,
+)
+@pytest.mark.parametrize("scale", [20.0, 200.0])
+def test_images_of_a_very_sure_surrogate_have_moved(attack, scale):
+    """At 200 both cross-entropies are 0.0, and it is the loss that is ascended which counts."""
+    weights = jnp.array([[1.0, -1.0]])
+
+    def surrogate(x):
+        return scale * (x.mean((1, 2)) - 0.5) @ weights
+
+    def target(x):
+        return (x.mean((1, 2)) - 0.88) @ weights
+
+    images, labels = jnp.full((2, 4, 4, 1), 0.9), jnp.zeros(2, int)
+    found = transfer(attack, surrogate, target, jax.random.key(0), images, labels)
+    assert found.success.all()
+
+
+def test_an_attack_of_ones_own_that_returns_images_is_told_what_is_expected():
+    weights, images, labels = problem()
+    surrogate = Partial(linear, weights)
+    mine = lambda f, key, x, y: x  # noqa: E731
+    with pytest.raises(ValueError, match="<lambda> returned a ArrayImpl, but an awp_jax.attacks.A"):
+        transfer(mine, surrogate, surrogate, jax.random.key(0), images, labels)
+    with pytest.raises(ValueError, match="returned a ArrayImpl"):
+        average_flatness(
+            lambda w, x: linear(w, x),
+            weights,
+            images,
+            labels,
+            jax.random.key(0),
+            attack=mine,
+            xi=0.1,
+            draws=1,
+        )
+
+
+def test_images_of_other_libraries_and_layouts():
+    torch = pytest.importorskip("torch")
+    weights, images, labels = problem()
+    with pytest.raises(ValueError, match=r"not a torch tensor: give x.numpy\(\), with images"):
+        PGD()(Partial(linear, weights), jax.random.key(0), torch.ones(2, 4, 4, 3), labels[:2])
+    with pytest.warns(UserWarning, match=r"\(2, 3, 8, 8\), which looks like .batch, channels"):
+        PGD(steps=1)(
+            lambda x: x.mean((2, 3)), jax.random.key(0), jnp.full((2, 3, 8, 8), 0.5), labels[:2]
+        )
+
+
+@pytest.mark.parametrize("norm, usual", [("l2", "0.5"), ("l1", "12")])
+def test_other_norms_need_an_epsilon(norm, usual):
+    for attack in (PGD, APGD, TrainingAttack):
+        with pytest.raises(
+            ValueError, match=f"epsilon is missing.*{norm}.*attacked at {usual}"
+        ):
+            attack(norm=norm)
 
 
 def test_bad_input():
