@@ -15,7 +15,7 @@ from awp_jax import checks, parallel
 from awp_jax.attacks._apgd import APGD
 from awp_jax.attacks._ensemble import ensemble, is_random, runnable
 from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
-from awp_jax.attacks._model import as_pytree_function, bounds_of, number_of_classes
+from awp_jax.attacks._model import as_pytree_function, bounds_of, in_float32, number_of_classes
 from awp_jax.attacks._stepped import SteppedAttack
 from awp_jax.attacks._survivors import (
     Found,
@@ -131,7 +131,7 @@ def start_state(
         ValueError: For bad images, labels outside the classes, or a model that returns NaN.
     """
     began = time.perf_counter()
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = np.asarray(in_float32(images)), np.asarray(labels)
     function = as_pytree_function(logits_fn)
     _classes(plan, function, images, labels, batch_size)
     keys = example_keys(key, len(labels))
@@ -206,7 +206,7 @@ def run_stage(
     if state.finished >= len(plan):
         raise ValueError(f"All {len(plan)} attacks have run.")
     name, attack = plan[state.finished]
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = np.asarray(in_float32(images)), np.asarray(labels)
     if state.images.shape != images.shape or state.robust.shape != labels.shape:
         raise ValueError(
             f"The state holds images {state.images.shape}, but {images.shape} were handed in."
@@ -349,7 +349,7 @@ def autoattack(
     check_key(key)
     ball = ball_of(epsilon, norm, ball)
     plan = ensemble(version, ball=ball, attacks=attacks)
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = np.asarray(in_float32(images)), np.asarray(labels)
     classes = _classes(plan, as_pytree_function(logits_fn), images, labels, batch_size)
     plan, left_out = runnable(plan, images, classes)
     if left_out:

@@ -13,7 +13,7 @@ from awp_jax.ascent import loop
 from awp_jax.attacks._in_ball import noise_like
 from awp_jax.attacks._l1 import boundary_displacement_l1
 from awp_jax.attacks._minimum_norm import DUAL
-from awp_jax.attacks._model import check_logits, predict, prepare
+from awp_jax.attacks._model import check_logits, in_float32, predict, prepare
 from awp_jax.attacks._nearest import NearestResult
 from awp_jax.attacks._result import choose
 from awp_jax.attacks._stepped import SteppedAttack, advance, begin, ranked_targets
@@ -278,6 +278,7 @@ class FAB(SteppedAttack):
         Returns:
             A ``NearestResult``; radius 0 for misclassified clean images.
         """
+        images = in_float32(images)
         function, keys, classes = prepare(self, logits_fn, key, images, labels)
         self.check(images)
         check_logits(predict(function, images))

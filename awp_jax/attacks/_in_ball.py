@@ -145,6 +145,8 @@ class InBall:
         ball: What the attack moves in: an ``awp_jax.balls.InputBall`` with other bounds, a mask, a
             radius for each example or feature, or any object with the methods of
             ``awp_jax.balls.Ball``.
+
+    Inputs of half precision are moved, shown to the model and returned in float32.
     """
 
     epsilon: InitVar[Any] = OF_THE_BALL

@@ -66,6 +66,20 @@ def check_logits(values: Any) -> None:
         raise ValueError("The model returns NaN: no verdict is possible.")
 
 
+def in_float32(images: Any) -> Any:
+    """Inputs of half precision as float32: bfloat16 cannot hold ``x + 8/255`` to 6% of epsilon.
+
+    They stay so on their way into the model, whose layers compute in what they are made for: cast
+    back, an adversarial image would be rounded out of its ball.
+    """
+
+    def wide(leaf: Any) -> Any:
+        half = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
+        return leaf.astype(jnp.float32) if half else leaf
+
+    return jax.tree.map(lambda leaf: wide(leaf) if hasattr(leaf, "dtype") else leaf, images)
+
+
 def bounds_of(ball: Any) -> tuple[Any, Any]:
     """The bounds of the inputs: those of an ``InputBall``; another ball's are not known."""
     return (ball.low, ball.high) if isinstance(ball, InputBall) else (None, None)

@@ -14,7 +14,13 @@ from awp_jax.attacks._goal import Goal, Loss, Success
 from awp_jax.attacks._gradient import loss_and_gradient, model_key
 from awp_jax.attacks._in_ball import OF_THE_BALL, InBall, ball_of, check_start, starting_point
 from awp_jax.attacks._losses import HingedMargin
-from awp_jax.attacks._model import as_pytree_function, check_logits, prepare, ranked_verdict
+from awp_jax.attacks._model import (
+    as_pytree_function,
+    check_logits,
+    in_float32,
+    prepare,
+    ranked_verdict,
+)
 from awp_jax.attacks._result import AttackResult, worse
 from awp_jax.balls import InputBall
 from awp_jax.balls._protocol import check_step_size, scaled
@@ -114,6 +120,7 @@ class PGD(InBall):
         Returns:
             The last iterate, like ``images``, inside the ball.
         """
+        images = in_float32(images)
         keys = example_keys(key, jax.tree.leaves(images)[0].shape[0])
         point = starting_point(self.ball, self.start, keys, images)
         if self.steps == 0:
@@ -143,6 +150,7 @@ class PGD(InBall):
         Raises:
             ValueError: For bad images or labels, or a model that returns NaN.
         """
+        images = in_float32(images)
         function, keys, _ = prepare(self, logits_fn, key, images, labels)
         result = None
         for restart in range(self.restarts):

@@ -10,8 +10,9 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
-from awp_jax.attacks import FGSM, PGD, AttackResult, kl_divergence
+from awp_jax.attacks import FGSM, PGD, AttackResult, autoattack, kl_divergence
 from awp_jax.attacks._result import Ranked, worse
+from awp_jax.balls import input_norms
 
 KEY = jax.random.key(0)
 WEIGHTS = np.array([[3.0, -1.0, 0.5], [-2.0, 0.0, 0.25]])
@@ -344,13 +345,31 @@ def test_float64_arrays_of_numpy_are_accepted():
         assert found.images.dtype == jnp.float32
 
 
-def test_bfloat16_images_stay_bfloat16():
-    images = NOISE.astype(jnp.bfloat16)
-    for norm in NORMS:
-        attack = jax.jit(functools.partial(PGD(0.1, steps=1, norm=norm), wavy))
-        found = attack(KEY, images, NOISE_LABELS).images
-        assert found.dtype == jnp.bfloat16
-        assert 0 <= float(found.min()) and float(found.max()) <= 1
+def test_images_of_half_precision_move_in_float32():
+    for dtype in (jnp.bfloat16, jnp.float16):
+        images = NOISE.astype(dtype)
+        for norm in NORMS:
+            attack = jax.jit(functools.partial(PGD(0.1, steps=1, norm=norm), wavy))
+            found = attack(KEY, images, NOISE_LABELS).images
+            assert found.dtype == jnp.float32
+            wide = images.astype(jnp.float32)
+            assert float(input_norms(found - wide, norm).max()) <= 0.1 * (1 + 1e-5)
+            assert 0 <= float(found.min()) and float(found.max()) <= 1
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "square", "fab"])
+def test_bounds_are_not_rounded_to_half_precision(name):
+    """An image 1.058 epsilon away would be misclassified; in bfloat16 that is the nearest."""
+
+    def logits_fn(images):
+        return (images.astype(jnp.float32).mean((1, 2)) - 0.5225) @ jnp.array([[1.0, -1.0]])
+
+    images = jnp.full((1, 2, 2, 1), 251 / 512, jnp.bfloat16)
+    found = autoattack(
+        logits_fn, KEY, images, jnp.array([1]), epsilon="8/255", version="custom", attacks=[name]
+    )
+    assert found.accuracy == 1.0
+    assert abs(found.images - np.asarray(images, np.float32)).max() <= 8 / 255 + 1e-7
 
 
 def test_any_loss_can_be_ascended():

@@ -102,9 +102,7 @@ def test_images_of_other_libraries_and_layouts():
 @pytest.mark.parametrize("norm, usual", [("l2", "0.5"), ("l1", "12")])
 def test_other_norms_need_an_epsilon(norm, usual):
     for attack in (PGD, APGD, TrainingAttack):
-        with pytest.raises(
-            ValueError, match=f"epsilon is missing.*{norm}.*attacked at {usual}"
-        ):
+        with pytest.raises(ValueError, match=f"epsilon is missing.*{norm}.*attacked at {usual}"):
             attack(norm=norm)
 
 
