@@ -17,7 +17,6 @@ from awp_jax.attacks._losses import cross_entropy, targeted_dlr, targeted_margin
 from awp_jax.attacks._model import predict
 from awp_jax.attacks._result import choose
 from awp_jax.attacks._stepped import SteppedAttack, ranked_targets
-from awp_jax.balls import InputBall
 from awp_jax.balls._protocol import check_step_size
 from awp_jax.pytrees import pytree_dataclass
 

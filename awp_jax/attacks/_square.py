@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax import checks, streams
+from awp_jax import streams
 from awp_jax.attacks._goal import Goal
 from awp_jax.attacks._result import choose
 from awp_jax.attacks._stepped import SteppedAttack
