@@ -24,7 +24,7 @@ SPARSER = 1.5  # the next steps move this times fewer entries than are displaced
 SHRINK = 1.5  # steps, where the displacement became no sparser
 LEAST_SHARE = 0.1  # of the first step size
 WINDOW = 0.04  # of the steps, between checkpoints
-# Croce and Hein, ICML 2021, section 4.4: 30, 30 and 40% of the steps in balls of 3, 2, 1 epsilon.
+# Croce and Hein, ICML 2021, section 4.4: 30, 30 and 40% of the steps in 3, 2 and 1 epsilon.
 LARGER_RADII = (3.0, 2.0, 1.0)
 LARGER_SHARE = 0.3
 LEAST_STEPS = 5  # with which each of the three balls gets one
@@ -94,10 +94,10 @@ class SparseSteps:
         noise, ball = noise_like(keys, images, "l2"), self._ball(self._place(-1).factor)
         point = _each(jnp.add, images, noise)
         if not self.larger_radii:
-            return self._put(ball, images, point, noise)
+            return ball.clip(images, self._put(ball, images, point, noise))
         for _ in range(2):  # as released: where the noise is drawn, and where the phase begins
             point = self._put(ball, images, point, _each(jnp.subtract, point, images))
-        return point
+        return ball.clip(images, point)
 
     def memory(self, images: Any, point: Any, loss: jax.Array) -> SparseMemory:
         """As if all entries were displaced; with larger radii, what the start displaces."""
@@ -127,6 +127,7 @@ class SparseSteps:
         displaced = choose(place.begins, s.best, displaced)
         moves = choose(place.begins, _each(jnp.subtract, s.best, s.images), moves)
         point = self._put(ball, s.images, displaced, moves)
+        point = choose(place.begins, ball.clip(s.images, point), point)
         # What was found in a larger ball is no more than a start.
         fresh = self._remembered(s.images, point)
         return s._replace(
@@ -198,9 +199,11 @@ class SparseSteps:
         """What follows from the entries that ``point`` displaces."""
         moves = jax.tree.map(lambda p, x: p != x, point, images)
         displaced = _count(moves)
-        return SparseMemory(
-            displaced / jnp.maximum(self._entries(images), 1.0) / SPARSER, displaced
+        # XLA would multiply by reciprocals, and a rounding error decides whether an entry moves.
+        entries, sparser = jax.lax.optimization_barrier(
+            (jnp.maximum(self._entries(images), 1.0), jnp.float32(SPARSER))
         )
+        return SparseMemory(displaced / entries / sparser, displaced)
 
     def _direction(self, images: Any, gradient: Any, density: jax.Array) -> Any:
         """The sparse direction of each ball: one for all inputs, or one for each radius."""
