@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from awp_jax import cli, evaluation
+from awp_jax import cli, data, evaluation
 from awp_jax.attacks import PGD
 from awp_jax.cli import _landscape_run
 from awp_jax.reporting import read_landscape
@@ -66,7 +66,7 @@ def test_files_figures_and_the_centre(runs, capsys, tmp_path):
     np.testing.assert_array_equal(last["anew"]["loss"], twin["checkpoints"]["last"]["anew"]["loss"])
     assert np.ptp(last["anew"]["loss"][:, 0]) > 0, "draws differ"
     run = open_run(runs / "at")
-    part = run.experiment.splits.train.select(np.arange(20))
+    part = data.subset(run.experiment.splits.train, 20)
     reference = evaluation.measure(
         run.logits_fn(run.restore("last")[0]),
         part.images,
