@@ -19,6 +19,7 @@ from awp_jax.attacks._result import choose
 from awp_jax.attacks._stepped import SteppedAttack, ranked_targets
 from awp_jax.balls._protocol import check_step_size
 from awp_jax.pytrees import pytree_dataclass
+from awp_jax.typing import Inputs, Key, Labels, Outputs, Radius
 
 
 @pytree_dataclass("ball", "step_size", "loss", "success")
@@ -79,14 +80,14 @@ class APGD(SteppedAttack):
     loss: Loss = "cross_entropy"
     success: Success | None = None
     targeted: bool = False
-    step_size: Any = None
+    step_size: Radius = None
     rho: float = 0.75
     momentum: float = 0.75
     larger_radii: bool = False
     exact_counts: bool = False
     eot: int = 0  # type: ignore[misc]
 
-    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+    def __post_init__(self, epsilon: Radius, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
         _ = self.goal  # which checks the loss
         self._check_norm()
@@ -130,13 +131,19 @@ class APGD(SteppedAttack):
         """What the attack wants."""
         return Goal(self.loss, self.success, self.targeted)
 
-    def objective(self, outputs: Any, labels: Any, targets: Any) -> jax.Array:
+    def objective(self, outputs: Outputs, labels: Labels, targets: Any) -> jax.Array:
         """The loss to ascend, ``[batch]``."""
         del targets
         return self.goal.ascended(outputs, labels)
 
     def _evaluate(
-        self, function: Callable, point: Any, keys: jax.Array, labels: Any, targets: Any, index: Any
+        self,
+        function: Callable[..., Any],
+        point: Inputs,
+        keys: Key,
+        labels: Labels,
+        targets: Any,
+        index: Any,
     ) -> tuple[jax.Array, jax.Array, Any]:
         key = model_key(keys, index) if self.eot else None
         outputs, loss, gradient = loss_and_gradient(
@@ -145,17 +152,22 @@ class APGD(SteppedAttack):
         return self.goal.succeeded(outputs, labels), loss, gradient
 
     def _targets(
-        self, function: Callable, keys: jax.Array, images: Any, labels: Any, rank: jax.Array
+        self,
+        function: Callable[..., Any],
+        keys: Key,
+        images: Inputs,
+        labels: Labels,
+        rank: jax.Array,
     ) -> Any:
         del function, keys, images, rank
         return labels
 
     def begin(
         self,
-        function: Callable,
-        keys: jax.Array,
-        images: Any,
-        labels: Any,
+        function: Callable[..., Any],
+        keys: Key,
+        images: Inputs,
+        labels: Labels,
         rank: jax.Array,
         restart: jax.Array,
     ) -> APGDState:
@@ -185,7 +197,7 @@ class APGD(SteppedAttack):
             memory=rule.memory(images, point, loss),
         )
 
-    def step(self, function: Callable, index: jax.Array, state: APGDState) -> APGDState:
+    def step(self, function: Callable[..., Any], index: jax.Array, state: APGDState) -> APGDState:
         """One step (algorithm 1 of the paper)."""
         rule = self._steps
         s = rule.moved(index, state)
@@ -233,7 +245,7 @@ class APGDTargeted(APGD):
 
     targets: int = 9  # type: ignore[misc]
 
-    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+    def __post_init__(self, epsilon: Radius, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
         checks.positive_integer(self.targets, "targets")
         if self.success is not None or self.targeted:
@@ -242,13 +254,18 @@ class APGDTargeted(APGD):
                 "targets or a success of your own use APGD(targeted=True) or APGD(success=...)."
             )
 
-    def objective(self, outputs: Any, labels: Any, targets: Any) -> jax.Array:
+    def objective(self, outputs: Outputs, labels: Labels, targets: Any) -> jax.Array:
         """The targeted loss to ascend, ``[batch]``."""
         loss = targeted_dlr if outputs.shape[1] >= 4 else targeted_margin
         return loss(outputs, labels, targets)
 
     def _targets(
-        self, function: Callable, keys: jax.Array, images: Any, labels: Any, rank: jax.Array
+        self,
+        function: Callable[..., Any],
+        keys: Key,
+        images: Inputs,
+        labels: Labels,
+        rank: jax.Array,
     ) -> Any:
         logits = predict(
             function, images, model_key(keys, streams.MODEL_TARGETS) if self.eot else None

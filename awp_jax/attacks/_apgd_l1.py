@@ -16,6 +16,7 @@ from awp_jax.attacks._result import choose
 from awp_jax.balls import InputBall
 from awp_jax.balls._norms import is_float
 from awp_jax.pytrees import flatten
+from awp_jax.typing import Gradients, Inputs, Key, PyTree, Radius
 
 # fra31/auto-attack, autopgd_base.py, from here to the next comment.
 FIRST_SHARE = 0.2  # of the entries that the first steps move
@@ -79,7 +80,7 @@ class SparseSteps:
     """
 
     ball: InputBall
-    step_size: Any
+    step_size: Radius
     steps: int
     larger_radii: bool
     exact_counts: bool
@@ -89,7 +90,7 @@ class SparseSteps:
         """One for each step, and one where each later phase begins."""
         return self.steps + len(phases(self.steps, self.larger_radii)) - 1
 
-    def start(self, keys: jax.Array, images: Any) -> Any:
+    def start(self, keys: Key, images: Inputs) -> Any:
         """Standard normal noise, projected."""
         noise, ball = noise_like(keys, images, "l2"), self._ball(self._place(-1).factor)
         point = _each(jnp.add, images, noise)
@@ -99,7 +100,7 @@ class SparseSteps:
             point = self._put(ball, images, point, _each(jnp.subtract, point, images))
         return ball.clip(images, point)
 
-    def memory(self, images: Any, point: Any, loss: jax.Array) -> SparseMemory:
+    def memory(self, images: Inputs, point: Inputs, loss: jax.Array) -> SparseMemory:
         """As if all entries were displaced; with larger radii, what the start displaces."""
         del loss
         if self.larger_radii:
@@ -173,7 +174,7 @@ class SparseSteps:
             return self.ball
         return dataclasses.replace(self.ball, radius=_times(self.ball.radius, factor))
 
-    def _put(self, ball: InputBall, images: Any, displaced: Any, moves: Any) -> Any:
+    def _put(self, ball: InputBall, images: Inputs, displaced: Any, moves: Any) -> Any:
         """``displaced``, which is ``images`` plus ``moves``, projected as the released code rounds.
 
         That takes off again what was added, so an entry that the projection puts back may stay off
@@ -185,17 +186,17 @@ class SparseSteps:
             return inside
         return _each(lambda x, d, i, m: d + ((i - x) - m), images, displaced, inside, moves)
 
-    def _movable(self, images: Any) -> Any:
+    def _movable(self, images: Inputs) -> Any:
         """1 for what may move, 0 for what the mask holds and for integers."""
         zeros = jax.tree.map(jnp.zeros_like, images)
         ones = jax.tree.map(lambda x: jnp.full_like(x, is_float(x)), images)
         return self.ball.hold(zeros, ones)
 
-    def _entries(self, images: Any) -> jax.Array:
+    def _entries(self, images: Inputs) -> jax.Array:
         """How many entries of each example may move, ``[batch]``."""
         return _count(self._movable(images))
 
-    def _remembered(self, images: Any, point: Any) -> SparseMemory:
+    def _remembered(self, images: Inputs, point: Inputs) -> SparseMemory:
         """What follows from the entries that ``point`` displaces."""
         moves = jax.tree.map(lambda p, x: p != x, point, images)
         displaced = _count(moves)
@@ -205,7 +206,7 @@ class SparseSteps:
         )
         return SparseMemory(displaced / entries / sparser, displaced)
 
-    def _direction(self, images: Any, gradient: Any, density: jax.Array) -> Any:
+    def _direction(self, images: Inputs, gradient: Gradients, density: jax.Array) -> Any:
         """The sparse direction of each ball: one for all inputs, or one for each radius."""
         movable = self._movable(images)
         held = jax.tree.map(lambda g, m: jnp.where(m == 0, jnp.zeros_like(g), g), gradient, movable)
@@ -218,12 +219,12 @@ class SparseSteps:
         )
 
 
-def _each(work: Callable, first: Any, *rest: Any) -> Any:
+def _each(work: Callable[..., Any], first: Any, *rest: Any) -> Any:
     """``work`` on the leaves that can move; the others are those of ``first``."""
     return jax.tree.map(lambda x, *more: work(x, *more) if is_float(x) else x, first, *rest)
 
 
-def _count(tree: Any) -> jax.Array:
+def _count(tree: PyTree) -> jax.Array:
     """Entries other than 0 of each example, ``[batch]`` in float32."""
     counts = [
         jnp.sum((leaf != 0).reshape(leaf.shape[0], -1), axis=1, dtype=jnp.float32)
@@ -232,7 +233,7 @@ def _count(tree: Any) -> jax.Array:
     return sum(counts[1:], counts[0])
 
 
-def _times(radius: Any, factor: jax.Array) -> Any:
+def _times(radius: Radius, factor: jax.Array) -> Any:
     """A radius times a factor, in the radius' own precision."""
 
     def times(value: Any) -> jax.Array:

@@ -15,17 +15,18 @@ from awp_jax.balls._input_norms import per_example
 from awp_jax.balls._norms import is_float
 from awp_jax.balls._protocol import scaled
 from awp_jax.pytrees import flatten
+from awp_jax.typing import Gradients, Inputs, Key, Labels, Radius
 
 
 class APGDState(NamedTuple):
     """Everything APGD remembers; each leaf has the batch as its first axis."""
 
-    keys: jax.Array
-    images: Any
-    labels: Any
+    keys: Key
+    images: Inputs
+    labels: Labels
     targets: Any
-    point: Any
-    gradient: Any
+    point: Inputs
+    gradient: Gradients
     best: Any
     best_gradient: Any
     best_loss: jax.Array
@@ -44,11 +45,11 @@ class Steps(Protocol):
         """How often the model is looked at after the start."""
         ...
 
-    def start(self, keys: jax.Array, images: Any) -> Any:
+    def start(self, keys: Key, images: Inputs) -> Any:
         """The random start."""
         ...
 
-    def memory(self, images: Any, point: Any, loss: jax.Array) -> Any:
+    def memory(self, images: Inputs, point: Inputs, loss: jax.Array) -> Any:
         """What is remembered at the start."""
         ...
 
@@ -97,7 +98,7 @@ def checkpoints(steps: int) -> tuple[int, ...]:
     return tuple(ends)
 
 
-def sizes(ball: Any, first: Any, share: jax.Array, images: Any) -> Any:
+def sizes(ball: Any, first: Any, share: jax.Array, images: Inputs) -> Any:
     """The step size of each example.
 
     Args:
@@ -137,7 +138,7 @@ class HalvedSteps:
     """
 
     ball: Any
-    step_size: Any
+    step_size: Radius
     steps: int
     rho: float
     momentum: float
@@ -147,13 +148,13 @@ class HalvedSteps:
         """One for each step."""
         return self.steps
 
-    def start(self, keys: jax.Array, images: Any) -> Any:
+    def start(self, keys: Key, images: Inputs) -> Any:
         """On the sphere; in a ball of one's own, where that says."""
         if isinstance(self.ball, InputBall):
             return self.ball.on_sphere(images, noise_like(keys, images, self.ball.norm))
         return self.ball.start(keys, images)
 
-    def memory(self, images: Any, point: Any, loss: jax.Array) -> HalvedMemory:
+    def memory(self, images: Inputs, point: Inputs, loss: jax.Array) -> HalvedMemory:
         """Nothing rose yet, and the first checkpoint may not halve for want of progress."""
         del images
         return HalvedMemory(
@@ -165,7 +166,7 @@ class HalvedSteps:
         del index
         return True
 
-    def size(self, share: jax.Array, images: Any) -> Any:
+    def size(self, share: jax.Array, images: Inputs) -> Any:
         """The step size of each example: at first 2 epsilon."""
         first = scaled(self.ball.radius, 2.0) if self.step_size is None else self.step_size
         return sizes(self.ball, first, share, images)

@@ -27,6 +27,7 @@ from awp_jax.attacks._survivors import (
 )
 from awp_jax.balls import InputBall
 from awp_jax.random import check_key, example_keys
+from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
 
 
 class Row(NamedTuple):
@@ -88,11 +89,11 @@ class AutoAttackResult(NamedTuple):
     accuracy: float
     rows: tuple[Row, ...]
     norm: str | None
-    epsilon: Any
+    epsilon: Radius
     left_out: tuple[tuple[str, str], ...] = ()
 
 
-Plan = Sequence[tuple[str, Callable]]
+Plan = Sequence[tuple[str, Callable[..., Any]]]
 
 
 def _judging(plan: Plan) -> SteppedAttack:
@@ -107,10 +108,10 @@ def _ball(plan: Plan) -> Any:
 
 def start_state(
     plan: Plan,
-    logits_fn: Callable,
-    key: jax.Array,
-    images: Any,
-    labels: Any,
+    logits_fn: LogitsFn,
+    key: Key,
+    images: Inputs,
+    labels: Labels,
     *,
     batch_size: int = 250,
 ) -> AutoAttackState:
@@ -170,10 +171,10 @@ def _check_finite(loss: np.ndarray, what: str) -> None:
 def run_stage(
     plan: Plan,
     state: AutoAttackState,
-    logits_fn: Callable,
-    key: jax.Array,
-    images: Any,
-    labels: Any,
+    logits_fn: LogitsFn,
+    key: Key,
+    images: Inputs,
+    labels: Labels,
     *,
     ball: Any = None,
     batch_size: int = 250,
@@ -248,7 +249,7 @@ def _confirm(
     function: Partial,
     judging: SteppedAttack,
     ball: Any,
-    keys: jax.Array,
+    keys: Key,
     images: np.ndarray,
     labels: np.ndarray,
     batch_size: int,
@@ -285,13 +286,13 @@ def _inside(ball: Any, centre: np.ndarray, point: np.ndarray) -> np.ndarray:
 
 
 def autoattack(
-    logits_fn: Callable,
-    key: jax.Array,
-    images: Any,
-    labels: Any,
+    logits_fn: LogitsFn,
+    key: Key,
+    images: Inputs,
+    labels: Labels,
     *,
     norm: Any = OF_THE_BALL,
-    epsilon: Any = OF_THE_BALL,
+    epsilon: Radius = OF_THE_BALL,
     ball: Any = None,
     version: str = "standard",
     attacks: Iterable[Any] | None = None,

@@ -9,6 +9,7 @@ from awp_jax.attacks._fab import FAB, FABTargeted
 from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of, is_l1
 from awp_jax.attacks._square import Square
 from awp_jax.attacks._stepped import SteppedAttack
+from awp_jax.typing import Inputs, Radius
 
 # fra31/auto-attack, autoattack.py.
 VERSIONS = {
@@ -23,10 +24,10 @@ def ensemble(
     version: str = "standard",
     *,
     norm: Any = OF_THE_BALL,
-    epsilon: Any = OF_THE_BALL,
+    epsilon: Radius = OF_THE_BALL,
     ball: Any = None,
     attacks: Iterable[Any] | None = None,
-) -> list[tuple[str, Callable]]:
+) -> list[tuple[str, Callable[..., Any]]]:
     """The attacks of a version of AutoAttack, with their published settings.
 
     Args:
@@ -56,7 +57,7 @@ def ensemble(
     if is_l1(common["ball"]) and version in ("standard", "custom"):
         untargeted |= {"restarts": 5, "larger_radii": True}
         targeted |= {"targets": 5, "larger_radii": True}
-    known: dict[str, Callable[[], Callable]] = {
+    known: dict[str, Callable[[], Callable[..., Any]]] = {
         "apgd-ce": lambda: APGD(**untargeted),
         "apgd-dlr": lambda: APGD(**untargeted, loss="dlr"),
         "fab": lambda: FAB(**common, restarts=restarts),
@@ -81,8 +82,8 @@ def ensemble(
 
 
 def runnable(
-    plan: Sequence[tuple[str, Callable]], images: Any, classes: int
-) -> tuple[list[tuple[str, Callable]], list[tuple[str, str]]]:
+    plan: Sequence[tuple[str, Callable[..., Any]]], images: Inputs, classes: int
+) -> tuple[list[tuple[str, Callable[..., Any]]], list[tuple[str, str]]]:
     """Which attacks of a plan are defined for these images and classes, and why others are not.
 
     Args:
@@ -110,7 +111,7 @@ def runnable(
     return left, out
 
 
-def is_random(plan: Sequence[tuple[str, Callable]]) -> bool:
+def is_random(plan: Sequence[tuple[str, Callable[..., Any]]]) -> bool:
     """Whether the attacks are for ``logits_fn(images, key)``; all have to be, or none."""
     random = [bool(getattr(attack, "eot", 0)) for _, attack in plan]
     if any(random) != all(random):

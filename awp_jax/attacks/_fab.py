@@ -20,6 +20,7 @@ from awp_jax.attacks._stepped import SteppedAttack, advance, begin, ranked_targe
 from awp_jax.balls import input_norms
 from awp_jax.balls._input_norms import per_example
 from awp_jax.pytrees import pytree_dataclass
+from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
 
 # Newton's method on a concave piecewise linear function needs a handful of steps; this is a cap.
 _MOST_NEWTON_STEPS = 100
@@ -68,7 +69,7 @@ def boundary_displacement(
     speed = weight if norm == "l2" else jnp.ones_like(weight)
     tolerance = 2 * jnp.finfo(point.dtype).eps
 
-    def newton(carry: tuple) -> tuple:
+    def newton(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         count, t, _ = carry
         travelled = speed * t[:, None]
         free = travelled < room
@@ -79,7 +80,7 @@ def boundary_displacement(
         moving = increase > tolerance * t
         return count + 1, jnp.where(moving, t + increase, t), moving
 
-    def unfinished(carry: tuple) -> jax.Array:
+    def unfinished(carry: tuple[Any, ...]) -> jax.Array:
         return (carry[0] < _MOST_NEWTON_STEPS) & carry[2].any()
 
     first = (jnp.int32(0), jnp.zeros_like(change), change > 0)
@@ -90,9 +91,9 @@ def boundary_displacement(
 class FABState(NamedTuple):
     """Everything FAB remembers; each leaf has the batch as its first axis."""
 
-    keys: jax.Array
-    images: jax.Array
-    labels: jax.Array
+    keys: Key
+    images: Inputs
+    labels: Labels
     targets: jax.Array
     point: jax.Array
     best: jax.Array
@@ -134,7 +135,7 @@ class FAB(SteppedAttack):
     eta: float = 1.05
     beta: float = 0.9
 
-    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+    def __post_init__(self, epsilon: Radius, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
         self._needs_input_ball("minimises the norm of its ball")
         for name, value in (("alpha_max", self.alpha_max), ("beta", self.beta)):
@@ -143,7 +144,7 @@ class FAB(SteppedAttack):
         if not self.eta >= 1:
             raise ValueError(f"eta is {self.eta!r}, but at least 1 was expected.")
 
-    def check(self, images: Any) -> None:
+    def check(self, images: Inputs) -> None:
         """Raises ``ValueError`` for pytrees, and for radii of features."""
         if not hasattr(images, "shape"):
             raise ValueError(
@@ -156,10 +157,10 @@ class FAB(SteppedAttack):
 
     def begin(
         self,
-        function: Callable,
-        keys: jax.Array,
-        images: jax.Array,
-        labels: jax.Array,
+        function: Callable[..., Any],
+        keys: Key,
+        images: Inputs,
+        labels: Labels,
         rank: jax.Array,
         restart: jax.Array,
     ) -> FABState:
@@ -181,7 +182,7 @@ class FAB(SteppedAttack):
             first=jnp.zeros(labels.shape, jnp.int32),
         )
 
-    def _boundary(self, function: Callable, s: FABState) -> tuple[jax.Array, jax.Array]:
+    def _boundary(self, function: Callable[..., Any], s: FABState) -> tuple[jax.Array, jax.Array]:
         """Difference of logits at the nearest linearised boundary, and its gradient."""
 
         def differences(x: jax.Array) -> jax.Array:
@@ -213,7 +214,7 @@ class FAB(SteppedAttack):
         gradient = jnp.einsum("cb,cb...->b...", chosen, gradients)
         return jnp.take_along_axis(values, nearest[:, None], axis=1)[:, 0], gradient
 
-    def step(self, function: Callable, index: jax.Array, state: FABState) -> FABState:
+    def step(self, function: Callable[..., Any], index: jax.Array, state: FABState) -> FABState:
         """One step of algorithm 1."""
         s = state
         norm = self.ball.norm
@@ -250,7 +251,7 @@ class FAB(SteppedAttack):
             success=s.success | inside,
         )
 
-    def _box(self, images: jax.Array) -> tuple[Any, Any]:
+    def _box(self, images: Inputs) -> tuple[Any, Any]:
         """The bounds of two batches of the images, one after the other."""
         bounds = []
         for bound in (self.ball.low, self.ball.high):
@@ -265,7 +266,7 @@ class FAB(SteppedAttack):
         return choose(state.success, state.best, state.images)
 
     def nearest(
-        self, logits_fn: Callable, key: jax.Array, images: jax.Array, labels: jax.Array
+        self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
     ) -> NearestResult:
         """The smallest perturbation that changes the decision, whatever its size.
 
@@ -308,6 +309,6 @@ class FABTargeted(FAB):
 
     targets: int = 9  # type: ignore[misc]
 
-    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+    def __post_init__(self, epsilon: Radius, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
         checks.positive_integer(self.targets, "targets")

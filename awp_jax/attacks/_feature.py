@@ -16,16 +16,17 @@ from awp_jax.attacks._model import as_pytree_function, bounds_of
 from awp_jax.attacks._result import AttackResult, choose
 from awp_jax.attacks._stepped import SteppedAttack
 from awp_jax.pytrees import pytree_dataclass
+from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
 
 
 class FeatureState(NamedTuple):
     """Everything the attack remembers; each leaf has the batch as its first axis."""
 
-    keys: jax.Array
-    images: Any
-    labels: Any
+    keys: Key
+    images: Inputs
+    labels: Labels
     goal: jax.Array  # features to reach
-    point: Any
+    point: Inputs
     found: Any
     success: jax.Array
     first: jax.Array
@@ -39,7 +40,7 @@ class _Bound(NamedTuple):
     pool_labels: Any
 
 
-def _logits(logits: Callable, bound: _Bound, images: Any) -> Any:
+def _logits(logits: Callable[..., Any], bound: _Bound, images: Inputs) -> Any:
     del bound
     return logits(images)
 
@@ -76,7 +77,7 @@ def cosine_distance(first: jax.Array, second: jax.Array) -> jax.Array:
 class _FeatureSteps(SteppedAttack):
     """The steps, without the arrays."""
 
-    step_size: Any = 1 / 255
+    step_size: Radius = 1 / 255
     loss: Loss = "cross_entropy"
     success: Success | None = None
 
@@ -90,9 +91,9 @@ class _FeatureSteps(SteppedAttack):
     def begin(
         self,
         function: Partial,
-        keys: jax.Array,
-        images: Any,
-        labels: Any,
+        keys: Key,
+        images: Inputs,
+        labels: Labels,
         rank: jax.Array,
         restart: jax.Array,
     ) -> FeatureState:
@@ -102,7 +103,7 @@ class _FeatureSteps(SteppedAttack):
         both = jax.vmap(jax.random.split)(keys)
         point = self.ball.sample(both[:, 0], images)
 
-        def pick(key: jax.Array, label: Any) -> jax.Array:
+        def pick(key: Key, label: Any) -> jax.Array:
             pool = bound.pool_labels
             size = jax.tree.leaves(pool)[0].shape[0]
             scores = jax.random.uniform(key, (size,))
@@ -169,19 +170,19 @@ class FeatureAttack:
             example's own, or the model has no features.
     """
 
-    features_fn: Callable | None = None
+    features_fn: Callable[..., Any] | None = None
     epsilon: dataclasses.InitVar[Any] = OF_THE_BALL
     norm: dataclasses.InitVar[Any] = OF_THE_BALL
     ball: Any = None
     steps: int = 50
-    step_size: Any = 1 / 255
+    step_size: Radius = 1 / 255
     loss: Loss = "cross_entropy"
     success: Success | None = None
     restarts: int = 10
     pool: Any = None
     unroll: bool | None = None
 
-    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+    def __post_init__(self, epsilon: Radius, norm: Any) -> None:
         if self.features_fn is not None and not callable(self.features_fn):
             raise ValueError(f"features_fn is {self.features_fn!r}, but a function was expected.")
         object.__setattr__(self, "ball", ball_of(epsilon, norm, self.ball))
@@ -199,7 +200,7 @@ class FeatureAttack:
         )
 
     def __call__(
-        self, logits_fn: Callable, key: jax.Array, images: Any, labels: Any
+        self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
     ) -> AttackResult:
         """Attacks a batch.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from awp_jax import checks
 from awp_jax.attacks._losses import LOSSES, cross_entropy
 from awp_jax.pytrees import pytree_dataclass
+from awp_jax.typing import Outputs
 
 Loss = str | Callable[[Any, Any], jax.Array]
 Success = Callable[[Any, Any], jax.Array]
@@ -52,26 +53,26 @@ class Goal:
         """Whether targets are labels and outputs logits."""
         return self.success is None
 
-    def ascended(self, outputs: Any, targets: Any) -> jax.Array:
+    def ascended(self, outputs: Outputs, targets: Any) -> jax.Array:
         """The loss as it is ascended, ``[batch]``."""
         losses = self.loss(outputs, targets)
         return -losses if self.targeted else losses
 
-    def succeeded(self, outputs: Any, targets: Any) -> jax.Array:
+    def succeeded(self, outputs: Outputs, targets: Any) -> jax.Array:
         """The verdict, bool ``[batch]``."""
         if self.success is not None:
             return self.success(outputs, targets)
         predicted = outputs.argmax(axis=1)
         return predicted == targets if self.targeted else predicted != targets
 
-    def judged(self, outputs: Any, targets: Any) -> jax.Array:
+    def judged(self, outputs: Outputs, targets: Any) -> jax.Array:
         """What the result reports: the cross-entropy of labels, else the loss, ``[batch]``."""
         if not self.classifies:
             return self.ascended(outputs, targets)
         losses = cross_entropy(outputs, targets)
         return -losses if self.targeted else losses
 
-    def check(self, outputs: Any, targets: Any, batch: int) -> None:
+    def check(self, outputs: Outputs, targets: Any, batch: int) -> None:
         """Raises ``ValueError`` unless loss and verdict are one for each example.
 
         Args:

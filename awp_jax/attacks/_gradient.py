@@ -9,18 +9,19 @@ from jax.tree_util import Partial
 
 from awp_jax import streams
 from awp_jax.ascent import loop
+from awp_jax.typing import Inputs, Key
 
 
-def _bound(function: Callable, key: jax.Array, images: Any) -> Any:
+def _bound(function: Callable[..., Any], key: Key, images: Inputs) -> Any:
     return function(images, key)
 
 
-def with_key(function: Callable, key: jax.Array) -> Partial:
+def with_key(function: Callable[..., Any], key: Key) -> Partial:
     """``images -> function(images, key)``: one draw of a randomised model."""
     return Partial(_bound, function, key)
 
 
-def model_key(keys: jax.Array, index: int | jax.Array) -> jax.Array:
+def model_key(keys: Key, index: int | jax.Array) -> jax.Array:
     """The key that a randomised model draws from at step ``index``, one for the whole batch.
 
     It comes from the first example's key. So a randomised model is the one case where the cut into
@@ -30,10 +31,10 @@ def model_key(keys: jax.Array, index: int | jax.Array) -> jax.Array:
 
 
 def loss_and_gradient(
-    function: Callable,
+    function: Callable[..., Any],
     objective: Callable[[Any], jax.Array],
-    point: Any,
-    key: jax.Array | None = None,
+    point: Inputs,
+    key: Key | None = None,
     eot: int = 0,
 ) -> tuple[Any, jax.Array, Any]:
     """Outputs, per-example losses and their gradients in the inputs.
@@ -50,7 +51,7 @@ def loss_and_gradient(
         ``(outputs, losses, gradient)``; losses and gradient averaged, outputs of the last pass.
     """
 
-    def total(images: Any, *args: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+    def total(images: Inputs, *args: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
         outputs = function(images, *args)
         losses = objective(outputs)
         return losses.sum(), (outputs, losses)
@@ -68,7 +69,7 @@ def loss_and_gradient(
     assert key is not None
     gradient, (outputs, losses) = gradient_fn(point, jax.random.fold_in(key, 0))
 
-    def another(index: jax.Array, sums: tuple) -> tuple:
+    def another(index: jax.Array, sums: tuple[Any, ...]) -> tuple[Any, ...]:
         more, (outputs, more_losses) = gradient_fn(point, jax.random.fold_in(key, index))
         return outputs, sums[1] + more_losses, jax.tree.map(jnp.add, sums[2], more)
 

@@ -14,6 +14,7 @@ from awp_jax.balls import Ball, InputBall
 from awp_jax.balls._norms import is_float
 from awp_jax.balls._protocol import check_ball
 from awp_jax.random import example_keys, fold_keys
+from awp_jax.typing import Inputs, Key, Radius
 
 STARTS = ("uniform", "gaussian", "none")
 
@@ -33,7 +34,7 @@ class _OfTheBall:
 OF_THE_BALL = _OfTheBall()
 
 
-def ball_of(epsilon: Any, norm: Any, ball: Any) -> Any:
+def ball_of(epsilon: Radius, norm: Any, ball: Any) -> Any:
     """The ball of an attack, from its short form or as given.
 
     Raises:
@@ -81,7 +82,7 @@ def check_start(start: Any) -> None:
         )
 
 
-def starting_point(ball: Any, start: Any, keys: jax.Array, centre: Any) -> Any:
+def starting_point(ball: Any, start: Any, keys: Key, centre: Inputs) -> Any:
     """Where an ascent on inputs begins.
 
     Args:
@@ -115,7 +116,7 @@ def starting_point(ball: Any, start: Any, keys: jax.Array, centre: Any) -> Any:
     return hold(centre, point)
 
 
-def noise_like(keys: jax.Array, images: Any, norm: str) -> Any:
+def noise_like(keys: Key, images: Inputs, norm: str) -> Any:
     """A random direction for each example: U(-1, 1) for Linf, else N(0, 1)."""
     draw = _uniform if norm == "linf" else jax.random.normal
     leaves, structure = jax.tree.flatten(images)
@@ -129,7 +130,7 @@ def noise_like(keys: jax.Array, images: Any, norm: str) -> Any:
     return jax.tree.unflatten(structure, drawn)
 
 
-def _uniform(key: jax.Array, shape: tuple, dtype: Any) -> jax.Array:
+def _uniform(key: Key, shape: tuple[Any, ...], dtype: Any) -> jax.Array:
     return jax.random.uniform(key, shape, dtype, -1.0, 1.0)
 
 
@@ -155,7 +156,7 @@ class InBall:
     _: KW_ONLY
     ball: Any = None
 
-    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+    def __post_init__(self, epsilon: Radius, norm: Any) -> None:
         object.__setattr__(self, "ball", ball_of(epsilon, norm, self.ball))
 
     @property

@@ -8,6 +8,7 @@ import numpy as np
 
 from awp_jax.balls._norms import at_least_float32, is_float
 from awp_jax.pytrees import flatten
+from awp_jax.typing import Gradients
 
 
 def _rows(values: Any, like: jax.Array) -> jax.Array:
@@ -27,7 +28,7 @@ def _rooms(signs: jax.Array, low: Any, high: Any) -> jax.Array:
     return jnp.where(signs < 0, bound(low, -1.0), bound(high, 1.0))
 
 
-def sparse_direction(gradient: Any, share: Any, movable: jax.Array | None = None) -> Any:
+def sparse_direction(gradient: Gradients, share: Any, movable: jax.Array | None = None) -> Any:
     """The step of APGD-L1: the signs of the largest entries of the gradient, of L1 length 1.
 
     Croce and Hein, ICML 2021, section 4. As in fra31/auto-attack, the threshold is the entry at

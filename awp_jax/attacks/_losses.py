@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax.pytrees import pytree_dataclass
+from awp_jax.typing import Labels, Logits
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: Logits, labels: Labels) -> jax.Array:
     """Cross-entropy of each example.
 
     Args:
@@ -43,17 +44,17 @@ def kl_divergence(clean_logits: jax.Array, adversarial_logits: jax.Array) -> jax
     return jnp.sum(jnp.exp(log_clean) * (log_clean - log_adversarial), axis=1)
 
 
-def largest_wrong(values: jax.Array, labels: jax.Array) -> jax.Array:
+def largest_wrong(values: jax.Array, labels: Labels) -> jax.Array:
     """The largest entry of each row ``[batch, classes]`` other than the label's, ``[batch]``."""
     is_label = jax.nn.one_hot(labels, values.shape[1], dtype=bool)
     return jnp.max(jnp.where(is_label, -jnp.inf, values), axis=1)
 
 
-def _label_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def _label_logits(logits: Logits, labels: Labels) -> jax.Array:
     return jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
 
 
-def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def margin(logits: Logits, labels: Labels) -> jax.Array:
     """The CW loss ``max_{j != y} z_j - z_y`` of each example: positive when misclassified.
 
     Args:
@@ -70,7 +71,7 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
 _DLR_FLOOR = 1e-12
 
 
-def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def dlr(logits: Logits, labels: Labels) -> jax.Array:
     """Difference of logits ratio: ``-(z_y - max_{j != y} z_j) / (z_(1) - z_(3) + 1e-12)``.
 
     Croce and Hein, ICML 2020, eq. 6. It does not change when logits are shifted or scaled.
@@ -91,7 +92,7 @@ def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + _DLR_FLOOR)
 
 
-def targeted_dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
+def targeted_dlr(logits: Logits, labels: Labels, targets: jax.Array) -> jax.Array:
     """Targeted DLR: ``-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12)``.
 
     Croce and Hein, ICML 2020, eq. 7.
@@ -114,7 +115,7 @@ def targeted_dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> ja
     return targeted_margin(logits, labels, targets) / scale
 
 
-def targeted_margin(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
+def targeted_margin(logits: Logits, labels: Labels, targets: jax.Array) -> jax.Array:
     """``z_t - z_y`` of each example, ``[batch]``, in units of logits: for any number of classes."""
     return _label_logits(logits, targets) - _label_logits(logits, labels)
 
@@ -133,7 +134,7 @@ class HingedMargin:
 
     kappa: float = 10.0  # the released RWP code
 
-    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    def __call__(self, logits: Logits, labels: Labels) -> jax.Array:
         """``(logits [batch, classes], labels [batch]) -> [batch]``."""
         return jnp.minimum(margin(logits, labels), self.kappa)
 

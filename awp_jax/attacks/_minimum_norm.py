@@ -1,7 +1,6 @@
 """Attacks that look for the smallest perturbation: DDN and FMN."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import KW_ONLY
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,6 +20,7 @@ from awp_jax.balls._inputs import NORMS
 from awp_jax.balls._norms import reciprocal
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.random import fold_keys
+from awp_jax.typing import Inputs, Key, Labels, LogitsFn
 
 # In which norm the gradient of a linear function says how far its level sets are apart.
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
@@ -33,9 +33,9 @@ _OVERSHOOT = 1.05
 class MinimumNormState(NamedTuple):
     """Everything these attacks remember; each leaf has the batch as its first axis."""
 
-    keys: jax.Array
-    images: jax.Array
-    labels: jax.Array
+    keys: Key
+    images: Inputs
+    labels: Labels
     point: jax.Array
     limit: jax.Array  # the norm that the next point may have
     best: jax.Array
@@ -92,7 +92,7 @@ class MinimumNorm:
         """The bounds of the inputs, as a ball."""
         return InputBall(self.norm, 0.0, self.low, self.high)
 
-    def first_limit(self, images: jax.Array) -> jax.Array:
+    def first_limit(self, images: Inputs) -> jax.Array:
         """The norm of the first perturbation, ``[batch]``."""
         raise NotImplementedError
 
@@ -101,7 +101,7 @@ class MinimumNorm:
         raise NotImplementedError
 
     def __call__(
-        self, logits_fn: Callable, key: jax.Array, images: jax.Array, labels: jax.Array
+        self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
     ) -> NearestResult:
         """Looks for the nearest input that is misclassified; targeted: that is of the class asked.
 
@@ -132,7 +132,7 @@ class MinimumNorm:
         state = loop(Partial(_advance, self, function), state, self.steps, unroll=self.unroll)
         return NearestResult(state.best, state.radius)
 
-    def farthest(self, images: jax.Array) -> jax.Array:
+    def farthest(self, images: Inputs) -> jax.Array:
         """The norm of the way to the farthest corner of the box, ``[batch]``."""
         if self.low is None or self.high is None:
             return jnp.full(images.shape[0], jnp.inf, images.dtype)
@@ -200,7 +200,7 @@ class DDN(MinimumNorm):
         if not (checks.is_number(self.epsilon) and self.epsilon > 0):
             raise ValueError(f"epsilon is {self.epsilon!r}, but a number above 0 was expected.")
 
-    def first_limit(self, images: jax.Array) -> jax.Array:
+    def first_limit(self, images: Inputs) -> jax.Array:
         """Epsilon."""
         return jnp.full(images.shape[0], self.epsilon, images.dtype)
 
@@ -278,7 +278,7 @@ class FMN(MinimumNorm):
                 f"as_published is {self.as_published!r}, but True or False was expected."
             )
 
-    def first_limit(self, images: jax.Array) -> jax.Array:
+    def first_limit(self, images: Inputs) -> jax.Array:
         """None yet: the boundary's distance decides."""
         return jnp.full(images.shape[0], jnp.inf, images.dtype)
 

@@ -14,21 +14,22 @@ from awp_jax.attacks._gradient import with_key
 from awp_jax.attacks._result import AttackResult, Ranked, judge, ranked
 from awp_jax.balls import InputBall
 from awp_jax.random import example_keys
+from awp_jax.typing import Inputs, Key, Labels, LogitsFn
 
 
-def as_pytree_function(function: Callable) -> Partial:
+def as_pytree_function(function: Callable[..., Any]) -> Partial:
     """Wraps any callable so that it passes through ``jit`` as an argument."""
     return function if isinstance(function, Partial) else Partial(function)
 
 
-def _predict(function: Partial, images: Any, key: jax.Array | None = None) -> Any:
+def _predict(function: Partial, images: Inputs, key: Key | None = None) -> Any:
     return function(images) if key is None else function(images, key)
 
 
 predict = jax.jit(_predict)
 
 
-def number_of_classes(function: Partial, images: Any, key: jax.Array | None = None) -> int:
+def number_of_classes(function: Partial, images: Inputs, key: Key | None = None) -> int:
     """Classes according to the shape of the logits, without running the model.
 
     Args:
@@ -55,7 +56,7 @@ def number_of_classes(function: Partial, images: Any, key: jax.Array | None = No
     return shape[1]
 
 
-def _batch(images: Any) -> int:
+def _batch(images: Inputs) -> int:
     return jax.tree.leaves(images)[0].shape[0]
 
 
@@ -66,7 +67,7 @@ def check_logits(values: Any) -> None:
         raise ValueError("The model returns NaN: no verdict is possible.")
 
 
-def in_float32(images: Any) -> Any:
+def in_float32(images: Inputs) -> Any:
     """Inputs of half precision as float32: bfloat16 cannot hold ``x + 8/255`` to 6% of epsilon.
 
     They stay so on their way into the model, whose layers compute in what they are made for: cast
@@ -86,7 +87,7 @@ def bounds_of(ball: Any) -> tuple[Any, Any]:
 
 
 def prepare(
-    attack: Any, logits_fn: Callable, key: jax.Array, images: Any, labels: Any
+    attack: Any, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
 ) -> tuple[Partial, jax.Array, int | None]:
     """Checks the arguments of an attack.
 
@@ -128,7 +129,7 @@ def prepare(
 
 
 def _verdict(
-    function: Partial, images: Any, labels: Any, key: jax.Array | None, goal: Goal
+    function: Partial, images: Inputs, labels: Labels, key: Key | None, goal: Goal
 ) -> AttackResult:
     return judge(function if key is None else with_key(function, key), images, labels, goal)
 
@@ -137,7 +138,7 @@ _compiled_verdict = jax.jit(_verdict)
 
 
 def _ranked(
-    function: Partial, images: Any, labels: Any, key: jax.Array | None, goal: Goal
+    function: Partial, images: Inputs, labels: Labels, key: Key | None, goal: Goal
 ) -> Ranked:
     return ranked(function if key is None else with_key(function, key), images, labels, goal)
 
@@ -146,7 +147,7 @@ _compiled_ranked = jax.jit(_ranked)
 
 
 def ranked_verdict(
-    function: Partial, images: Any, labels: Any, key: jax.Array | None, goal: Goal
+    function: Partial, images: Inputs, labels: Labels, key: Key | None, goal: Goal
 ) -> Ranked:
     """``verdict``, with what results of several runs are compared by."""
     traced = is_traced(function, images, labels)
@@ -155,9 +156,9 @@ def ranked_verdict(
 
 def verdict(
     function: Partial,
-    images: Any,
-    labels: Any,
-    key: jax.Array | None = None,
+    images: Inputs,
+    labels: Labels,
+    key: Key | None = None,
     goal: Goal | None = None,
 ) -> AttackResult:
     """What one pass says of ``images``, compiled except where the caller is.

@@ -13,12 +13,13 @@ from jax.tree_util import Partial
 from awp_jax import checks
 from awp_jax.attacks._losses import cross_entropy, margin
 from awp_jax.attacks._model import as_pytree_function
+from awp_jax.typing import ApplyFn, Inputs, Labels, Outputs, Params
 
 _MEANS = ("probabilities", "logits")
 _WORST = {"cross_entropy": cross_entropy, "margin": margin}
 
 
-def _mean(outputs: jax.Array, of: str) -> jax.Array:
+def _mean(outputs: Outputs, of: str) -> jax.Array:
     """The mean over the first axis of logits ``[models, batch, classes]``."""
     if of == "logits":
         return outputs.mean(axis=0)
@@ -26,31 +27,31 @@ def _mean(outputs: jax.Array, of: str) -> jax.Array:
     return jax.nn.logsumexp(logs, axis=0) - math.log(outputs.shape[0])
 
 
-def _outputs(models: tuple[Partial, ...], images: jax.Array) -> jax.Array:
+def _outputs(models: tuple[Partial, ...], images: Inputs) -> jax.Array:
     return jnp.stack([model(images) for model in models])
 
 
-def _mean_probabilities(models: tuple[Partial, ...], images: jax.Array) -> jax.Array:
+def _mean_probabilities(models: tuple[Partial, ...], images: Inputs) -> jax.Array:
     return _mean(_outputs(models, images), "probabilities")
 
 
-def _mean_logits(models: tuple[Partial, ...], images: jax.Array) -> jax.Array:
+def _mean_logits(models: tuple[Partial, ...], images: Inputs) -> jax.Array:
     return _mean(_outputs(models, images), "logits")
 
 
-def _stacked_probabilities(apply_fn: Partial, params: Any, images: jax.Array) -> jax.Array:
+def _stacked_probabilities(apply_fn: Partial, params: Params, images: Inputs) -> jax.Array:
     return _mean(jax.vmap(lambda one: apply_fn(one, images))(params), "probabilities")
 
 
-def _stacked_logits(apply_fn: Partial, params: Any, images: jax.Array) -> jax.Array:
+def _stacked_logits(apply_fn: Partial, params: Params, images: Inputs) -> jax.Array:
     return _mean(jax.vmap(lambda one: apply_fn(one, images))(params), "logits")
 
 
-def _each(models: tuple[Partial, ...], images: jax.Array) -> jax.Array:
+def _each(models: tuple[Partial, ...], images: Inputs) -> jax.Array:
     return jnp.swapaxes(_outputs(models, images), 0, 1)
 
 
-def _checked(models: Sequence[Callable]) -> tuple[Partial, ...]:
+def _checked(models: Sequence[Callable[..., Any]]) -> tuple[Partial, ...]:
     if callable(models) or not models or not all(callable(model) for model in models):
         raise ValueError(
             f"models is {models!r}, but a sequence of at least one logits_fn was expected."
@@ -58,7 +59,7 @@ def _checked(models: Sequence[Callable]) -> tuple[Partial, ...]:
     return tuple(as_pytree_function(model) for model in models)
 
 
-def mean_of_models(models: Sequence[Callable], of: str = "probabilities") -> Partial:
+def mean_of_models(models: Sequence[Callable[..., Any]], of: str = "probabilities") -> Partial:
     """An ensemble as one ``logits_fn``, for any attack.
 
     Args:
@@ -88,7 +89,7 @@ def mean_of_models(models: Sequence[Callable], of: str = "probabilities") -> Par
     return Partial(mean, _checked(models))
 
 
-def stacked_models(apply_fn: Callable, params: Any, of: str = "probabilities") -> Partial:
+def stacked_models(apply_fn: ApplyFn, params: Params, of: str = "probabilities") -> Partial:
     """An ensemble of one architecture as one ``logits_fn``, run by ``vmap`` over its parameters.
 
     Args:
@@ -142,13 +143,13 @@ class SmallestLoss:
     def __post_init__(self) -> None:
         checks.choice(self.loss, _WORST, "loss")
 
-    def __call__(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    def __call__(self, outputs: Outputs, labels: Labels) -> jax.Array:
         """``(outputs [batch, models, classes], labels int [batch]) -> [batch]``."""
         one = jax.vmap(_WORST[self.loss], in_axes=(1, None), out_axes=1)
         return one(outputs, labels).min(axis=1)
 
 
-def every_model_fooled(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+def every_model_fooled(outputs: Outputs, labels: Labels) -> jax.Array:
     """Whether no model is right.
 
     Args:
@@ -175,7 +176,7 @@ class WorstOfModels(NamedTuple):
     success: Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def worst_of_models(models: Sequence[Callable], loss: str = "margin") -> WorstOfModels:
+def worst_of_models(models: Sequence[Callable[..., Any]], loss: str = "margin") -> WorstOfModels:
     """One image that fools every model: the smallest loss is ascended, all must be wrong.
 
     Args:

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import jax
 
+from awp_jax.typing import Inputs
+
 
 class NearestResult(NamedTuple):
     """The nearest misclassified inputs that were found.
@@ -15,5 +17,5 @@ class NearestResult(NamedTuple):
             units of the inputs; 0 for a misclassified clean input, infinite where none was found.
     """
 
-    images: jax.Array
+    images: Inputs
     radius: jax.Array

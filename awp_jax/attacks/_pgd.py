@@ -1,7 +1,6 @@
 """PGD, and what is PGD by another name: FGSM and its random starts, CW by PGD."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from awp_jax.balls import InputBall
 from awp_jax.balls._protocol import check_step_size, scaled
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.random import example_keys, fold_keys
+from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
 
 
 @pytree_dataclass("ball", "step_size", "loss", "success", "start")
@@ -72,7 +72,7 @@ class PGD(InBall):
             ball's bounds, wrong dtypes or wrong shapes.
     """
 
-    step_size: Any = None
+    step_size: Radius = None
     loss: Loss = "cross_entropy"
     success: Success | None = None
     targeted: bool = False
@@ -82,7 +82,7 @@ class PGD(InBall):
     eot: int = 0
     unroll: bool | None = None
 
-    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+    def __post_init__(self, epsilon: Radius, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
         checks.positive_integer(self.steps, "steps", minimum=0)
         checks.positive_integer(self.eot, "eot", minimum=0)
@@ -108,7 +108,7 @@ class PGD(InBall):
             return self.step_size
         return scaled(self.ball.radius, 2.5 / max(self.steps, 1))
 
-    def perturb(self, logits_fn: Callable, key: jax.Array, images: Any, labels: Any) -> Any:
+    def perturb(self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels) -> Any:
         """One run without the verdict.
 
         Args:
@@ -132,7 +132,7 @@ class PGD(InBall):
         return loop(body, (point, velocity), self.steps, unroll=self.unroll)[0]
 
     def __call__(
-        self, logits_fn: Callable, key: jax.Array, images: Any, labels: Any
+        self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
     ) -> AttackResult:
         """Attacks a batch.
 
@@ -170,7 +170,7 @@ class _Rule:
     """What a compiled step depends on: not the number of steps."""
 
     ball: Any
-    step_size: Any
+    step_size: Radius
     goal: Goal
     momentum: float
     eot: int
@@ -179,9 +179,9 @@ class _Rule:
 def _pgd_step(
     rule: _Rule,
     logits_fn: Partial,
-    images: Any,
-    labels: Any,
-    keys: jax.Array | None,
+    images: Inputs,
+    labels: Labels,
+    keys: Key | None,
     index: jax.Array,
     state: tuple[Any, Any],
 ) -> tuple[Any, Any]:
@@ -207,11 +207,11 @@ def _in_units_of_mean(gradient: jax.Array) -> jax.Array:
 
 
 def FGSM(
-    epsilon: Any = OF_THE_BALL,
+    epsilon: Radius = OF_THE_BALL,
     *,
     norm: Any = OF_THE_BALL,
     ball: Any = None,
-    step_size: Any = None,
+    step_size: Radius = None,
     loss: Loss = "cross_entropy",
     success: Success | None = None,
     targeted: bool = False,
@@ -243,7 +243,7 @@ def FGSM(
 
 
 def FGSMRS(
-    epsilon: Any = OF_THE_BALL,
+    epsilon: Radius = OF_THE_BALL,
     *,
     norm: Any = OF_THE_BALL,
     ball: Any = None,
@@ -276,7 +276,7 @@ def FGSMRS(
 
 
 def NFGSM(
-    epsilon: Any = OF_THE_BALL,
+    epsilon: Radius = OF_THE_BALL,
     *,
     norm: Any = OF_THE_BALL,
     ball: Any = None,
@@ -317,7 +317,7 @@ def NFGSM(
     )
 
 
-def _of_radius(ball: InputBall, radius: Any) -> InputBall:
+def _of_radius(ball: InputBall, radius: Radius) -> InputBall:
     # Noise may well be wider than the range of the inputs, which the constructor refuses.
     leaves = jax.tree.leaves(ball)
     first = len(jax.tree.leaves(ball.radius))
@@ -325,13 +325,13 @@ def _of_radius(ball: InputBall, radius: Any) -> InputBall:
 
 
 def CW(
-    epsilon: Any = OF_THE_BALL,
+    epsilon: Radius = OF_THE_BALL,
     *,
     norm: Any = OF_THE_BALL,
     ball: Any = None,
     steps: int = 100,
     kappa: float = 10.0,
-    step_size: Any = None,
+    step_size: Radius = None,
     restarts: int = 1,
     targeted: bool = False,
 ) -> PGD:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from awp_jax.attacks._goal import Goal
 from awp_jax.attacks._losses import margin
 from awp_jax.balls._input_norms import per_example
+from awp_jax.typing import Inputs, Labels
 
 
 class AttackResult(NamedTuple):
@@ -27,7 +28,7 @@ class AttackResult(NamedTuple):
             clean image and where nothing was found; ``None`` for attacks that do not look.
     """
 
-    images: Any
+    images: Inputs
     success: jax.Array
     loss: jax.Array
     steps: jax.Array | None = None
@@ -49,7 +50,7 @@ def outcome(result: Any, attack: Any) -> AttackResult:
 
 
 def judge(
-    logits_fn: Callable[[Any], Any], images: Any, labels: Any, goal: Goal | None = None
+    logits_fn: Callable[[Any], Any], images: Inputs, labels: Labels, goal: Goal | None = None
 ) -> AttackResult:
     """Looks at what the model says of ``images``: the verdict is always a forward pass."""
     outputs, goal = logits_fn(images), Goal() if goal is None else goal
@@ -76,7 +77,7 @@ class Ranked(NamedTuple):
     margin: jax.Array
 
 
-def ranked(logits_fn: Callable[[Any], Any], images: Any, labels: Any, goal: Goal) -> Ranked:
+def ranked(logits_fn: Callable[[Any], Any], images: Inputs, labels: Labels, goal: Goal) -> Ranked:
     """``judge``, and the values by which results are compared, from the same forward pass."""
     outputs = logits_fn(images)
     result = AttackResult(images, goal.succeeded(outputs, labels), goal.judged(outputs, labels))

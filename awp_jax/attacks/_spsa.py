@@ -15,6 +15,7 @@ from awp_jax.attacks._stepped import SteppedAttack
 from awp_jax.balls._norms import is_float
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.random import fold_keys
+from awp_jax.typing import Inputs, Key, Labels, Radius
 
 # Adam's own defaults (Kingma and Ba 2015), which the paper keeps.
 _DECAY, _SQUARE_DECAY, _FLOOR = 0.9, 0.999, 1e-8
@@ -23,10 +24,10 @@ _DECAY, _SQUARE_DECAY, _FLOOR = 0.9, 0.999, 1e-8
 class SPSAState(NamedTuple):
     """Everything SPSA remembers; each leaf has the batch as its first axis."""
 
-    keys: jax.Array
-    images: Any
-    labels: Any
-    point: Any
+    keys: Key
+    images: Inputs
+    labels: Labels
+    point: Inputs
     mean: Any
     square: Any
     found: Any
@@ -75,7 +76,7 @@ class SPSA(SteppedAttack):
 
     segment: ClassVar[int] = 10
 
-    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+    def __post_init__(self, epsilon: Radius, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
         _ = self.goal  # which checks the loss
         checks.positive_integer(self.samples, "samples", minimum=2)
@@ -92,10 +93,10 @@ class SPSA(SteppedAttack):
 
     def begin(
         self,
-        function: Callable,
-        keys: jax.Array,
-        images: Any,
-        labels: Any,
+        function: Callable[..., Any],
+        keys: Key,
+        images: Inputs,
+        labels: Labels,
         rank: jax.Array,
         restart: jax.Array,
     ) -> SPSAState:
@@ -118,7 +119,9 @@ class SPSA(SteppedAttack):
             first=jnp.zeros(keys.shape, jnp.int32),
         )
 
-    def gradient(self, function: Callable, keys: jax.Array, point: Any, labels: Any) -> Any:
+    def gradient(
+        self, function: Callable[..., Any], keys: Key, point: Inputs, labels: Labels
+    ) -> Any:
         """The estimate, like ``point``."""
         pairs_at_once = min(self.samples_per_pass, self.samples) // 2
         passes = -(-self.samples // (2 * pairs_at_once))
@@ -157,7 +160,7 @@ class SPSA(SteppedAttack):
         total = loop(add, jax.tree.map(jnp.zeros_like, point), passes)
         return jax.tree.map(lambda t: t / (passes * pairs_at_once) if is_float(t) else t, total)
 
-    def step(self, function: Callable, index: jax.Array, state: SPSAState) -> SPSAState:
+    def step(self, function: Callable[..., Any], index: jax.Array, state: SPSAState) -> SPSAState:
         """One Adam step on the loss, then the projection."""
         s = state
         gradient = self.gradient(function, fold_keys(s.keys, index + 1), s.point, s.labels)
@@ -199,7 +202,7 @@ def _decayed(decay: float, average: Any, new: Any) -> Any:
     )
 
 
-def _signs(keys: jax.Array, point: Any) -> Any:
+def _signs(keys: Key, point: Inputs) -> Any:
     """Random signs ``[directions, batch, ...]`` like the inputs, from keys of as many."""
     leaves, structure = jax.tree.flatten(point)
 
@@ -207,7 +210,7 @@ def _signs(keys: jax.Array, point: Any) -> Any:
         if not is_float(leaf):
             return leaf
 
-        def one(key: jax.Array) -> jax.Array:
+        def one(key: Key) -> jax.Array:
             key = key if len(leaves) == 1 else jax.random.fold_in(key, number)
             return jax.random.rademacher(key, leaf.shape[1:])
 

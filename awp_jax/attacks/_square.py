@@ -15,6 +15,7 @@ from awp_jax.attacks._result import choose
 from awp_jax.attacks._stepped import SteppedAttack
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.random import fold_keys
+from awp_jax.typing import Inputs, Key, Labels, Radius
 
 # After these many queries p is halved (section 4 of the paper, for 10,000 queries).
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -80,9 +81,9 @@ def pattern(side: int, norm: str) -> np.ndarray:
 class SquareState(NamedTuple):
     """Everything the search remembers; each leaf has the batch as its first axis."""
 
-    keys: jax.Array
-    images: jax.Array
-    labels: jax.Array
+    keys: Key
+    images: Inputs
+    labels: Labels
     best: jax.Array
     loss: jax.Array
     success: jax.Array
@@ -126,7 +127,7 @@ class Square(SteppedAttack):
 
     segment: ClassVar[int] = 100
 
-    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+    def __post_init__(self, epsilon: Radius, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
         self._needs_input_ball("paints windows in the norm of its ball")
         if not 0 < self.p <= 1:
@@ -137,7 +138,7 @@ class Square(SteppedAttack):
         """What the attack wants."""
         return Goal("margin", targeted=self.targeted)
 
-    def check(self, images: Any) -> None:
+    def check(self, images: Inputs) -> None:
         """Raises ``ValueError`` for what is no batch of images, and for radii of features."""
         if getattr(images, "ndim", None) != 4:
             raise ValueError(
@@ -149,10 +150,10 @@ class Square(SteppedAttack):
 
     def begin(
         self,
-        function: Callable,
-        keys: jax.Array,
-        images: jax.Array,
-        labels: jax.Array,
+        function: Callable[..., Any],
+        keys: Key,
+        images: Inputs,
+        labels: Labels,
         rank: jax.Array,
         restart: jax.Array,
     ) -> SquareState:
@@ -180,7 +181,9 @@ class Square(SteppedAttack):
             first=jnp.zeros(labels.shape, jnp.int32),
         )
 
-    def step(self, function: Callable, index: jax.Array, state: SquareState) -> SquareState:
+    def step(
+        self, function: Callable[..., Any], index: jax.Array, state: SquareState
+    ) -> SquareState:
         """One query per example."""
         s = state
         keys = fold_keys(s.keys, index + 1)
@@ -197,14 +200,12 @@ class Square(SteppedAttack):
             success=s.success | wrong,
         )
 
-    def _linf(
-        self, keys: jax.Array, index: jax.Array, images: jax.Array, best: jax.Array
-    ) -> jax.Array:
+    def _linf(self, keys: Key, index: jax.Array, images: Inputs, best: jax.Array) -> jax.Array:
         """``+-2 epsilon`` per channel on a window (algorithm 2), +-epsilon once projected."""
         _, height, width, channels = images.shape
         side = jnp.asarray(window_sizes(self.steps, self.p, height, width))[index]
 
-        def one(key: jax.Array) -> jax.Array:
+        def one(key: Key) -> jax.Array:
             corner_key, sign_key = jax.random.split(key)
             corner = self._corner(corner_key, side, height, width)
             window = _window(corner, side, height, width, images.dtype)
@@ -212,18 +213,16 @@ class Square(SteppedAttack):
 
         return self.ball.project(images, best + 2 * self._radius(images) * jax.vmap(one)(keys))
 
-    def _radius(self, images: jax.Array) -> jax.Array:
+    def _radius(self, images: Inputs) -> jax.Array:
         return self.ball.lying(jnp.asarray(self.ball.radius, images.dtype), images)
 
-    def _inside(self, images: jax.Array, noise: jax.Array) -> jax.Array:
+    def _inside(self, images: Inputs, noise: jax.Array) -> jax.Array:
         """The images with noise: of length epsilon, in L1 cut to the ball and its bounds."""
         if self.ball.norm == "l1":
             return self.ball.project(images, images + noise)
         return self.ball.on_sphere(images, noise)
 
-    def _moved(
-        self, keys: jax.Array, index: jax.Array, images: jax.Array, best: jax.Array
-    ) -> jax.Array:
+    def _moved(self, keys: Key, index: jax.Array, images: Inputs, best: jax.Array) -> jax.Array:
         """Moves the mass of one window, and what is left of epsilon, to another (algorithm 3)."""
         _, height, width, channels = images.shape
         norm = self.ball.norm
@@ -242,7 +241,7 @@ class Square(SteppedAttack):
         def mass(window: jax.Array) -> jax.Array:
             return jnp.sum(jnp.abs(window) ** power, axis=(0, 1), keepdims=True)
 
-        def one(key: jax.Array, delta: jax.Array, radius: jax.Array) -> jax.Array:
+        def one(key: Key, delta: jax.Array, radius: jax.Array) -> jax.Array:
             corner_key, other_key, turn_key, sign_key = jax.random.split(key, 4)
             corner = self._corner(corner_key, side, height, width)
             target = _window(corner, side, height, width, images.dtype)[..., None]
@@ -262,7 +261,7 @@ class Square(SteppedAttack):
         radii = jnp.broadcast_to(self._radius(images).reshape(-1), keys.shape)
         return self._inside(images, jax.vmap(one)(keys, best - images, radii))
 
-    def _corner(self, key: jax.Array, side: jax.Array, height: int, width: int) -> jax.Array:
+    def _corner(self, key: Key, side: jax.Array, height: int, width: int) -> jax.Array:
         """A window's upper left corner, uniform over all places where it fits."""
         places = jnp.stack([height - side, width - side]).astype(jnp.int32)
         places = jnp.maximum(places, 1) if self.released_corners else places + 1
@@ -274,7 +273,7 @@ class Square(SteppedAttack):
         return state.best
 
 
-def _signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def _signs(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jax.random.rademacher(key, shape).astype(dtype)
 
 
@@ -286,7 +285,7 @@ def _window(corner: jax.Array, side: jax.Array, height: int, width: int, dtype: 
 
 
 def _grid(
-    key: jax.Array, tile: jax.Array, height: int, width: int, channels: int, released: bool
+    key: Key, tile: jax.Array, height: int, width: int, channels: int, released: bool
 ) -> jax.Array:
     """The first point: tiles of a fifth of the image, each a pattern with a random sign."""
     side, dtype = len(tile), tile.dtype

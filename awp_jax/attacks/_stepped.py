@@ -1,7 +1,6 @@
 """What the step-by-step evaluation attacks share: runs, state per example, the verdict."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -15,9 +14,10 @@ from awp_jax.attacks._in_ball import InBall
 from awp_jax.attacks._model import check_logits, in_float32, prepare, ranked_verdict
 from awp_jax.attacks._result import AttackResult, Ranked, worse
 from awp_jax.random import fold_keys
+from awp_jax.typing import Inputs, Key, Labels, Logits, LogitsFn, Radius
 
 
-def ranked_targets(logits: jax.Array, labels: jax.Array, rank: jax.Array) -> jax.Array:
+def ranked_targets(logits: Logits, labels: Labels, rank: jax.Array) -> jax.Array:
     """The class of the given rank, ``[batch]``: 2 is the most likely class other than the label.
 
     The label counts as rank 1, so for correctly classified images these are the ranks of the
@@ -51,7 +51,7 @@ class SteppedAttack(InBall):
     targets: ClassVar[int] = 0
     eot: ClassVar[int] = 0
 
-    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+    def __post_init__(self, epsilon: Radius, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
         checks.positive_integer(self.steps, "steps")
         checks.positive_integer(self.restarts, "restarts")
@@ -66,15 +66,15 @@ class SteppedAttack(InBall):
         ranks = range(2, min(self.targets + 1, classes or 0) + 1) if self.targets else (0,)
         return [(rank, restart) for rank in ranks for restart in range(self.restarts)]
 
-    def check(self, images: Any) -> None:
+    def check(self, images: Inputs) -> None:
         """Raises ``ValueError`` for images that the attack cannot work on."""
 
     def begin(
         self,
         function: Partial,
-        keys: jax.Array,
-        images: Any,
-        labels: Any,
+        keys: Key,
+        images: Inputs,
+        labels: Labels,
         rank: jax.Array,
         restart: jax.Array,
     ) -> Any:
@@ -95,7 +95,7 @@ class SteppedAttack(InBall):
         return loss
 
     def __call__(
-        self, logits_fn: Callable, key: jax.Array, images: Any, labels: Any
+        self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
     ) -> AttackResult:
         """Attacks a batch; clean images that are misclassified count as found.
 
@@ -134,9 +134,9 @@ class SteppedAttack(InBall):
 def begin(
     attack: SteppedAttack,
     function: Partial,
-    keys: jax.Array,
-    images: Any,
-    labels: Any,
+    keys: Key,
+    images: Inputs,
+    labels: Labels,
     rank: jax.Array,
     restart: jax.Array,
 ) -> Any:
@@ -152,7 +152,7 @@ def advance(attack: SteppedAttack, function: Partial, index: jax.Array, state: A
 
 @jax.jit
 def judged(
-    attack: SteppedAttack, function: Partial, keys: jax.Array, images: Any, labels: Any
+    attack: SteppedAttack, function: Partial, keys: Key, images: Inputs, labels: Labels
 ) -> Ranked:
     """The verdict on images, by a random pass for a randomised model."""
     key = model_key(keys, attack.passes + 1) if attack.eot else None

@@ -15,6 +15,7 @@ from awp_jax.attacks._result import AttackResult, outcome
 from awp_jax.attacks._stepped import SteppedAttack, advance, begin, finish, judged
 from awp_jax.balls import InputBall
 from awp_jax.random import fold_keys
+from awp_jax.typing import Key, PyTree
 
 
 class Progress(NamedTuple):
@@ -68,15 +69,15 @@ def batches(rows: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:
 
 
 @jax.jit
-def _take(tree: Any, rows: jax.Array) -> Any:
+def _take(tree: PyTree, rows: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf[rows], tree)
 
 
 def attack_survivors(
     name: str,
-    attack: Callable,
+    attack: Callable[..., Any],
     function: Partial,
-    keys: jax.Array,
+    keys: Key,
     images: np.ndarray,
     labels: np.ndarray,
     robust: np.ndarray,
@@ -118,7 +119,9 @@ def attack_survivors(
         parts = batches(np.flatnonzero(robust & ~found.success), sizes)
         for count, part in enumerate(parts):
 
-            def tick(share, count=count, parts=parts, number=number):
+            def tick(
+                share: Any, count: int = count, parts: Any = parts, number: Any = number
+            ) -> Any:
                 report((number + (count + share) / len(parts)) / len(runs))
 
             padding = padded(part, sizes)
@@ -160,9 +163,9 @@ def of_examples(attack: Any, images: np.ndarray, rows: np.ndarray) -> Any:
 
 
 def _segments(
-    cut: Callable,
+    cut: Callable[..., Any],
     function: Partial,
-    data: tuple,
+    data: tuple[Any, ...],
     rows: np.ndarray,
     rank: int,
     restart: int,
@@ -201,7 +204,7 @@ def _segments(
 
 
 def _batch(
-    function: Partial, keys: jax.Array, images: np.ndarray, labels: np.ndarray, rows: np.ndarray
+    function: Partial, keys: Key, images: np.ndarray, labels: np.ndarray, rows: np.ndarray
 ) -> Any:
     """Some of the examples, where the model is: among its devices."""
     arrays = (keys[rows], jnp.asarray(images[rows]), jnp.asarray(labels[rows]))
@@ -211,7 +214,7 @@ def _batch(
 def evaluate(
     function: Partial,
     attack: SteppedAttack,
-    keys: jax.Array,
+    keys: Key,
     images: np.ndarray,
     labels: np.ndarray,
     sizes: tuple[int, ...],
@@ -227,6 +230,6 @@ def evaluate(
     return success, loss
 
 
-def attack_keys(keys: jax.Array, number: int) -> jax.Array:
+def attack_keys(keys: Key, number: int) -> jax.Array:
     """Keys of the attack of that number in a list, ``[examples]``."""
     return fold_keys(keys, number)

@@ -1,8 +1,8 @@
 """Transfer attacks: crafted on one model, judged on another."""
 
 from collections.abc import Callable
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from awp_jax import checks
@@ -17,15 +17,16 @@ from awp_jax.attacks._result import AttackResult, choose, outcome
 from awp_jax.attacks._stepped import judged
 from awp_jax.balls import InputBall
 from awp_jax.random import example_keys
+from awp_jax.typing import Inputs, Key, Labels
 
 
 def transfer(
-    attack: Callable,
-    surrogate_fn: Callable,
-    target_fn: Callable,
-    key: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
+    attack: Callable[..., Any],
+    surrogate_fn: Callable[..., Any],
+    target_fn: Callable[..., Any],
+    key: Key,
+    images: Inputs,
+    labels: Labels,
     *,
     eot: int = 0,
 ) -> AttackResult:

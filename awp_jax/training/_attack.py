@@ -12,6 +12,7 @@ from awp_jax.ascent import ascend
 from awp_jax.attacks._in_ball import InBall, check_start, starting_point
 from awp_jax.objectives import Objective
 from awp_jax.training._descent import counted
+from awp_jax.typing import BatchStats, Images, Inputs, Key, Labels, Logits, Params, Radius
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,12 +33,12 @@ class TrainingAttack(InBall):
     """
 
     steps: int = dataclasses.field(default=10, kw_only=False)
-    step_size: Any = 2 / 255
+    step_size: Radius = 2 / 255
     start: Any = None
     batch_norm: str | None = None
     early_stop: int | None = None
 
-    def __post_init__(self, epsilon: Any, norm: Any) -> None:
+    def __post_init__(self, epsilon: Radius, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
         size = jax.tree.map(lambda s: checks.radius(s, "step_size", None), self.step_size)
         object.__setattr__(self, "step_size", size)
@@ -60,8 +61,8 @@ class Crafted(NamedTuple):
             ``None`` unless asked for.
     """
 
-    images: jax.Array
-    batch_stats: Any
+    images: Images
+    batch_stats: BatchStats
     weight_gradient: Any = None
 
 
@@ -73,7 +74,7 @@ def make_attack(
     share_backward: bool = False,
     unroll: bool | None = None,
     axis_name: str | None = None,
-) -> tuple[Callable, bool]:
+) -> tuple[Callable[..., Any], bool]:
     """The attack of a training step.
 
     Args:
@@ -98,32 +99,32 @@ def make_attack(
     attack_loss = objective.attack_loss
 
     def craft(
-        params: Any,
-        batch_stats: Any,
-        images: Any,
-        labels: Any,
-        keys: jax.Array,
+        params: Params,
+        batch_stats: BatchStats,
+        images: Images,
+        labels: Labels,
+        keys: Key,
         dropout_key: Any,
         mask: Any = None,
     ) -> Crafted:
         if attack_loss is None:
             return Crafted(images, batch_stats)
 
-        def forward(params: Any, x: Any, stats: Any) -> tuple[Any, Any]:
+        def forward(params: Params, x: Any, stats: Any) -> tuple[Any, Any]:
             return classifier.apply(params, stats, x, mode=mode, key=dropout_key, **counted(mask))
 
         clean_logits = None
         if objective.attack_uses_clean_logits:
             clean_logits, batch_stats = forward(params, images, batch_stats)
 
-        def loss(x: Any, params: Any, stats: Any) -> tuple[jax.Array, tuple[Any, Any]]:
+        def loss(x: Any, params: Params, stats: Any) -> tuple[jax.Array, tuple[Any, Any]]:
             logits, stats = forward(params, x, stats)
             losses = attack_loss(logits, labels, clean_logits)
             if mask is not None:  # padding is normalised by the statistics of the others
                 losses = jnp.where(mask, losses, 0)
             return losses.sum(), (logits, stats)
 
-        def gradient_fn(point: Any, carry: tuple) -> tuple[Any, tuple]:
+        def gradient_fn(point: Inputs, carry: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
             stats, left = carry
             gradient, (logits, stats) = jax.grad(loss, has_aux=True)(point, params, stats)
             if left is not None:
@@ -162,7 +163,7 @@ def make_attack(
 
 
 def _friendly(
-    gradient: jax.Array, left: jax.Array, logits: jax.Array, labels: jax.Array
+    gradient: jax.Array, left: jax.Array, logits: Logits, labels: Labels
 ) -> tuple[jax.Array, jax.Array]:
     """Holds images that were misclassified long enough; ``left``: steps they have, -1 for none."""
     truth = labels if labels.ndim == 1 else labels.argmax(axis=1)

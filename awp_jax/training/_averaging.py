@@ -8,13 +8,14 @@ import jax.numpy as jnp
 
 from awp_jax import checks
 from awp_jax.models import MOMENTUM
+from awp_jax.typing import BatchStats, Images, Params
 
 NAMES = ("swa", "ema")
 
 
 def averaging_rate(
     name: str, steps_per_epoch: int, *, start_epoch: int = 0, decay: float = 0.999
-) -> Callable:
+) -> Callable[..., Any]:
     """How far the average moves towards the weights after each step.
 
     Until ``start_epoch`` epochs are done it is the weights themselves (for SWA also in the epoch
@@ -38,7 +39,7 @@ def averaging_rate(
     if not 0 <= decay < 1:
         raise ValueError(f"decay is {decay!r}, but a number in [0, 1) was expected.")
 
-    def rate(step):
+    def rate(step: Any) -> Any:
         done = step + 1
         if name == "ema":
             return jnp.where(done > start_epoch * steps_per_epoch, 1 - decay, 1.0)
@@ -50,7 +51,7 @@ def averaging_rate(
 
 
 def estimate_batch_stats(
-    classifier: Any, params: Any, batch_stats: Any, batches: Iterable[jax.Array]
+    classifier: Any, params: Params, batch_stats: BatchStats, batches: Iterable[jax.Array]
 ) -> Any:
     """BatchNorm statistics of weights that were never trained, such as an average.
 
@@ -71,7 +72,7 @@ def estimate_batch_stats(
     zeros = jax.tree.map(jnp.zeros_like, batch_stats)
 
     @jax.jit
-    def add(total, params, images):
+    def add(total: Any, params: Params, images: Images) -> Any:
         # From zero the running statistics move to MOMENTUM times those of the batch.
         key = jax.random.key(0)  # dropout is no part of the statistics before it
         moved = classifier.apply(params, zeros, images, mode="update", key=key)[1]

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from awp_jax import data, parallel, streams
 from awp_jax.training._step import augmentation_keys
+from awp_jax.typing import Images, Key, Labels
 
 
 class Batch(NamedTuple):
@@ -21,8 +22,8 @@ class Batch(NamedTuple):
         mask: bool ``[batch]``, False for padding; ``None`` where no batch has any.
     """
 
-    images: jax.Array
-    labels: jax.Array
+    images: Images
+    labels: Labels
     weights: Any
     mask: Any
 
@@ -38,7 +39,7 @@ def batch_function(
     mesh: jax.sharding.Mesh,
     on_host: bool = False,
     padded: bool = False,
-) -> tuple[Callable, Callable]:
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """How a config makes the batch of a step.
 
     With unlabelled images (RST, Carmon et al. 2019), the labelled ones of a batch follow the order
@@ -70,7 +71,7 @@ def batch_function(
         "rotation_degrees": d.rotation_degrees,
     }
 
-    def choose(step, order, key, *, batch_size):
+    def choose(step: Any, order: Any, key: Key, *, batch_size: Any) -> Any:
         position = (step % steps_per_epoch) * labelled_batch
         if padded:
             return order[(position + jnp.arange(batch_size)) % labelled]
@@ -84,7 +85,9 @@ def batch_function(
             (labelled, labelled + unlabelled),
         )
 
-    def gather(step, images, labels, order, key, *, batch_size):
+    def gather(
+        step: Any, images: Images, labels: Labels, order: Any, key: Key, *, batch_size: Any
+    ) -> Any:
         chosen = choose(step, order, key, batch_size=batch_size)
         weights = jnp.where(chosen < labelled, 1.0, d.unlabelled_weight) if unlabelled else None
         step_key = jax.random.fold_in(key, step)
@@ -111,7 +114,7 @@ def batch_function(
     return choose, gather
 
 
-def _fill_up(key: jax.Array, chosen: jax.Array, count: int, limits: tuple[int, int]) -> jax.Array:
+def _fill_up(key: Key, chosen: jax.Array, count: int, limits: tuple[int, int]) -> jax.Array:
     draw_key, order_key = jax.random.split(key)
     drawn = jax.random.randint(draw_key, (count,), *limits, dtype=chosen.dtype)
     return jax.random.permutation(order_key, jnp.concatenate([chosen, drawn]))

@@ -37,7 +37,7 @@ class Checkpoints:
         read_only: Never creates, moves or deletes anything.
     """
 
-    def __init__(self, directory: str | pathlib.Path, *, read_only: bool = False):
+    def __init__(self, directory: str | pathlib.Path, *, read_only: bool = False) -> None:
         self._directory = pathlib.Path(directory).absolute()
         self._read_only = read_only
         self._managers: dict[str, ocp.CheckpointManager] = {}

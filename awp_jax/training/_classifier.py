@@ -54,6 +54,6 @@ def create_classifier(config: ConfigDict, image_shape: Any, num_classes: int) ->
 
 
 @functools.lru_cache(maxsize=32)
-def _created(name: str, shape: tuple[int, int, int], classes: int, options: tuple) -> Any:
+def _created(name: str, shape: tuple[int, int, int], classes: int, options: tuple[Any, ...]) -> Any:
     """One object for all runs of an architecture: what is compiled for one serves the others."""
     return models.create(name, image_shape=shape, num_classes=classes, **dict(options))

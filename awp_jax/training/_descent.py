@@ -13,6 +13,7 @@ from awp_jax.objectives import ADVERSARIAL, CLEAN, ROTATIONS, Objective, self_su
 from awp_jax.random import example_keys
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
+from awp_jax.typing import BatchStats, Key, Labels, Logits, Params
 
 
 def counted(mask: jax.Array | None) -> dict[str, jax.Array]:
@@ -39,7 +40,7 @@ class StepModel:
     objective: Objective
     axis_name: str | None
 
-    def dropout_keys(self, key: Any, batch: int, copies: int = 1) -> Any:
+    def dropout_keys(self, key: Key | None, batch: int, copies: int = 1) -> Any:
         """A key for each example, where its place on this device is not that in the batch."""
         whole_batch = key is None or self.axis_name is None
         if whole_batch or self.classifier.is_random or not self.classifier.has_dropout:
@@ -53,10 +54,10 @@ class StepModel:
     def losses(
         self,
         mode: str,
-        params: Any,
-        batch_stats: Any,
+        params: Params,
+        batch_stats: BatchStats,
         inputs: dict[str, Any],
-        labels: jax.Array,
+        labels: Labels,
         dropout_key: Any,
         mask: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
@@ -85,9 +86,7 @@ class StepModel:
             values = values + objective.rotation_weight * extra
         return values, (logits, batch_stats)
 
-    def accuracy(
-        self, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
-    ) -> jax.Array:
+    def accuracy(self, logits: Logits, labels: Labels, mask: jax.Array | None = None) -> jax.Array:
         """The share of right predictions over all devices; of label distributions the mode."""
         truth = labels if labels.ndim == 1 else labels.argmax(axis=1)
         right = logits.argmax(axis=1) == truth
@@ -113,17 +112,17 @@ class Descent:
     model: StepModel
     optimizer: optax.GradientTransformation
     regularisation: Regularisation
-    average_rate: Callable | None
+    average_rate: Callable[..., Any] | None
     skip_non_finite: bool
     released: bool
 
     def __call__(
         self,
         state: TrainState,
-        batch_stats: Any,
-        perturbed: Any,
+        batch_stats: BatchStats,
+        perturbed: Params,
         inputs: dict[str, Any],
-        labels: jax.Array,
+        labels: Labels,
         relative: jax.Array | None,
         dropout_key: Any,
         mask: jax.Array | None = None,
@@ -131,7 +130,7 @@ class Descent:
         """The gradient at w + v, the optimiser there, and back to w (eq. 11 of AWP)."""
         model = self.model
 
-        def mean_loss(params: Any) -> tuple[jax.Array, Any]:
+        def mean_loss(params: Params) -> tuple[jax.Array, Any]:
             values, aux = model.losses(
                 "update", params, batch_stats, inputs, labels, dropout_key, mask
             )
@@ -168,7 +167,7 @@ class Descent:
         after = TrainState(state.step + 1, params, batch_stats, opt_state, average)
         return self._kept(state, after, metrics)
 
-    def _average(self, state: TrainState, params: Any) -> Any:
+    def _average(self, state: TrainState, params: Params) -> Any:
         if self.average_rate is None:
             return state.average
         rate = self.average_rate(state.step)

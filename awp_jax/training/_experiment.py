@@ -23,6 +23,7 @@ from awp_jax.training._schedules import schedule
 from awp_jax.training._state import TrainState, init_state
 from awp_jax.training._step import make_train_step
 from awp_jax.training._weights import WeightPerturbation
+from awp_jax.typing import Images, Key, Labels, Radius
 
 
 def training_attack(config: ConfigDict) -> TrainingAttack:
@@ -38,7 +39,7 @@ def training_attack(config: ConfigDict) -> TrainingAttack:
     )
 
 
-def _ball(norm: str, epsilon: Any) -> InputBall:
+def _ball(norm: str, epsilon: Radius) -> InputBall:
     # ``attack.large_epsilon`` insists on a radius that is all of [0, 1] and more.
     radius = checks.radius(epsilon, "epsilon", None if norm == "linf" else norm)
     return InputBall(norm, min(radius, 1.0) if norm == "linf" else radius)
@@ -111,7 +112,7 @@ class Experiment:
     optimizer: optax.GradientTransformation
     steps_per_epoch: int
     learning_rate: Any
-    key: jax.Array
+    key: Key
     mesh: jax.sharding.Mesh
 
     @property
@@ -134,7 +135,7 @@ class Experiment:
             jax.eval_shape(self._init, self.key),
         )
 
-    def _init(self, key: jax.Array) -> TrainState:
+    def _init(self, key: Key) -> TrainState:
         averaged = self.config.averaging.name != "none"
         return init_state(self.classifier, self.optimizer, key, averaged=averaged)
 
@@ -248,7 +249,16 @@ class Experiment:
             everywhere = parallel.replicated(self.mesh)
             gather = jax.jit(gather, static_argnames="batch_size", out_shardings=everywhere)
 
-        def step(state, images, labels, order, key, *, batch_size, perturb_weights):
+        def step(
+            state: Any,
+            images: Images,
+            labels: Labels,
+            order: Any,
+            key: Key,
+            *,
+            batch_size: Any,
+            perturb_weights: Any,
+        ) -> Any:
             batch = gather(state.step, images, labels, order, key, batch_size=batch_size)
             return train(
                 state,

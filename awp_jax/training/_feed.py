@@ -20,10 +20,10 @@ class Feed:
         experiment: An ``Experiment``.
     """
 
-    def __init__(self, experiment: Any):
+    def __init__(self, experiment: Any) -> None:
         self._experiment = experiment
         self._rows: dict[int, Any] = {}
-        self._next: tuple[int, Future] | None = None
+        self._next: tuple[int, Future[Any]] | None = None
         self._worker: ThreadPoolExecutor | None = None
         if experiment.on_host:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="next-batch")

@@ -87,7 +87,7 @@ def _fitting(fresh: Any, found: Any) -> tuple[Any, list[str]]:
     there = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(found)}
     left = []
 
-    def take(path, leaf):
+    def take(path: Any, leaf: Any) -> Any:
         name = jax.tree_util.keystr(path)
         other = there.get(name)
         if other is None or other.shape != leaf.shape:

@@ -124,7 +124,7 @@ class _Run:
         workdir: pathlib.Path,
         quiet: bool,
         should_stop: Callable[[], bool] | None,
-    ):
+    ) -> None:
         self.experiment = experiment
         self.config = experiment.config
         self.workdir = workdir

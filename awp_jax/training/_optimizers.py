@@ -9,6 +9,7 @@ import optax
 
 from awp_jax import checks
 from awp_jax.random import leaf_keys
+from awp_jax.typing import Key, Params
 
 NAMES = ("sgd", "adam", "entropy-sgd")
 
@@ -28,12 +29,12 @@ class EntropySGDState(NamedTuple):
     anchor: Any
     mean: Any
     momentum: Any
-    key: jax.Array
+    key: Key
 
 
 def entropy_sgd(
     learning_rate: Any,
-    key: jax.Array,
+    key: Key,
     *,
     steps: int = 20,
     inner_learning_rate: float = 0.1,
@@ -82,13 +83,13 @@ def entropy_sgd(
     """
     checks.positive_integer(steps, "inner_steps")
 
-    def init(params):
+    def init(params: Params) -> Any:
         copy, zeros = jax.tree.map(jnp.copy, params), jax.tree.map(jnp.zeros_like, params)
         return EntropySGDState(
             jnp.zeros([], jnp.int32), copy, jax.tree.map(jnp.copy, params), zeros, key
         )
 
-    def update(grads, state, params=None):
+    def update(grads: Any, state: Any, params: Params = None) -> Any:
         if params is None:
             raise ValueError("params is missing: call update(grads, state, params).")
         drawn_key = jax.random.fold_in(state.key, state.count)
@@ -96,7 +97,7 @@ def entropy_sgd(
         pull = gamma * (1 + growth) ** outer
         thermal = inner_learning_rate**0.5 * noise
 
-        def inner(w, g, x, k):
+        def inner(w: Any, g: Any, x: Any, k: Any) -> Any:
             step = g + weight_decay * w - pull.astype(w.dtype) * (x - w)
             drawn = jax.random.normal(k, w.shape, w.dtype)
             return w - inner_learning_rate * step + thermal * drawn
@@ -110,7 +111,7 @@ def entropy_sgd(
         stepped = jax.tree.map(lambda x, b: (x - rate * b).astype(x.dtype), state.anchor, velocity)
         ends = (state.count + 1) % steps == 0
 
-        def choose(at_end, otherwise):
+        def choose(at_end: Any, otherwise: Any) -> Any:
             return jax.tree.map(lambda a, b: jnp.where(ends, a, b), at_end, otherwise)
 
         new = choose(stepped, moved)
@@ -126,7 +127,7 @@ def entropy_sgd(
     return optax.GradientTransformation(init, update)
 
 
-def make_optimizer(settings: Any, learning_rate: Callable, key: jax.Array) -> Any:
+def make_optimizer(settings: Any, learning_rate: Callable[..., Any], key: Key) -> Any:
     """The optimiser of a config's group ``optimizer``.
 
     As in PyTorch, decay joins the gradient, then momentum (or Adam's moments), then the rate.

@@ -124,7 +124,7 @@ class Metrics:
             resumed run).
     """
 
-    def __init__(self, workdir: pathlib.Path, after_step: int):
+    def __init__(self, workdir: pathlib.Path, after_step: int) -> None:
         kept = [r for r in read_metrics(workdir) if r["step"] <= after_step]
         path = workdir / METRICS
         files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax.balls import kernels_only
+from awp_jax.typing import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Regularisation:
     l2: float = 0.0
     clip: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> Any:
         for name in ("l1", "l2", "clip"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
@@ -39,7 +40,7 @@ class Regularisation:
                     f"{name} is {value!r}, but a finite number of at least 0 was expected."
                 )
 
-    def penalty(self, params: Any) -> Any:
+    def penalty(self, params: Params) -> Any:
         """What is added to the loss, a scalar."""
         if not (self.l1 or self.l2):
             return 0.0
@@ -54,7 +55,7 @@ class Regularisation:
             self.l1 * jnp.abs(leaf).sum() + self.l2 / 2 * jnp.square(leaf).sum() for leaf in kernels
         )
 
-    def constrain(self, params: Any) -> Any:
+    def constrain(self, params: Params) -> Any:
         """The weights, clipped."""
         if not self.clip:
             return params

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -19,7 +20,7 @@ def schedule(
     milestones: tuple[float, ...] = (0.5, 0.75),
     factor: float = 0.1,
     peak: float = 0.4,
-) -> Callable:
+) -> Callable[..., Any]:
     """A learning rate as a function of the optimiser step.
 
     Step ``s`` (from 0) has the rate of fractional epoch ``t = (s + 1) / steps_per_epoch``, as in
@@ -52,7 +53,7 @@ def schedule(
         drops = [math.ceil(m * total - 1e-9) for m in milestones]
         return lambda step: learning_rate * factor ** sum((step + 1 >= d) * 1.0 for d in drops)
 
-    def rate(step):
+    def rate(step: Any) -> Any:
         t = (step + 1) / total
         if name == "constant":
             return learning_rate * jnp.ones_like(t)

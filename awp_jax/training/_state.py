@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from awp_jax.typing import BatchStats, Key, Params, PyTree
+
 
 class TrainState(NamedTuple):
     """All that a run needs to go on; keys and data order follow from the seed and the step.
@@ -19,15 +21,13 @@ class TrainState(NamedTuple):
     """
 
     step: jax.Array
-    params: Any
-    batch_stats: Any
+    params: Params
+    batch_stats: BatchStats
     opt_state: Any
     average: Any = {}
 
 
-def init_state(
-    classifier: Any, optimizer: Any, key: jax.Array, *, averaged: bool = False
-) -> TrainState:
+def init_state(classifier: Any, optimizer: Any, key: Key, *, averaged: bool = False) -> TrainState:
     """A fresh state: parameters from ``key``, optimiser state, step 0; the average starts there."""
     params, batch_stats = classifier.init(key)
     average = jax.tree.map(jnp.copy, params) if averaged else {}
@@ -47,7 +47,7 @@ def _words(leaf: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def digest(tree: Any) -> jax.Array:
+def digest(tree: PyTree) -> jax.Array:
     """A 32-bit checksum of every bit of every array of ``tree``.
 
     Each word is multiplied by an odd number that depends on its place, and all are added modulo

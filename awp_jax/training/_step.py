@@ -18,6 +18,7 @@ from awp_jax.training._descent import Descent, StepModel, weighted
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
 from awp_jax.training._weights import Ascent, WeightPerturbation
+from awp_jax.typing import BatchStats, Displacement, Images, Key, Labels, Params
 from awp_jax.weights._displacement import moved
 
 PGD_10, AWP = TrainingAttack(), WeightPerturbation()
@@ -31,11 +32,11 @@ def make_train_step(
     attack: TrainingAttack = PGD_10,
     weights: WeightPerturbation | None = AWP,
     regularisation: Regularisation | None = None,
-    average_rate: Callable | None = None,
+    average_rate: Callable[..., Any] | None = None,
     skip_non_finite: bool = False,
     axis_name: str | None = None,
     unroll: bool | None = None,
-) -> Callable:
+) -> Callable[..., Any]:
     """The training step (AWP, NeurIPS 2020, algorithm 2; TRADES and MART as in its D.3).
 
     For a in 1..A: attack the images at w + v, then K2 steps of weight ascent. Then the gradient at
@@ -129,8 +130,8 @@ class _Story(NamedTuple):
     """What a step is made of."""
 
     model: StepModel
-    craft: Callable
-    ascent_losses: Callable
+    craft: Callable[..., Any]
+    ascent_losses: Callable[..., Any]
     descent: Descent
     weights: WeightPerturbation
     unroll: bool | None
@@ -139,8 +140,8 @@ class _Story(NamedTuple):
 class _Batch(NamedTuple):
     """One batch, and what is drawn for it."""
 
-    images: Any
-    labels: jax.Array
+    images: Images
+    labels: Labels
     relative: jax.Array | None  # weights of the examples, of mean 1
     keys: jax.Array  # of the attack, one for each example
     dropout_key: jax.Array
@@ -150,11 +151,11 @@ class _Batch(NamedTuple):
 
 def _step(
     story: _Story,
-    descend: Callable,
+    descend: Callable[..., Any],
     state: TrainState,
-    images: Any,
-    labels: jax.Array,
-    key: jax.Array,
+    images: Images,
+    labels: Labels,
+    key: Key,
     *,
     perturb_weights: bool = True,
     adversarial: Any = None,
@@ -184,9 +185,9 @@ def _step(
 def _drawn(
     model: StepModel,
     state: TrainState,
-    images: Any,
-    labels: jax.Array,
-    key: jax.Array,
+    images: Images,
+    labels: Labels,
+    key: Key,
     example_weights: jax.Array | None,
     mask: jax.Array | None,
 ) -> _Batch:
@@ -211,7 +212,7 @@ def _drawn(
 
 
 def _attack(
-    story: _Story, batch: _Batch, params: Any, batch_stats: Any, alternation: int
+    story: _Story, batch: _Batch, params: Params, batch_stats: BatchStats, alternation: int
 ) -> Crafted:
     """Adversarial images at w + v."""
     keys = fold_keys(batch.keys, alternation)
@@ -225,10 +226,10 @@ def _ascend(
     story: _Story,
     method: WeightPerturbation,
     batch: _Batch,
-    params: Any,
-    batch_stats: Any,
+    params: Params,
+    batch_stats: BatchStats,
     attacked: Any,
-    v: Any,
+    v: Displacement,
     crafted: Crafted | None,
 ) -> Any:
     """The displacement of the weights on the attacked images, or ``None``."""
@@ -257,13 +258,13 @@ def _ascend(
 
 def _ascent_losses(
     model: StepModel,
-    batch_stats: Any,
+    batch_stats: BatchStats,
     inputs: dict[str, Any],
-    labels: jax.Array,
+    labels: Labels,
     relative: jax.Array | None,
     dropout_key: jax.Array,
     mask: jax.Array | None,
-    params: Any,
+    params: Params,
 ) -> tuple[jax.Array, jax.Array]:
     # Batch statistics, as the released proxy; the running ones never see it.
     values, (logits, _) = model.losses(
@@ -276,7 +277,7 @@ def _ascent_losses(
     return weighted(values, relative), criterion
 
 
-def _check_axis(classifier: Any, batch_stats: Any, axis_name: str | None) -> None:
+def _check_axis(classifier: Any, batch_stats: BatchStats, axis_name: str | None) -> None:
     if axis_name is None:
         return
     known = getattr(classifier, "axis_name", None)
@@ -308,6 +309,6 @@ def _check_shareable(objective: Objective, attack: TrainingAttack) -> None:
         )
 
 
-def augmentation_keys(key: jax.Array, step: jax.Array, batch: int) -> jax.Array:
+def augmentation_keys(key: Key, step: jax.Array, batch: int) -> jax.Array:
     """The keys ``[batch]`` with which step ``step`` augments its examples."""
     return fold_keys(example_keys(jax.random.fold_in(key, step), batch), streams.EXAMPLE_AUGMENT)

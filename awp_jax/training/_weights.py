@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from awp_jax import checks
 from awp_jax.balls._protocol import check_step_size
+from awp_jax.typing import Displacement, Key, Params, Radius
 from awp_jax.weights import (
     adversarial_displacement,
     loss_range_gradient,
@@ -37,11 +37,11 @@ class Ascent(NamedTuple):
         axis_name: The mapped axis over which the batch is split, or ``None``.
     """
 
-    params: Any
-    displacement: Any
-    losses_fn: Callable
+    params: Params
+    displacement: Displacement
+    losses_fn: Callable[..., Any]
     shared: Any
-    key: jax.Array
+    key: Key
     unroll: bool | None
     axis_name: str | None = None
 
@@ -79,7 +79,7 @@ class WeightPerturbation:
     loss_range: tuple[float, ...] = ()
     shared_backward: bool = False
 
-    def __post_init__(self, gamma: Any) -> None:
+    def __post_init__(self, gamma: Radius) -> None:
         checks.choice(self.method, METHODS, "weight perturbation")
         robust = self.method == "rwp"
         scope = "global" if robust else "leaf"
