@@ -59,7 +59,8 @@ class APGD(SteppedAttack):
             in the released APGD; ``autoattack`` has it on.
         exact_counts: In L1: count only entries that are displaced by more than a rounding error.
             Off, as released: there some that the projection put back count too, so steps are less
-            sparse. Where pixels are no multiples of 1/256 or so, one run finds less that way.
+            sparse. Where float32 does not hold pixels exactly, one run finds less that way, and
+            what rounding a batch of another size changes tells in more examples.
         eot: Random passes to average gradients and losses over; above 0 the model is called as
             ``logits_fn(images, key)``. AutoAttack's ``rand`` has 20.
 

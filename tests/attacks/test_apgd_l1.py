@@ -232,15 +232,18 @@ def test_pytrees_masks_and_no_bounds():
         "table": jnp.arange(7) < 4,
     }
     one = InputBall("l1", 1.5, None, None, mask)
-    each = InputBall("l1", {"image": 0.3, "table": 0.9}, None, None, mask)
+    # A ball of its own for each of the arrays that can move.
+    both = {name: inputs[name] for name in ("image", "table")}
+    masks = {name: mask[name] for name in both}
+    each = InputBall("l1", {"image": 0.3, "table": 0.9}, None, None, masks)
     for ball, larger in ((one, False), (one, True), (each, False), (each, True)):
         attack = APGD(ball=ball, steps=10, larger_radii=larger)
-        found = attack(model, KEY, inputs, labels)
-        moved = {n: found.images[n] - inputs[n] for n in ("image", "table")}
-        np.testing.assert_array_equal(found.images["ids"], inputs["ids"])
+        found = attack(model, KEY, inputs if ball is one else both, labels)
+        moved = {n: found.images[n] - inputs[n] for n in both}
         assert not moved["image"][:, 0].any() and not moved["table"][:, 4:].any()
         assert moved["image"].any() and moved["table"].any()
         if ball is one:
+            np.testing.assert_array_equal(found.images["ids"], inputs["ids"])
             assert float(input_norms(moved, "l1").max()) <= 1.5 * (1 + 1e-6)
         else:
             assert float(input_norms(moved["image"], "l1").max()) <= 0.3 * (1 + 1e-6)

@@ -56,16 +56,16 @@ def test_l1_pattern_by_hand():
 
 def test_l1_moves_the_mass_of_a_window_and_what_is_free():
     # One window is the whole image: all of epsilon is in it afterwards, within the bounds.
-    attack = Square(2.0, 10, "l1", p=1.0)
+    attack = Square(0.6, 10, "l1", p=1.0)
     images = jnp.full((3, 5, 5, 1), 0.5)
     keys = example_keys(jax.random.key(1), 3)
     moved = attack._moved(keys, jnp.int32(0), images, images + 0.01) - images
-    np.testing.assert_allclose(input_norms(moved, "l1"), 2.0, rtol=1e-5)
+    np.testing.assert_allclose(input_norms(moved, "l1"), 0.6, rtol=1e-5)
     assert float(jnp.abs(moved).max()) <= 0.5
     # The start is cut to the ball, not stretched to it: 25 tiles of 1 pixel are 25 at first.
     state = begin(attack, Partial(lambda x: x[:, 0, 0] * jnp.ones((1, 2))), keys, images,
                   jnp.zeros(3, jnp.int32), 0, 0)  # fmt: skip
-    np.testing.assert_allclose(jnp.abs(state.best - images), 2 / 25, rtol=1e-4)
+    np.testing.assert_allclose(jnp.abs(state.best - images), 0.6 / 25, rtol=1e-4)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -82,10 +82,11 @@ def test_starts_at_epsilon(norm):
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_windows_differ_between_examples_and_reach_every_pixel(norm):
-    attack = Square(0.1, 3000, norm)
+    # In L1 what the window gets too much would be cut off everywhere else.
+    attack = Square(10.0 if norm == "l1" else 0.1, 3000, norm)
     images = jnp.full((400, 6, 5, 2), 0.5)
     keys = example_keys(jax.random.key(0), 400)
-    best = images + 0.01
+    best = images if norm == "l1" else images + 0.01
     propose = attack._linf if norm == "linf" else attack._moved
     moved = jnp.abs(propose(keys, jnp.int32(2900), images, best) - best) > 1e-6
     assert len({row.tobytes() for row in np.asarray(moved)}) > 10
