@@ -61,7 +61,7 @@ def quiet_tasks() -> None:
     ordinary = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        if _asked() or not _is_late_call(unraisable):
+        if _asked() or not (_is_late_call(unraisable) or _is_abandoned(unraisable)):
             ordinary(unraisable)
 
     sys.unraisablehook = hook
@@ -84,6 +84,12 @@ def _origin(record: logging.LogRecord) -> str:
     # above it, since an event loop called it.
     where = record.exc_info[2] if record.exc_info else None
     return "" if where is None else where.tb_frame.f_code.co_filename
+
+
+def _is_abandoned(unraisable: Any) -> bool:
+    """Whether a coroutine of Orbax's, dropped half-way, failed as it was closed."""
+    code = getattr(unraisable.object, "cr_code", None)
+    return code is not None and _is_orbax(code.co_filename)
 
 
 def _is_late_call(unraisable: Any) -> bool:

@@ -308,3 +308,30 @@ def test_a_closed_loop_is_reported_unless_tensorstore_called_it(tmp_path, monkey
     assert not reported
     sys.unraisablehook(Unraisable(caught.value, where))
     assert len(reported) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "count"), [("/lib/orbax/checkpoint/_src/handler.py", 0), ("/home/orbax.py", 1)]
+)
+def test_a_coroutine_that_fails_as_it_is_closed_is_told_of_unless_it_is_orbax(
+    monkeypatch, path, count
+):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(0))
+    _quiet.quiet_tasks.__wrapped__()
+    source = """
+async def failing(future):
+    try:
+        await future
+    finally:
+        raise ValueError("as it is closed")
+"""
+    names = {}
+    exec(compile(source, path, "exec"), names)
+    loop = asyncio.new_event_loop()
+    coroutine = names["failing"](loop.create_future())
+    coroutine.send(None)
+    del coroutine
+    gc.collect()
+    loop.close()
+    assert len(reported) == count
