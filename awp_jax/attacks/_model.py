@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from awp_jax import checks
@@ -78,7 +79,10 @@ def in_float32(images: Inputs) -> Any:
         half = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
         return leaf.astype(jnp.float32) if half else leaf
 
-    return jax.tree.map(lambda leaf: wide(leaf) if hasattr(leaf, "dtype") else leaf, images)
+    # What is no array of JAX or NumPy is left to the checks, which have a sentence for it.
+    return jax.tree.map(
+        lambda leaf: wide(leaf) if isinstance(leaf, jax.Array | np.ndarray) else leaf, images
+    )
 
 
 def bounds_of(ball: Any) -> tuple[Any, Any]:
