@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from awp_jax.attacks._apgd_steps import APGDState, sizes
-from awp_jax.attacks._in_ball import noise_like
 from awp_jax.attacks._l1 import sparse_direction
 from awp_jax.attacks._result import choose
 from awp_jax.balls import InputBall
+from awp_jax.balls._noise import noise_like
 from awp_jax.balls._norms import is_float
 from awp_jax.pytrees import flatten
 from awp_jax.typing import Gradients, Inputs, Key, PyTree, Radius

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax.attacks._in_ball import noise_like
 from awp_jax.attacks._result import choose
 from awp_jax.balls import InputBall
 from awp_jax.balls._input_norms import per_example
+from awp_jax.balls._noise import noise_like
 from awp_jax.balls._norms import is_float
 from awp_jax.balls._protocol import scaled
 from awp_jax.pytrees import flatten

@@ -10,15 +10,15 @@ from jax.tree_util import Partial
 
 from awp_jax import checks
 from awp_jax.ascent import loop
-from awp_jax.attacks._in_ball import noise_like
 from awp_jax.attacks._l1 import boundary_displacement_l1
 from awp_jax.attacks._minimum_norm import DUAL
-from awp_jax.attacks._model import check_logits, in_float32, predict, prepare
+from awp_jax.attacks._model import check_logits, predict, prepare
 from awp_jax.attacks._nearest import NearestResult
 from awp_jax.attacks._result import choose
 from awp_jax.attacks._stepped import SteppedAttack, advance, begin, ranked_targets
 from awp_jax.balls import input_norms
 from awp_jax.balls._input_norms import per_example
+from awp_jax.balls._noise import noise_like
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
 
@@ -279,8 +279,7 @@ class FAB(SteppedAttack):
         Returns:
             A ``NearestResult``; radius 0 for misclassified clean images.
         """
-        images = in_float32(images)
-        function, keys, classes = prepare(self, logits_fn, key, images, labels)
+        function, keys, images, classes = prepare(self, logits_fn, key, images, labels)
         self.check(images)
         check_logits(predict(function, images))
         best, radius = images, jnp.full(labels.shape, jnp.inf, images.dtype)

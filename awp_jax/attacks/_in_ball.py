@@ -1,7 +1,6 @@
 """What all attacks in a ball share: the ball, its short form, the goal and the start."""
 
 import dataclasses
-import functools
 from dataclasses import KW_ONLY, InitVar
 from typing import Any
 
@@ -11,9 +10,9 @@ import jax.numpy as jnp
 from awp_jax import checks
 from awp_jax.attacks._goal import Goal
 from awp_jax.balls import Ball, InputBall
+from awp_jax.balls._noise import noise_like
 from awp_jax.balls._norms import is_float
 from awp_jax.balls._protocol import check_ball
-from awp_jax.random import example_keys, fold_keys
 from awp_jax.typing import Inputs, Key, Radius
 
 STARTS = ("uniform", "gaussian", "none")
@@ -99,39 +98,12 @@ def starting_point(ball: Any, start: Any, keys: Key, centre: Inputs) -> Any:
         return centre
     if start == "uniform":
         return ball.start(keys, centre)
-    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, centre))
-    keys = example_keys(keys, leaves[0].shape[0])
-    leaf_keys = [keys] if len(leaves) == 1 else [fold_keys(keys, i) for i in range(len(leaves))]
-
-    def noisy(k: jax.Array, leaf: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        noise = jax.vmap(lambda k: jax.random.normal(k, leaf.shape[1:], leaf.dtype))(k)
-        return leaf + GAUSSIAN_START * noise
-
-    moved = [noisy(k, leaf) for k, leaf in zip(leaf_keys, leaves, strict=True)]
-    point = jax.tree.unflatten(structure, moved)
+    centre = jax.tree.map(jnp.asarray, centre)
+    noise = noise_like(keys, centre, "l2")
+    point = jax.tree.map(lambda x, n: x + GAUSSIAN_START * n if is_float(x) else x, centre, noise)
     # As released, it may be out of the bounds by a little; a ball of one's own knows no "little".
     hold = ball.hold if isinstance(ball, InputBall) else ball.project
     return hold(centre, point)
-
-
-def noise_like(keys: Key, images: Inputs, norm: str) -> Any:
-    """A random direction for each example: U(-1, 1) for Linf, else N(0, 1)."""
-    draw = _uniform if norm == "linf" else jax.random.normal
-    leaves, structure = jax.tree.flatten(images)
-    drawn = []
-    for number, leaf in enumerate(leaves):
-        leaf_keys = keys if len(leaves) == 1 else fold_keys(keys, number)
-        if is_float(leaf):
-            shape, dtype = leaf.shape[1:], leaf.dtype
-            leaf = jax.vmap(functools.partial(draw, shape=shape, dtype=dtype))(leaf_keys)
-        drawn.append(leaf)
-    return jax.tree.unflatten(structure, drawn)
-
-
-def _uniform(key: Key, shape: tuple[Any, ...], dtype: Any) -> jax.Array:
-    return jax.random.uniform(key, shape, dtype, -1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

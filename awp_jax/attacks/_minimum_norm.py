@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from awp_jax import checks
 from awp_jax.ascent import loop
 from awp_jax.attacks._goal import Goal
-from awp_jax.attacks._model import check_logits, in_float32, predict, prepare
+from awp_jax.attacks._model import check_logits, predict, prepare
 from awp_jax.attacks._nearest import NearestResult
 from awp_jax.attacks._result import choose
 from awp_jax.balls import InputBall, input_norms
@@ -122,8 +122,7 @@ class MinimumNorm:
             raise ValueError(
                 f"{type(self).__name__} needs one array of inputs, not a {type(images).__name__}."
             )
-        images = in_float32(images)
-        function, keys, _ = prepare(self, logits_fn, key, images, labels)
+        function, keys, images, _ = prepare(self, logits_fn, key, images, labels)
         images = jnp.asarray(images)
         check_logits(predict(function, images))
         limit = self.first_limit(images)

@@ -12,8 +12,9 @@ from awp_jax import checks
 from awp_jax.ascent import is_traced
 from awp_jax.attacks._goal import Goal
 from awp_jax.attacks._gradient import with_key
-from awp_jax.attacks._result import AttackResult, Ranked, judge, ranked
+from awp_jax.attacks._result import AttackResult, Ranked, ranked
 from awp_jax.balls import InputBall
+from awp_jax.balls._norms import at_least_float32, is_float
 from awp_jax.random import example_keys
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn
 
@@ -76,13 +77,11 @@ def in_float32(images: Inputs) -> Any:
     """
 
     def wide(leaf: Any) -> Any:
-        half = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
-        return leaf.astype(jnp.float32) if half else leaf
+        # What is no array of JAX or NumPy is left to the checks, which have a sentence for it.
+        ours = isinstance(leaf, jax.Array | np.ndarray)
+        return at_least_float32(leaf) if ours and is_float(leaf) else leaf
 
-    # What is no array of JAX or NumPy is left to the checks, which have a sentence for it.
-    return jax.tree.map(
-        lambda leaf: wide(leaf) if isinstance(leaf, jax.Array | np.ndarray) else leaf, images
-    )
+    return jax.tree.map(wide, images)
 
 
 def bounds_of(ball: Any) -> tuple[Any, Any]:
@@ -92,8 +91,8 @@ def bounds_of(ball: Any) -> tuple[Any, Any]:
 
 def prepare(
     attack: Any, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
-) -> tuple[Partial, jax.Array, int | None]:
-    """Checks the arguments of an attack.
+) -> tuple[Partial, jax.Array, Any, int | None]:
+    """Checks the arguments of an attack, and brings them into its forms.
 
     Args:
         attack: Its ``ball`` holds the bounds of the inputs, its ``goal`` says what labels are, its
@@ -105,14 +104,15 @@ def prepare(
         labels: int ``[batch]``, or what the goal takes.
 
     Returns:
-        The function as a pytree, a key per example, and the number of classes; ``None`` where there
-        are none, or the caller is being traced and nobody needs it: a function that closes over
-        tracers must not become a key of the global compilation cache.
+        The function as a pytree, a key per example, the images ``in_float32``, and the number of
+        classes; ``None`` where there are none, or the caller is being traced and nobody needs it: a
+        function that closes over tracers must not become a key of the global compilation cache.
 
     Raises:
         ValueError: For bad images, labels, keys, or what the model returns.
     """
     goal: Goal = attack.goal
+    images = in_float32(images)
     low, high = bounds_of(attack.ball)
     if goal.classifies:
         checks.inputs_and_labels(images, labels, low=low, high=high)
@@ -122,23 +122,14 @@ def prepare(
         attack.ball.check(images)
     keys, function = example_keys(key, _batch(images)), as_pytree_function(logits_fn)
     if is_traced(function, images, labels) and not getattr(attack, "targets", 0):
-        return function, keys, None
+        return function, keys, images, None
     key_now = keys[0] if attack.eot else None
     if not goal.classifies:
         goal.check(predict.eval_shape(function, images, key_now), labels, _batch(images))
-        return function, keys, None
+        return function, keys, images, None
     classes = number_of_classes(function, images, key_now)
     checks.labels_below(labels, classes)
-    return function, keys, classes
-
-
-def _verdict(
-    function: Partial, images: Inputs, labels: Labels, key: Key | None, goal: Goal
-) -> AttackResult:
-    return judge(function if key is None else with_key(function, key), images, labels, goal)
-
-
-_compiled_verdict = jax.jit(_verdict)
+    return function, keys, images, classes
 
 
 def _ranked(
@@ -153,7 +144,7 @@ _compiled_ranked = jax.jit(_ranked)
 def ranked_verdict(
     function: Partial, images: Inputs, labels: Labels, key: Key | None, goal: Goal
 ) -> Ranked:
-    """``verdict``, with what results of several runs are compared by."""
+    """``verdict``, with what results of several runs are compared by: compiled, unless traced."""
     traced = is_traced(function, images, labels)
     return (_ranked if traced else _compiled_ranked)(function, images, labels, key, goal)
 
@@ -174,6 +165,5 @@ def verdict(
         key: One typed key for a randomised model.
         goal: What counts as success; ``None`` for misclassification.
     """
-    traced = is_traced(function, images, labels)
     goal = Goal() if goal is None else goal
-    return (_verdict if traced else _compiled_verdict)(function, images, labels, key, goal)
+    return ranked_verdict(function, images, labels, key, goal).result

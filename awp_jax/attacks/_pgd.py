@@ -150,8 +150,7 @@ class PGD(InBall):
         Raises:
             ValueError: For bad images or labels, or a model that returns NaN.
         """
-        images = in_float32(images)
-        function, keys, _ = prepare(self, logits_fn, key, images, labels)
+        function, keys, images, _ = prepare(self, logits_fn, key, images, labels)
         result = None
         for restart in range(self.restarts):
             keys_now = keys if self.restarts == 1 else fold_keys(keys, restart)

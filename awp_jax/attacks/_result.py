@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from awp_jax.attacks._goal import Goal
 from awp_jax.attacks._losses import margin
 from awp_jax.balls._input_norms import per_example
-from awp_jax.typing import Inputs, Labels
+from awp_jax.typing import Inputs
 
 
 class AttackResult(NamedTuple):
@@ -49,14 +49,6 @@ def outcome(result: Any, attack: Any) -> AttackResult:
     return result
 
 
-def judge(
-    logits_fn: Callable[[Any], Any], images: Inputs, labels: Labels, goal: Goal | None = None
-) -> AttackResult:
-    """Looks at what the model says of ``images``: the verdict is always a forward pass."""
-    outputs, goal = logits_fn(images), Goal() if goal is None else goal
-    return AttackResult(images, goal.succeeded(outputs, labels), goal.judged(outputs, labels))
-
-
 def choose(mask: jax.Array, first: Any, second: Any) -> Any:
     """``first`` where ``mask [batch]``, else ``second``: pytrees of ``[batch, ...]``."""
     return jax.tree.map(lambda a, b: jnp.where(per_example(mask, a), a, b), first, second)
@@ -77,15 +69,24 @@ class Ranked(NamedTuple):
     margin: jax.Array
 
 
-def ranked(logits_fn: Callable[[Any], Any], images: Inputs, labels: Labels, goal: Goal) -> Ranked:
-    """``judge``, and the values by which results are compared, from the same forward pass."""
-    outputs = logits_fn(images)
+def ranked(
+    logits_fn: Callable[[Any], Any], images: Any, labels: Any, goal: Goal | None = None
+) -> Ranked:
+    """Looks at what the model says of ``images``: the verdict is always a forward pass."""
+    outputs, goal = logits_fn(images), Goal() if goal is None else goal
     result = AttackResult(images, goal.succeeded(outputs, labels), goal.judged(outputs, labels))
     ascended = goal.ascended(outputs, labels)
     margins = ascended
     if goal.classifies:
         margins = -margin(outputs, labels) if goal.targeted else margin(outputs, labels)
     return Ranked(result, ascended, margins)
+
+
+def judge(
+    logits_fn: Callable[[Any], Any], images: Any, labels: Any, goal: Goal | None = None
+) -> AttackResult:
+    """The result of ``ranked`` alone."""
+    return ranked(logits_fn, images, labels, goal).result
 
 
 def worse(first: Ranked, second: Ranked) -> Ranked:

@@ -11,7 +11,7 @@ from awp_jax import checks
 from awp_jax.ascent import loop
 from awp_jax.attacks._gradient import model_key
 from awp_jax.attacks._in_ball import InBall
-from awp_jax.attacks._model import check_logits, in_float32, prepare, ranked_verdict
+from awp_jax.attacks._model import check_logits, prepare, ranked_verdict
 from awp_jax.attacks._result import AttackResult, Ranked, worse
 from awp_jax.random import fold_keys
 from awp_jax.typing import Inputs, Key, Labels, Logits, LogitsFn, Radius
@@ -112,8 +112,7 @@ class SteppedAttack(InBall):
         Raises:
             ValueError: For bad images or labels, or a model that returns NaN.
         """
-        images = in_float32(images)
-        function, keys, classes = prepare(self, logits_fn, key, images, labels)
+        function, keys, images, classes = prepare(self, logits_fn, key, images, labels)
         self.check(images)
         best = judged(self, function, keys, images, labels)
         check_logits(best.result.loss)

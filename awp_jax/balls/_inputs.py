@@ -12,6 +12,7 @@ from awp_jax import checks
 from awp_jax.balls._input_norms import directions, input_norms, measured, per_example, shortened
 from awp_jax.balls._l1 import project_l1
 from awp_jax.balls._lying import broadcastable, clipped, has_room, lying, of_rows, spread
+from awp_jax.balls._noise import leaf_keys_of, noise_like
 from awp_jax.balls._norms import (
     at_least_float32,
     is_float,
@@ -106,19 +107,9 @@ class InputBall:
         if self._several:
             return self._each(lambda ball, i, c: ball.sample(_folded(key, i, c), c), centre)
         centres, structure = self._leaves(centre)
-        keys = example_keys(key, centres[0].shape[0])
-        # One array draws from the key itself, several from a key each.
-        leaf_keys = (
-            [keys] if len(centres) == 1 else [fold_keys(keys, i) for i in range(len(centres))]
-        )
         radii = self._radii(centres)
         if self.norm == "linf":
-            drawn = [
-                jax.vmap(lambda k, c: jax.random.uniform(k, c.shape, c.dtype, -1.0, 1.0))(k, c)
-                if is_float(c)
-                else c
-                for k, c in zip(leaf_keys, centres, strict=True)
-            ]
+            drawn = structure.flatten_up_to(noise_like(key, centre, "linf"))
             moved = [
                 c + r.astype(c.dtype) * d if is_float(c) else c
                 for c, r, d in zip(centres, radii, drawn, strict=True)
@@ -133,7 +124,7 @@ class InputBall:
 
         pairs = [
             jax.vmap(one)(k, c) if is_float(c) else (jnp.zeros(c.shape), None)
-            for k, c in zip(leaf_keys, centres, strict=True)
+            for k, c in zip(leaf_keys_of(key, centres), centres, strict=True)
         ]
         share = next(lengths for _, lengths in pairs if lengths is not None)
         directions = self._masked([direction for direction, _ in pairs], centres)

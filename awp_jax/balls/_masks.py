@@ -41,7 +41,7 @@ def kernels_only(params: Params) -> Any:
 
 def _is_kernel(name: str, leaf: Any) -> bool:
     shape, last = jnp.shape(leaf), name.rsplit("/", 1)[-1].lower()
-    if len(shape) < 2 or last in ("bias", "b", "scale", "offset"):
+    if len(shape) < 2 or last in ("bias", "scale", "offset"):
         return False
     named = last in ("kernel", "weight", "w")
     return named or len(shape) == 2 or sum(length > 1 for length in shape) > 1

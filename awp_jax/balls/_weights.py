@@ -339,8 +339,9 @@ def _zero(leaf: Any) -> Any:
 
 def _check_moves(keep: PyTree, centre: Params) -> None:
     """A misspelt layer would silently be training without a perturbation."""
-    leaves = jax.tree.leaves_with_path(centre)
-    if leaves and not any(jax.tree.leaves(keep)):
+    kept = jax.tree.leaves(keep)
+    if kept and not any(kept):
+        leaves = jax.tree.leaves_with_path(centre)
         few = ", ".join(path_name(path) or "a single array" for path, _ in leaves[:5])
         raise ValueError(
             f"The mask leaves no parameter to perturb of {len(leaves)} ({few}"

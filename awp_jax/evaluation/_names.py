@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from awp_jax import checks
 from awp_jax.attacks import FGSM, PGD, SPSA, FeatureAttack, ensemble
+from awp_jax.balls import NORMS
 
 _EXAMPLES = (
     "clean",
@@ -138,6 +139,7 @@ def attacks_by_name(names: Iterable[str], **settings: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"clean": None}
     for name in flat:
         if name in _ENSEMBLES:
+            checks.choice(norm, NORMS, "norm")
             radius = float(checks.radius(epsilon, "epsilon", norm))
             plan = ensemble(_ENSEMBLES[name], norm=norm, epsilon=radius)
             if eot:

@@ -10,11 +10,10 @@ from jax.tree_util import Partial
 from awp_jax import checks, parallel
 from awp_jax.attacks import cross_entropy
 from awp_jax.attacks._model import as_pytree_function
-from awp_jax.attacks._result import outcome
 from awp_jax.balls import WeightBall
 from awp_jax.balls._protocol import check_ball, check_step_size
 from awp_jax.data import as_float
-from awp_jax.landscape._model import float_images, logits_at
+from awp_jax.landscape._model import float_images, logits_at, looked_at
 from awp_jax.pytrees import as_argument, from_argument
 from awp_jax.random import check_key, example_keys
 from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params
@@ -175,8 +174,8 @@ def adversarial_directions(
             ),
         )
         if attack is not None:
-            found = attack(logits_at(function, params), keys, batch, batch_labels)
-            batch = outcome(found, attack).images
+            logits_fn = logits_at(function, params)
+            batch = looked_at(attack, logits_fn, keys, batch, batch_labels).images
         gradient = _gradient(params, function, batch, batch_labels)
         found.append(_scaled(ball, gradient, params))
     return _stack(found)

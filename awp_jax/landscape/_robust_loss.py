@@ -10,11 +10,10 @@ from jax.tree_util import Partial
 
 from awp_jax import checks, parallel, streams
 from awp_jax.attacks import PGD
-from awp_jax.attacks._model import as_pytree_function, bounds_of, verdict
-from awp_jax.attacks._result import outcome
+from awp_jax.attacks._model import as_pytree_function, bounds_of
 from awp_jax.balls import InputBall
 from awp_jax.data import as_float, padded_batches
-from awp_jax.landscape._model import full_precision, logits_at
+from awp_jax.landscape._model import full_precision, logits_at, looked_at
 from awp_jax.random import check_key, example_keys, fold_keys
 from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params
 
@@ -199,8 +198,7 @@ class Examples:
         if attack is None:
             return images
         batch_keys = self.batch_keys(keys, index)
-        found = attack(logits_at(apply_fn, params), batch_keys, images, labels)
-        return outcome(found, attack).images
+        return looked_at(attack, logits_at(apply_fn, params), batch_keys, images, labels).images
 
     def losses(self, apply_fn: Partial, params: Params, keys: Key, attack: Attack | None) -> Part:
         """Loss and verdict of every example after one run of the attack on ``params``."""
@@ -208,12 +206,8 @@ class Examples:
         with full_precision():
             for index, (_, mask) in enumerate(self.batches):
                 images, labels, _ = self.batch(index)
-                if attack is None:
-                    found = verdict(logits_fn, images, labels)
-                else:
-                    found = attack(logits_fn, self.batch_keys(keys, index), images, labels)
-                    outcome(found, attack)
-                parts.append((found, mask))
+                batch_keys = self.batch_keys(keys, index)
+                parts.append((looked_at(attack, logits_fn, batch_keys, images, labels), mask))
         return self.joined(parts)
 
     def joined(self, parts: Sequence[tuple[Any, np.ndarray]]) -> Part:

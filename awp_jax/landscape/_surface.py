@@ -9,10 +9,9 @@ import numpy as np
 from jax.tree_util import Partial
 
 from awp_jax import checks, parallel
-from awp_jax.attacks._model import as_pytree_function, number_of_classes, verdict
-from awp_jax.attacks._result import outcome
+from awp_jax.attacks._model import as_pytree_function, number_of_classes
 from awp_jax.data import as_float, padded_batches
-from awp_jax.landscape._model import float_images, full_precision, logits_at
+from awp_jax.landscape._model import float_images, full_precision, logits_at, looked_at
 from awp_jax.random import example_keys
 from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params
 
@@ -178,8 +177,7 @@ def _attacked(
     parts = []
     for i, mask in batches:
         rows = (keys[i], float_images(jnp.asarray(images[i]), params), jnp.asarray(labels[i]))
-        found = attack(logits_at(function, params), *parallel.follow(params, rows))
-        outcome(found, attack)
+        found = looked_at(attack, logits_at(function, params), *parallel.follow(params, rows))
         parts.append(parallel.to_host(found.images)[mask])
     return np.concatenate(parts)
 
@@ -208,11 +206,7 @@ def _look(
 ) -> Any:
     """At one point, loss of each example of a batch and whether it is right: ``[1, batch]``."""
     logits_fn = logits_at(function, _compiled_move(params, directions, jnp.asarray(where[0])))
-    batch = float_images(images, params)
-    if attack is None:
-        result = verdict(logits_fn, batch, labels)
-    else:
-        result = outcome(attack(logits_fn, keys, batch, labels), attack)
+    result = looked_at(attack, logits_fn, keys, float_images(images, params), labels)
     return result.loss[None], ~result.success[None]
 
 
@@ -231,11 +225,7 @@ def _look_compiled(
 
     def one(point: Any) -> Any:
         logits_fn = logits_at(function, _move(params, directions, point))
-        batch = float_images(images, params)
-        if attack is None:
-            result = verdict(logits_fn, batch, labels)
-        else:
-            result = outcome(attack(logits_fn, keys, batch, labels), attack)
+        result = looked_at(attack, logits_fn, keys, float_images(images, params), labels)
         return result.loss, ~result.success
 
     return jax.lax.map(one, jnp.asarray(where))

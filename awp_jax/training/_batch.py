@@ -71,11 +71,13 @@ def batch_function(
         "rotation_degrees": d.rotation_degrees,
     }
 
+    def first_of(step: Any) -> Any:
+        return (step % steps_per_epoch) * labelled_batch
+
     def choose(step: Any, order: Any, key: Key, *, batch_size: Any) -> Any:
-        position = (step % steps_per_epoch) * labelled_batch
         if padded:
-            return order[(position + jnp.arange(batch_size)) % labelled]
-        chosen = jax.lax.dynamic_slice(order, (position,), (batch_size,))
+            return order[(first_of(step) + jnp.arange(batch_size)) % labelled]
+        chosen = jax.lax.dynamic_slice(order, (first_of(step),), (batch_size,))
         if not unlabelled:
             return chosen
         return _fill_up(
@@ -105,10 +107,7 @@ def batch_function(
         if d.mixup:
             mixup_key = jax.random.fold_in(step_key, streams.STEP_MIXUP)
             batch, labels = data.mixup(mixup_key, batch, labels, d.mixup, num_classes)
-        mask = None
-        if padded:
-            position = (step % steps_per_epoch) * labelled_batch
-            mask = position + jnp.arange(batch_size) < labelled
+        mask = first_of(step) + jnp.arange(batch_size) < labelled if padded else None
         return Batch(batch, labels, weights, mask)
 
     return choose, gather

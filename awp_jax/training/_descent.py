@@ -42,13 +42,9 @@ class StepModel:
 
     def dropout_keys(self, key: Key | None, batch: int, copies: int = 1) -> Any:
         """A key for each example, where its place on this device is not that in the batch."""
-        whole_batch = self.axis_name is None
-        if (
-            key is None
-            or whole_batch
-            or self.classifier.is_random
-            or not self.classifier.has_dropout
-        ):
+        if key is None or self.axis_name is None:
+            return key
+        if self.classifier.is_random or not self.classifier.has_dropout:
             return key
         first = mapped.first_example(batch, self.axis_name)
         whole = batch * mapped.devices(self.axis_name)

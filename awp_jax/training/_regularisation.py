@@ -32,7 +32,7 @@ class Regularisation:
     l2: float = 0.0
     clip: float = 0.0
 
-    def __post_init__(self) -> Any:
+    def __post_init__(self) -> None:
         for name in ("l1", "l2", "clip"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):

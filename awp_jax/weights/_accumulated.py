@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax import checks
-from awp_jax.typing import GradFn, Params
+from awp_jax.typing import Params
 
 
 def accumulated(
-    grad_fn: GradFn, micro_batches: int, *batch: Any, has_aux: bool = False
+    grad_fn: Callable[..., Any], micro_batches: int, *batch: Any, has_aux: bool = False
 ) -> Callable[..., Any]:
     """The mean of a gradient over equal parts of a batch, one after the other in one ``lax.scan``.
 

@@ -95,7 +95,7 @@ def default_step(ball: Any, params: Params, steps: int, step_size: Radius) -> An
 def moved(params: Params, displacement: Displacement) -> Any:
     """``w + v``; integers, random keys and other leaves that are no floats stay as they are."""
 
-    def add(w: Any, v: Displacement) -> Any:
+    def add(w: Any, v: Any) -> Any:
         return jnp.add(w, v) if jnp.issubdtype(jnp.result_type(w), jnp.inexact) else w
 
     return jax.tree.map(add, params, displacement)

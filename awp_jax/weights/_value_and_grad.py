@@ -14,9 +14,9 @@ from awp_jax.weights._displacement import (
     random_displacement,
     weight_ball,
 )
+from awp_jax.weights._named import GAMMA_OF_RWP
 from awp_jax.weights._nnx import functional
 from awp_jax.weights._robust import C_MIN, STEPS, check_c_min, robust_displacement
-from awp_jax.weights._transform import GAMMA_OF_RWP
 
 
 def _split(args: tuple[Any, ...], argnums: int | Sequence[int]) -> tuple[Any, Callable[..., Any]]:

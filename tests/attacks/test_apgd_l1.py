@@ -276,7 +276,7 @@ def test_half_precision():
 )
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
-        APGD(**settings)
+        APGD(**{"epsilon": 0.5} | settings)
 
 
 def test_a_radius_for_each_feature_is_refused_before_anything_runs():

@@ -13,9 +13,9 @@ import pytest
 from conftest import from_torch, to_torch
 
 from awp_jax.attacks import APGD, APGDTargeted, FABTargeted, Square
-from awp_jax.attacks._in_ball import noise_like
 from awp_jax.attacks._stepped import begin
 from awp_jax.balls import InputBall
+from awp_jax.balls._noise import noise_like
 from awp_jax.random import example_keys, fold_keys
 
 torch = pytest.importorskip("torch")

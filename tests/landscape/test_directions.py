@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from awp_jax.attacks import AttackResult
 from awp_jax.balls import WeightBall
 from awp_jax.landscape import adversarial_directions, directions
 from awp_jax.weights import adversarial_displacement
@@ -115,7 +116,8 @@ def test_the_adversarial_direction_is_that_of_awp_on_one_mini_batch(regression):
 
     def attack(logits_fn, key, batch, batch_labels):
         seen.append((batch, batch_labels))
-        return type("Result", (), {"images": 1 - batch})
+        unused = jnp.zeros(len(batch))
+        return AttackResult(images=1 - batch, success=unused > 0, loss=unused)
 
     found = adversarial_directions(
         softmax_regression, params, KEY, images, labels, attack, 2, batch_size=4
