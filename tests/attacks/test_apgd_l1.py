@@ -179,8 +179,7 @@ def test_jits_vmaps_over_radii_and_compiles_for_no_new_radius():
         traces.append(1)
         return linear(weights, x)
 
-    # Exact counts: how XLA fuses a vmapped step changes rounding, and the released code counts it.
-    attack = APGD(0.6, 5, norm="l1", larger_radii=True, exact_counts=True)
+    attack = APGD(0.6, 5, norm="l1", larger_radii=True)
     model = Partial(counted, WEIGHTS)
     eager = attack(model, KEY, images, labels)
     before = len(traces)
@@ -267,6 +266,7 @@ def test_half_precision():
     ("settings", "message"),
     [
         ({"norm": "linf", "larger_radii": True}, "only APGD in an L1 ball"),
+        ({"norm": "l2", "released_counts": True}, "only APGD in an L1 ball"),
         ({"norm": "l1", "larger_radii": 3}, "True or False was expected"),
         ({"norm": "l1", "larger_radii": True, "steps": 4}, "steps is 4, but at least 5"),
         ({"norm": "l1", "momentum": 0.9}, "momentum is 0.9, but APGD in an L1 ball has none"),

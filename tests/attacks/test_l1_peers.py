@@ -61,11 +61,11 @@ def test_apgd_from_the_same_noise(digits, torch_digits, monkeypatch, larger, exa
         monkeypatch.setattr(apgd.torch, name, lambda *args, **kwargs: noise.clone())
     settings = {"n_iter": 25, "loss": "ce", "use_largereps": larger}
     theirs = peer(apgd.APGDAttack, module, **settings).perturb(to_torch(images), labels)
-    mine = APGD(EPSILON, 25, "l1", larger_radii=larger)(
-        digits.logits_fn, KEY, images, digits.labels
-    )
+    # On the grid counts are nearly the same; off it the peer's rounding errors matter.
+    attack = APGD(EPSILON, 25, "l1", larger_radii=larger, released_counts=not exact)
+    mine = attack(digits.logits_fn, KEY, images, digits.labels)
     success, found = np.asarray(mine.success), ~robust(module, theirs, labels)
-    # Where rounding decides which entries count, the two go different ways and mostly end alike.
+    # Where rounding decides, the two go different ways and mostly end alike.
     assert (success == found).mean() >= (0.98 if exact else 0.95)
     assert success.mean() == pytest.approx(found.mean(), abs=0.02)
     both = success & found & correct
