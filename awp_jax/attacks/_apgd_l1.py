@@ -76,14 +76,14 @@ class SparseSteps:
 
     Attributes:
         ball: An ``InputBall`` in L1.
-        step_size, steps, larger_radii, exact_counts: Of the attack.
+        step_size, steps, larger_radii, released_counts: Of the attack.
     """
 
     ball: InputBall
     step_size: Radius
     steps: int
     larger_radii: bool
-    exact_counts: bool
+    released_counts: bool
 
     @property
     def passes(self) -> int:
@@ -175,14 +175,13 @@ class SparseSteps:
         return dataclasses.replace(self.ball, radius=_times(self.ball.radius, factor))
 
     def _put(self, ball: InputBall, images: Inputs, displaced: Any, moves: Any) -> Any:
-        """``displaced``, which is ``images`` plus ``moves``, projected as the released code rounds.
+        """``displaced``, which is ``images`` plus ``moves``, projected.
 
-        That takes off again what was added, so an entry that the projection puts back may stay off
-        its place by a rounding error. Such entries count as displaced, which makes the next steps
-        less sparse: without them the results are others by more than seeds are.
+        The released code adds what its projection changes, so an entry that is put back may stay
+        off its place by a rounding error, and counts as displaced.
         """
         inside = ball.project(images, displaced)
-        if self.exact_counts:
+        if not self.released_counts:
             return inside
         return _each(lambda x, d, i, m: d + ((i - x) - m), images, displaced, inside, moves)
 
@@ -200,11 +199,8 @@ class SparseSteps:
         """What follows from the entries that ``point`` displaces."""
         moves = jax.tree.map(lambda p, x: p != x, point, images)
         displaced = _count(moves)
-        # XLA would multiply by reciprocals, and a rounding error decides whether an entry moves.
-        entries, sparser = jax.lax.optimization_barrier(
-            (jnp.maximum(self._entries(images), 1.0), jnp.float32(SPARSER))
-        )
-        return SparseMemory(displaced / entries / sparser, displaced)
+        entries = jnp.maximum(self._entries(images), 1.0)
+        return SparseMemory(displaced / entries / SPARSER, displaced)
 
     def _direction(self, images: Inputs, gradient: Gradients, density: jax.Array) -> Any:
         """The sparse direction of each ball: one for all inputs, or one for each radius."""

@@ -163,7 +163,7 @@ def test_inside_ball_and_bounds_whatever_the_radius(attack, larger):
 def test_a_key_gives_the_same_result_for_any_batch(larger):
     images, labels = batch(6)
     keys = example_keys(jax.random.key(3), 6)
-    attack = APGD(0.6, 10, norm="l1", larger_radii=larger, restarts=2)
+    attack = APGD(0.6, 6, norm="l1", larger_radii=larger, restarts=2)
     whole = attack(MODEL, jax.random.key(3), images, labels)
     half = attack(MODEL, keys[3:], images[3:], labels[3:])
     np.testing.assert_array_equal(whole.success[3:], half.success)
@@ -179,7 +179,7 @@ def test_jits_vmaps_over_radii_and_compiles_for_no_new_radius():
         traces.append(1)
         return linear(weights, x)
 
-    attack = APGD(0.6, 6, norm="l1", larger_radii=True)
+    attack = APGD(0.6, 5, norm="l1", larger_radii=True)
     model = Partial(counted, WEIGHTS)
     eager = attack(model, KEY, images, labels)
     before = len(traces)
@@ -236,7 +236,7 @@ def test_pytrees_masks_and_no_bounds():
     both = {name: inputs[name] for name in ("image", "table")}
     masks = {name: mask[name] for name in both}
     each = InputBall("l1", {"image": 0.3, "table": 0.9}, None, None, masks)
-    for ball, larger in ((one, False), (one, True), (each, False), (each, True)):
+    for ball, larger in ((one, False), (each, True)):
         attack = APGD(ball=ball, steps=10, larger_radii=larger)
         found = attack(model, KEY, inputs if ball is one else both, labels)
         moved = {n: found.images[n] - inputs[n] for n in both}
@@ -267,6 +267,7 @@ def test_half_precision():
     ("settings", "message"),
     [
         ({"norm": "linf", "larger_radii": True}, "only APGD in an L1 ball"),
+        ({"norm": "l2", "released_counts": True}, "only APGD in an L1 ball"),
         ({"norm": "l1", "larger_radii": 3}, "True or False was expected"),
         ({"norm": "l1", "larger_radii": True, "steps": 4}, "steps is 4, but at least 5"),
         ({"norm": "l1", "momentum": 0.9}, "momentum is 0.9, but APGD in an L1 ball has none"),

@@ -61,11 +61,11 @@ def test_apgd_from_the_same_noise(digits, torch_digits, monkeypatch, larger, exa
         monkeypatch.setattr(apgd.torch, name, lambda *args, **kwargs: noise.clone())
     settings = {"n_iter": 25, "loss": "ce", "use_largereps": larger}
     theirs = peer(apgd.APGDAttack, module, **settings).perturb(to_torch(images), labels)
-    mine = APGD(EPSILON, 25, "l1", larger_radii=larger)(
-        digits.logits_fn, KEY, images, digits.labels
-    )
+    # On the grid counts are nearly the same; off it the peer's rounding errors matter.
+    attack = APGD(EPSILON, 25, "l1", larger_radii=larger, released_counts=not exact)
+    mine = attack(digits.logits_fn, KEY, images, digits.labels)
     success, found = np.asarray(mine.success), ~robust(module, theirs, labels)
-    # Where rounding decides which entries count, the two go different ways and mostly end alike.
+    # Where rounding decides, the two go different ways and mostly end alike.
     assert (success == found).mean() >= (0.98 if exact else 0.95)
     assert success.mean() == pytest.approx(found.mean(), abs=0.02)
     both = success & found & correct
@@ -93,29 +93,29 @@ def test_targeted_apgd_and_fab_agree(digits, torch_digits):
     # Nearly nothing is random here: five targets, and FAB starts at the image. 500 images.
     module, images, labels = torch_digits
     args = digits.logits_fn, KEY, digits.images, digits.labels
-    settings = {"n_iter": 25, "n_target_classes": 5, "use_largereps": True}
+    settings = {"n_iter": 12, "n_target_classes": 5, "use_largereps": True}
     theirs = peer(apgd.APGDAttack_targeted, module, logger=logging.getLogger("peer"), **settings)
     found = robust(module, theirs.perturb(images, labels), labels)
-    mine = ~np.asarray(APGDTargeted(EPSILON, 25, "l1", larger_radii=True, targets=5)(*args).success)
+    mine = ~np.asarray(APGDTargeted(EPSILON, 12, "l1", larger_radii=True, targets=5)(*args).success)
     assert mine.mean() == pytest.approx(found.mean(), abs=0.005)
-    theirs = peer(fab.FABAttack_PT, module, n_iter=20, n_restarts=1, targeted=True)
+    theirs = peer(fab.FABAttack_PT, module, n_iter=10, n_restarts=1, targeted=True)
     found = robust(module, theirs.perturb(images, labels), labels)
-    mine = ~np.asarray(FABTargeted(EPSILON, 20, "l1")(*args).success)
+    mine = ~np.asarray(FABTargeted(EPSILON, 10, "l1")(*args).success)
     assert (mine == found).mean() >= 0.98
     assert mine.mean() == pytest.approx(found.mean(), abs=0.005)
 
 
 def test_square_agrees(digits, torch_digits):
-    # One run of 200 queries is 0.9 points from the mean of many; the mean of 4, theirs as ours,
-    # 0.45, so their difference is above 1.5 in one of 50 pairs. The seeds are fixed.
+    # Runs of a few dozen queries are up to a point from their mean; so the difference of two means
+    # of 3 is up to 0.8 points off, and 1.5 is about two such deviations. The seeds are fixed.
     module, images, labels = torch_digits
     args = digits.images, digits.labels
     theirs, mine = [], []
-    for seed in range(4):
-        settings = {"n_queries": 200, "resc_schedule": False, "seed": seed}
+    for seed in range(3):
+        settings = {"n_queries": 60, "resc_schedule": False, "seed": seed}
         attack = peer(square.SquareAttack, module, **settings)
         theirs.append(robust(module, attack.perturb(images, labels), labels).mean())
-        attack = Square(EPSILON, 200, "l1", released_corners=True)
+        attack = Square(EPSILON, 60, "l1", released_corners=True)
         mine.append(1 - float(attack(digits.logits_fn, jax.random.key(seed), *args).success.mean()))
     assert np.mean(mine) == pytest.approx(np.mean(theirs), abs=0.015)
 

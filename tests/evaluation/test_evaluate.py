@@ -128,7 +128,8 @@ def test_selections_by_name():
         with pytest.raises(ValueError, match=match):
             attacks_by_name([name])
     with pytest.raises(ValueError, match="norm"):
-        attacks_by_name(["autoattack"], norm="l3", epsilon=12)
+        attacks_by_name(["autoattack"], norm="l3", epsilon=0.5)
+    assert attacks_by_name(["apgd-ce"], norm="l1", epsilon=12)["apgd-ce"].larger_radii
 
 
 def test_bad_input(problem):
