@@ -240,7 +240,8 @@ class APGDTargeted(APGD):
 
     Attributes:
         epsilon, steps, norm, ball, restarts, step_size, rho, momentum, larger_radii,
-            released_counts, eot, unroll: As in ``APGD``; labels are the true ones, and any other class is a success.
+            released_counts, eot, unroll: As in ``APGD``; labels are the true ones, and any other
+            class is a success.
         loss, success, targeted: Not used.
         targets: Number of target classes (9, fra31/auto-attack; ``autoattack`` in L1 has 5).
     """
