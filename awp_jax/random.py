@@ -29,12 +29,15 @@ def example_keys(key: jax.Array, batch: int, first: int | jax.Array = 0) -> jax.
         first: Global index of the first example.
 
     Returns:
-        Typed keys ``[batch]``; the key of global example ``i`` is ``fold_in(key, i)``.
+        Typed keys ``[batch]``; the key of global example ``i`` is ``fold_in(key, i)``. Those of
+        ``rbg`` and ``unsafe_rbg``, whose draws under ``vmap`` depend on the whole batch, become
+        ``threefry2x32`` keys, so that no result depends on batching.
 
     Raises:
         ValueError: For a raw ``uint32`` key or a number of keys that is not ``batch``.
     """
     check_key(key)
+    key = _drawn_one_by_one(key)
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(batch))
     if key.shape != (batch,):
@@ -42,6 +45,13 @@ def example_keys(key: jax.Array, batch: int, first: int | jax.Array = 0) -> jax.
             f"key has shape {key.shape}, but one key, or {batch} of them, was expected."
         )
     return key
+
+
+def _drawn_one_by_one(key: jax.Array) -> jax.Array:
+    """``key``, or threefry keys from the first half of RBG ones, each of which is two of those."""
+    if "rbg" not in str(jax.random.key_impl(key)):
+        return key
+    return jax.random.wrap_key_data(jax.random.key_data(key)[..., :2], impl="threefry2x32")
 
 
 def fold_keys(keys: jax.Array, data: int | jax.Array) -> jax.Array:

@@ -34,6 +34,22 @@ def test_keys_per_example_are_returned_as_they_are():
     np.testing.assert_array_equal(data(example_keys(keys, 4)), data(keys))
 
 
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_draws_from_rbg_keys_do_not_depend_on_the_batch(kind):
+    def draws(keys):
+        return np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (3,)))(keys))
+
+    key = jax.random.key(3, impl=kind)
+    whole = draws(example_keys(key, 8))
+    halves = [draws(example_keys(key, 4, first)) for first in (0, 4)]
+    np.testing.assert_array_equal(whole, np.concatenate(halves))
+    assert len(np.unique(whole)) == whole.size
+    folded = [jax.random.fold_in(key, 1), jax.random.split(key)[0]]
+    assert len({tuple(data(k).ravel()) for k in map(lambda k: example_keys(k, 2), folded)}) == 2
+    own = jax.random.split(key, 4)
+    np.testing.assert_array_equal(draws(example_keys(own, 4))[2:], draws(example_keys(own[2:], 2)))
+
+
 def test_fold_keys_folds_each():
     keys = jax.random.split(jax.random.key(0), 2)
     expected = np.stack([data(jax.random.fold_in(k, 5)) for k in keys])

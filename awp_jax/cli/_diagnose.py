@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
         if other.is_random:
             raise UsageError(f"--surrogate={values['surrogate'].value} is a randomised model.")
         surrogate_fn = other.logits_fn
+    elif values["surrogate_checkpoint"].value:
+        raise UsageError("--surrogate_checkpoint is given without --surrogate.")
     found = diagnose(
         run.logits_fn(run.restore(which)[0]),
         jax.random.fold_in(run.experiment.key, streams.RUN_DIAGNOSE),

@@ -51,6 +51,8 @@ def export(workdir: pathlib.Path, output: str, which: str = "best") -> str:
             f"\nThe network expects normalised images: mean {classifier.mean}, standard deviation "
             f"{classifier.std}; a state dict does not hold them."
         )
+    safe = pathlib.Path(output).suffix == ".safetensors"
+    reader = "safetensors.torch.load_file" if safe else "torch.load"
     c = experiment.config
     back = [f"--model={c.model.name}", f"--data={c.data.name}", "--workdir=runs/imported"]
     back += [f"--width={c.model.width}"] * (c.model.width is not None)
@@ -59,5 +61,5 @@ def export(workdir: pathlib.Path, output: str, which: str = "best") -> str:
     note += f"\nBack again: awp-jax import {shlex.join([output, *back])}"
     return (
         f"exported {classifier.name}, {which} checkpoint, step {info['step']}: {output}; weights "
-        f"for torch.load and load_state_dict{note}"
+        f"for {reader} and load_state_dict{note}"
     )

@@ -3,7 +3,7 @@
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +14,12 @@ from awp_jax import config as schema
 from awp_jax.cli._flags import Command, UsageError, boolean, required
 from awp_jax.evaluation import measure
 from awp_jax.files import write_json
-from awp_jax.interop import CheckpointError, OtherArchitectureError, load_torch
+from awp_jax.interop import (
+    CheckpointError,
+    OtherArchitectureError,
+    load_torch,
+    normalisation,
+)
 from awp_jax.training import (
     BEST,
     LAST,
@@ -44,27 +49,41 @@ def main(argv: Sequence[str]) -> int:
     command.string("data_path", None, "where the data is; see awp_jax.data.load")
     command.string(
         "normalize",
-        "false",
+        None,
         "true: images are normalised by the data's mean and deviation before the network, as for "
-        "AT in the AWP release; not so in TRADES, MART, RST",
+        "AT in the AWP release; false: not so, as in TRADES, MART, RST; by default as the "
+        "checkpoint's own mean and deviation say, where it holds them, else false",
     )
+    command.string("rename", None, "other names of modules in the file, such as fc:linear,head:fc")
     command.integer("width", None, "channels of the first stage; the architecture's by default")
     command.string("norm", "linf", "of the ball that it is evaluated in: linf, l2, l1")
     command.string("epsilon", "8/255", "radius that it is evaluated at")
     values = command.parse(argv)
     if not command.given:
         raise UsageError("The checkpoint is missing: awp-jax import CHECKPOINT --model=... .")
+    own = None if values["normalize"].value else normalisation(command.given)
     config = imported_config(
         required(values, "model"),
         name=required(values, "data"),
         path=values["data_path"].value,
-        normalize=boolean(values, "normalize"),
+        normalize=bool(own) or (bool(values["normalize"].value) and boolean(values, "normalize")),
         width=values["width"].value,
         norm=required(values, "norm"),
         epsilon=required(values, "epsilon"),
     )
-    print(import_checkpoint(command.given, required(values, "workdir"), config))
+    if own is not None:
+        config.model.mean, config.model.std = own
+        print(f"normalised as the checkpoint says: mean {own[0]}, standard deviation {own[1]}")
+    rename = _pairs(values["rename"].value)
+    print(import_checkpoint(command.given, required(values, "workdir"), config, rename))
     return 0
+
+
+def _pairs(text: str | None) -> dict[str, str]:
+    pairs = [part.split(":") for part in text.split(",")] if text else []
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise UsageError(f"--rename is {text!r}, but OLD:NEW,OLD:NEW was expected.")
+    return {old: new for old, new in pairs}
 
 
 def imported_config(
@@ -113,7 +132,10 @@ def open_experiment(config: ConfigDict) -> tuple[Experiment, str]:
 
 
 def import_checkpoint(
-    checkpoint: str | pathlib.Path, workdir: str | pathlib.Path, config: ConfigDict
+    checkpoint: str | pathlib.Path,
+    workdir: str | pathlib.Path,
+    config: ConfigDict,
+    rename: Mapping[str, str] | None = None,
 ) -> str:
     """Makes a run directory of a PyTorch checkpoint, whole or not at all.
 
@@ -121,19 +143,23 @@ def import_checkpoint(
         checkpoint: ``.pt``, ``.pth`` or ``.safetensors``.
         workdir: The run directory; must not be there, or be empty.
         config: From ``imported_config``.
+        rename: Of ``awp_jax.interop.load_torch``.
 
     Returns:
         What was done, as text for a person.
 
     Raises:
         WorkdirError: When the directory is in use.
-        ValueError: When the checkpoint does not fit, or the config is wrong.
+        ValueError: When the checkpoint does not fit, the config is wrong, or its ``data.path`` has
+            no such data.
     """
     workdir, checkpoint = pathlib.Path(workdir), pathlib.Path(checkpoint)
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise WorkdirError(f"{workdir} is not empty: choose another --workdir.")
     experiment, problem = open_experiment(config)
-    params, batch_stats = _load(checkpoint, experiment)
+    if problem and config.data.path is not None:  # it would be fixed in the run
+        raise data.DataError(problem)
+    params, batch_stats = _load(checkpoint, experiment, rename)
     state = TrainState(
         jnp.zeros([], jnp.int32), params, batch_stats, experiment.optimizer.init(params)
     )
@@ -150,9 +176,11 @@ def import_checkpoint(
     return f"imported {config.model.name} from {checkpoint}{accuracy}: {workdir}{note}"
 
 
-def _load(checkpoint: pathlib.Path, experiment: Experiment) -> Any:
+def _load(
+    checkpoint: pathlib.Path, experiment: Experiment, rename: Mapping[str, str] | None
+) -> Any:
     try:
-        return load_torch(checkpoint, experiment.classifier)
+        return load_torch(checkpoint, experiment.classifier, rename=rename)
     except OtherArchitectureError as error:
         # Those two have no width of their own: that of a wide ResNet is in its name.
         if experiment.config.model.name.startswith(("wrn-", "linear")):

@@ -209,9 +209,9 @@ def _one(run, state, part, settings, how, draw, attack, partial, clock, name) ->
     key = jax.random.key(settings.seed)
     axes = (settings.axis,) * settings.dims
     stored = partial.load({"how": how, "draw": draw})
-    start = None if stored is None else Surface(axes, stored["loss"], stored["accuracy"])
+    start = None if stored is None else Surface(axes, **stored)
     work = settings.passes(how)
-    known = 0 if start is None else int(np.isfinite(start.loss).sum())
+    known = 0 if start is None else int(start.computed.sum())
     clock.begin(f"{run.workdir.name} {name} {how} draw {draw + 1}", known * work)
     if start is not None and known == start.loss.size:
         return start
@@ -249,8 +249,8 @@ def _one(run, state, part, settings, how, draw, attack, partial, clock, name) ->
         clock.advance((before - left) * work)
         before = left
         if left == 0 or time.monotonic() - saved > _SAVE_EVERY:
-            arrays = {"loss": now.loss, "accuracy": now.accuracy}
-            partial.save({"how": how, "draw": draw}, arrays)
+            points = {name: getattr(now, name) for name in ("loss", "accuracy", "computed")}
+            partial.save({"how": how, "draw": draw}, points)
             saved = time.monotonic()
 
     return surface(

@@ -16,7 +16,7 @@ from awp_jax.files import write_bytes
 SAFETENSORS = ".safetensors"
 TORCH = (".pt", ".pth")
 # Under these keys training scripts put the state dict, beside the epoch and the accuracy.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
 # The types of safetensors; PyTorch calls these three bfloat16, float8_e4m3fn and float8_e5m2.
 _NOT_OF_NUMPY = {
     "BF16": ml_dtypes.bfloat16,
@@ -173,9 +173,25 @@ def _unwrap(content: Any, path: pathlib.Path, is_tensor: Any) -> dict[str, Any]:
                         f"{type(value).__name__}, not a tensor."
                     )
             return dict(content)
-        inner = next((name for name in WRAPPERS if name in content), None)
-        if inner is None:
+        inner = [name for name in WRAPPERS if name in content][:1] or [
+            name for name, value in content.items() if _holds_tensors(value, is_tensor)
+        ]
+        if len(inner) > 1:
+            raise CheckpointError(
+                f"{path} holds several state dicts, {', '.join(map(repr, inner))}: save one alone."
+            )
+        if not inner:
             found = ", ".join(map(repr, list(content)[:5])) or "nothing"
             raise CheckpointError(f"{path} is not a state dict: it holds {found}.")
-        content = content[inner]
+        content = content[inner[0]]
     raise CheckpointError(f"{path} is not a state dict: it holds a {type(content).__name__}.")
+
+
+def _holds_tensors(content: Any, is_tensor: Any, depth: int = 5) -> bool:
+    """Whether tensors lie under names in ``content``; an optimiser's lie under numbers."""
+    if not isinstance(content, Mapping) or not depth:
+        return False
+    return any(
+        isinstance(name, str) and (is_tensor(value) or _holds_tensors(value, is_tensor, depth - 1))
+        for name, value in content.items()
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import pathlib
+import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -25,8 +27,8 @@ from awp_jax.interop.state_dict import (
 from awp_jax.models.classifier import Classifier, ImageShape, Tree
 from awp_jax.models.registry import create
 
-_MEAN_NAMES = ("mean", "mu", "_mean")
-_STD_NAMES = ("std", "sigma", "_std")
+_MEAN_NAMES = ("mean", "mu", "_mean", "new_mean")
+_STD_NAMES = ("std", "sigma", "_std", "new_std")
 
 
 def load_torch(
@@ -35,6 +37,7 @@ def load_torch(
     *,
     image_shape: ImageShape = (32, 32, 3),
     num_classes: int = 10,
+    rename: Mapping[str, str] | None = None,
     **options: Any,
 ) -> tuple[Tree, Tree]:
     """Reads the checkpoint of a PyTorch model.
@@ -50,6 +53,8 @@ def load_torch(
         model: the classifier it is for, or the name of one.
         image_shape: height, width, channels; only for a name.
         num_classes: number of logits; only for a name.
+        rename: names of modules (or of tensors) in the file, and what the released models call
+            them: ``{"fc": "linear"}``.
         **options: options of ``awp_jax.models.create``; only for a name.
 
     Returns:
@@ -59,15 +64,16 @@ def load_torch(
     Raises:
         CheckpointError: when the file is missing or damaged, is not a state dict, needs a package
             that is not installed, or holds other tensors than the model's: missing, unknown, of
-            another shape, not floating or not finite.
+            another shape, not floating or not finite; for a name in ``rename`` that the file has
+            not.
 
     Warns:
         UserWarning: when the checkpoint carries a mean or standard deviation of its images other
-            than the model's.
+            than the model's; see ``normalisation``.
     """
     classifier = _classifier(model, image_shape, num_classes, options)
     path = pathlib.Path(path)
-    state = files.read(path)
+    state = _renamed(path, files.read(path), rename or {})
     params_like, stats_like = jax.eval_shape(classifier.init, jax.random.key(0))
     expected = {
         torch_key(classifier.name, leaf_path): like
@@ -79,11 +85,15 @@ def load_torch(
         raise CheckpointError(f"{path} holds no tensor of {classifier.name}.")
     _check_shapes(path, classifier, expected, found)
     missing = [name for name in expected if name not in found]
-    if missing:
-        raise CheckpointError(f"{path} lacks {_few(missing)} of {classifier.name}.")
     extra = _extra(found, expected)
-    _compare_normalisation(path, classifier, found, extra)
     unknown = [name for name in extra if _normalisation(name) is None]
+    if missing:
+        has = f", and has {_few(unknown)}" if unknown else ""
+        raise CheckpointError(
+            f"{path} lacks {_few(missing)} of {classifier.name}{has}."
+            + _proposal(missing, unknown, expected, found)
+        )
+    _compare_normalisation(path, classifier, found, extra)
     if unknown:
         raise CheckpointError(f"{path} has {_few(unknown)}, which {classifier.name} has not.")
 
@@ -96,6 +106,34 @@ def load_torch(
         return nested(flat)
 
     return rebuild(params_like), rebuild(stats_like)
+
+
+def normalisation(
+    path: str | os.PathLike[str],
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The mean and standard deviation of images that a checkpoint carries, as many do.
+
+    Args:
+        path: As in ``load_torch``.
+
+    Returns:
+        ``(mean, std)``, one value per channel, or one for all; ``None`` where the file has none.
+
+    Raises:
+        CheckpointError: As ``load_torch`` does; when the file has several, or only one of the two.
+    """
+    path = pathlib.Path(path)
+    found: dict[str, set[tuple[float, ...]]] = {"mean": set(), "std": set()}
+    for name, value in files.read(path).items():
+        what = _normalisation(name)
+        if what is not None:
+            found[what].add(tuple(float(v) for v in np.asarray(value, np.float64).ravel()))
+    if not found["mean"] and not found["std"]:
+        return None
+    if len(found["mean"]) != 1 or len(found["std"]) != 1:
+        counts = f"{len(found['mean'])} means and {len(found['std'])} standard deviations"
+        raise CheckpointError(f"{path} holds {counts} of images, but one of each was expected.")
+    return found["mean"].pop(), found["std"].pop()
 
 
 def save_torch(
@@ -162,6 +200,31 @@ def _prefix(state: Iterable[str], expected: Iterable[str]) -> str:
         sorted(candidates, key=len),
         key=lambda prefix: sum(prefix + name in names for name in expected),
     )
+
+
+def _renamed(
+    path: Any, state: dict[str, np.ndarray], rename: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    for old, new in rename.items():
+        pattern = re.compile(rf"(^|\.){re.escape(old)}(?=\.|$)")
+        if not any(map(pattern.search, state)):
+            raise CheckpointError(f"{path} has nothing called {old}: it has {_few(list(state))}.")
+        state = {pattern.sub(rf"\g<1>{new}", name): value for name, value in state.items()}
+    return state
+
+
+def _proposal(missing: list[str], unknown: list[str], expected: Any, found: Any) -> str:
+    """A renaming that would pair what is missing with what is there, nearest names first."""
+    pairs: dict[str, str] = {}
+    for name in missing:
+        module, _, leaf = name.rpartition(".")
+        shape = to_torch_layout(np.empty(expected[name].shape, np.bool_)).shape
+        fitting = [u for u in unknown if u.endswith(f".{leaf}") and found[u].shape == shape]
+        nearest = difflib.get_close_matches(name, fitting, n=1, cutoff=0.0)
+        if module and nearest:
+            pairs.setdefault(nearest[0].rpartition(".")[0], module)
+    shown = ",".join(f"{old}:{new}" for old, new in list(pairs.items())[:3])
+    return f" If they are the same, rename: --rename={shown}." if pairs else ""
 
 
 def _check_shapes(path: Any, classifier: Classifier, expected: Any, found: Any) -> None:

@@ -1,4 +1,4 @@
-"""Largest eigenvalues of the Hessian of the clean or robust loss."""
+"""Extreme eigenvalues of the Hessian of the clean or robust loss."""
 
 from typing import Any, NamedTuple
 
@@ -21,12 +21,15 @@ from awp_jax.landscape._robust_loss import (
 )
 from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params
 
+# By the names of ARPACK: largest, smallest, and of largest magnitude.
+_ENDS = {"largest": "LA", "smallest": "SA", "magnitude": "LM"}
+
 
 class HessianSpectrum(NamedTuple):
-    """The largest eigenvalues of a Hessian.
+    """Extreme eigenvalues of a Hessian.
 
     Attributes:
-        eigenvalues: Largest first.  # shape=(count,)
+        eigenvalues: The most extreme first.  # shape=(count,)
         residuals: ``||H u - eigenvalue * u||`` of each unit eigenvector found: how far off an
             eigenvalue can be.  # shape=(count,)
         products: How many Hessian-vector products it took.
@@ -45,13 +48,14 @@ def hessian_spectrum(
     key: Key,
     *,
     count: int = 1,
+    which: str = "largest",
     attack: Attack | None = PGD_20,
     layers: Any = True,
     tolerance: float = 1e-3,
     most_products: int = 1000,
     batch_size: int = 128,
 ) -> HessianSpectrum:
-    """The largest eigenvalues of the Hessian of the mean loss in the weights.
+    """The largest or smallest eigenvalues of the Hessian of the mean loss in the weights.
 
     Of the robust loss, the examples are attacked once, at the weights, and then stay (the
     Hessian of ``w -> L(x + delta(w); w)`` with delta held, as in Yao et al., NeurIPS 2018).
@@ -68,7 +72,10 @@ def hessian_spectrum(
         images: ``[examples, height, width, channels]``, uint8 or float in [0, 1].
         labels: int ``[examples]``.
         key: One typed key: of the attack and of the first vector.
-        count: How many eigenvalues, algebraically largest first; fewer than there are parameters.
+        count: How many eigenvalues; fewer than there are parameters.
+        which: ``"largest"``: the highest, highest first. ``"smallest"``: the lowest, lowest first;
+            a negative one is a direction in which the loss falls. ``"magnitude"``: those of the
+            highest absolute value, highest first.
         attack: ``(logits_fn, key, images, labels) -> AttackResult``; ``None`` for clean loss.
         layers: Which parameters count: ``True`` for all, ``None`` for ``kernels_and_biases``, a
             pytree of bools, or a function from the parameters to one.
@@ -80,10 +87,11 @@ def hessian_spectrum(
         A ``HessianSpectrum`` in the dtype of the parameters.
 
     Raises:
-        ValueError: For a count below 1 or not below the number of parameters, and bad images,
-            labels or key.
+        ValueError: For a count below 1 or not below the number of parameters, an unknown
+            ``which``, and bad images, labels or key.
     """
     checks.positive_integer(count, "count")
+    checks.choice(which, tuple(_ENDS), "which")
     checks.positive_integer(most_products, "most_products")
     examples, mask = Examples(images, labels, batch_size, params), layers_of(params, layers)
     check_one_key(key)
@@ -126,7 +134,7 @@ def hessian_spectrum(
 
     operator = LinearOperator((size, size), matvec=product, dtype=flat.dtype)
     first = np.asarray(jax.random.normal(vector_key, (size,), flat.dtype))
-    values, vectors = _largest(operator, first, count, tolerance, most_products)
+    values, vectors = _extreme(operator, first, count, which, tolerance, most_products)
     residuals = [
         np.linalg.norm(product(vector) - value * vector)
         for value, vector in zip(values, vectors.T, strict=True)
@@ -136,10 +144,10 @@ def hessian_spectrum(
     return HessianSpectrum(padded[0], padded[1].astype(flat.dtype), products)
 
 
-def _largest(
-    operator: Any, first: Any, count: int, tolerance: float, most_products: int
+def _extreme(
+    operator: Any, first: Any, count: int, which: str, tolerance: float, most_products: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Converged eigenvalues, largest first, and their unit eigenvectors as columns."""
+    """Converged eigenvalues, most extreme first, and their unit eigenvectors as columns."""
     size = operator.shape[0]
     if not operator.matvec(first).any():  # ARPACK cannot start from a vector that maps to zero
         return np.zeros(count, first.dtype), np.eye(size, count, dtype=first.dtype)
@@ -148,11 +156,12 @@ def _largest(
     restarts = max(1, most_products // kept)
     try:
         values, vectors = eigsh(
-            operator, count, which="LA", v0=first, tol=tolerance, ncv=kept, maxiter=restarts
+            operator, count, which=_ENDS[which], v0=first, tol=tolerance, ncv=kept, maxiter=restarts
         )
     except ArpackNoConvergence as error:
         values, vectors = error.eigenvalues, error.eigenvectors
-    order = np.argsort(values)[::-1]
+    ranked = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}
+    order = np.argsort(ranked[which])
     return values[order], vectors[:, order]
 
 

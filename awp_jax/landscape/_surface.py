@@ -1,5 +1,6 @@
 """Loss and accuracy on a grid of weights around a model."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,13 +25,17 @@ class Surface(NamedTuple):
 
     Attributes:
         axes: One array of coordinates per direction; 1 moves by the whole direction.
-        loss: float64, one axis per direction: mean cross-entropy in nats; NaN where not computed.
-        accuracy: Of the same shape: share classified correctly after the attack, in [0, 1].
+        loss: float64, one axis per direction: mean cross-entropy in nats; NaN where not computed,
+            or where the model returns NaN.
+        accuracy: Of the same shape: share classified correctly after the attack, in [0, 1]; NaN
+            where the loss is.
+        computed: Of the same shape: which points are done. ``None`` for those with a loss.
     """
 
     axes: tuple[np.ndarray, ...]
     loss: np.ndarray
     accuracy: np.ndarray
+    computed: np.ndarray | None = None
 
 
 def axis(points: int = 41, extent: float = 1.0) -> np.ndarray:
@@ -95,7 +100,7 @@ def surface(
             attack with several restarts its loss is the highest over them when made anew, and
             that of the images it returns when made at the centre.
         batch_size: Examples per pass; does not change the result.
-        start: Points computed before, on the same axes; they are kept, the others (NaN) computed.
+        start: Points computed before, on the same axes; they are kept, the others computed.
         on_points: Called with what is there so far, and the number of points still to do, after
             every call.
         points_per_call: ``None`` for the rule above; else so many points in one compiled call.
@@ -106,6 +111,10 @@ def surface(
     Raises:
         ValueError: For bad images or labels, directions that do not fit the parameters, empty or
             non-finite axes, a missing key, or an unknown value of ``adversarial``.
+
+    Warns:
+        UserWarning: Once, with the coordinates, where the model returns NaN: too far from its
+            weights, nearly always.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -132,7 +141,8 @@ def surface(
     keys = example_keys(jax.random.key(0) if key is None else key, n)
     batches = list(padded_batches(n, min(batch_size, n), parallel.shards(params)))
     found = _begun(coordinates, start)
-    todo = np.argwhere(np.isnan(found.loss))
+    assert found.computed is not None
+    todo = np.argwhere(~found.computed)
     if points_per_call is None and jax.default_backend() != "cpu":
         points_per_call = _POINTS_PER_CALL
     with full_precision():
@@ -158,10 +168,25 @@ def surface(
             masks = [mask for _, mask in batches]
             losses, shares = (_gathered(results, masks, kind) for kind in range(2))
             for place, loss, share in zip(places, losses, shares, strict=False):
+                share = np.nan if np.isnan(loss) else share
                 found.loss[tuple(place)], found.accuracy[tuple(place)] = loss, share
+                found.computed[tuple(place)] = True
             if on_points is not None:
                 on_points(found, len(todo) - first - len(places))
+    _warn_of_nan(found, todo)
     return found
+
+
+def _warn_of_nan(found: Surface, computed: np.ndarray) -> None:
+    """One warning for all points, computed now, where the model returns NaN."""
+    places = [place for place in computed if np.isnan(found.loss[tuple(place)])]
+    if places:
+        first = ", ".join(f"{axis[i]:g}" for axis, i in zip(found.axes, places[0], strict=True))
+        warnings.warn(
+            f"The model returns NaN at {len(places)} of {len(computed)} points of the landscape, "
+            f"first at ({first}): loss and accuracy are NaN there.",
+            stacklevel=3,
+        )
 
 
 def _attacked(
@@ -240,11 +265,13 @@ def _gathered(results: list[Any], masks: list[np.ndarray], kind: int) -> np.ndar
 def _begun(coordinates: tuple[np.ndarray, ...], start: Surface | None) -> Surface:
     shape = tuple(len(values) for values in coordinates)
     if start is None:
-        return Surface(coordinates, np.full(shape, np.nan), np.full(shape, np.nan))
+        nothing = np.zeros(shape, bool)
+        return Surface(coordinates, np.full(shape, np.nan), np.full(shape, np.nan), nothing)
     same = len(start.axes) == len(shape) and all(map(np.array_equal, start.axes, coordinates))
     if not same or start.loss.shape != shape or start.accuracy.shape != shape:
         raise ValueError("start was computed on other axes.")
-    return Surface(coordinates, np.array(start.loss), np.array(start.accuracy))
+    computed = ~np.isnan(start.loss) if start.computed is None else np.array(start.computed, bool)
+    return Surface(coordinates, np.array(start.loss), np.array(start.accuracy), computed)
 
 
 def _coordinates(values: Any) -> np.ndarray:

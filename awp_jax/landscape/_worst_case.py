@@ -31,7 +31,8 @@ class WorstCaseFlatness(NamedTuple):
 
     Attributes:
         flatness: Highest loss of each example over restarts, mean over examples, minus the
-            reference, which is taken in the same way; in nats.  # shape=()
+            reference, which is taken in the same way; in nats. Below zero the ascent found less
+            than the reference did: more steps or restarts were needed.  # shape=()
         reference: The loss at the weights themselves.  # shape=()
         restarts: Mean loss over examples of each restart.  # shape=(restarts,)
         per_batch: As ``flatness``, but all examples that share nu are taken from the same restart:

@@ -51,13 +51,21 @@ def from_linen(
     Returns:
         The classifier. A linen module has no place for a mask: with BatchNorm and a mode that uses
         batch statistics, giving one raises ValueError. With ``has_dropout`` and the default
-        ``call_arguments``, mode "batch" needs a key as well, one flag switching both.
+        ``call_arguments``, mode "batch" needs a key as well, one flag switching both. ``init``
+        raises ValueError for a module with other collections.
     """
     name = name or type(module).__name__
 
     def init(key: Array) -> tuple[Tree, Tree]:
         images = jnp.zeros((1, *image_shape), jnp.float32)
         variables = module.init(key, images, **call_arguments(False, False))
+        others = sorted(set(variables) - {"params", "batch_stats"})
+        if others:
+            raise ValueError(
+                f"{name} has the collections {', '.join(map(repr, others))}, but a classifier "
+                'carries "params" and "batch_stats" alone: keep what changes in training in '
+                '"batch_stats", and constants in fields of the module.'
+            )
         return variables.get("params", {}), variables.get("batch_stats", {})
 
     def forward(

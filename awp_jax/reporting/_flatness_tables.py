@@ -9,6 +9,7 @@ from awp_jax.reporting._tables import markdown_table
 
 Results = Mapping[str, Mapping[str, Any]]
 SETS = ("test", "validation", "train")
+_WEAK = "(!)"
 
 
 class Correlation(NamedTuple):
@@ -111,6 +112,11 @@ def flatness_table(results: Results) -> str:
     header = list(dict.fromkeys(column for row in rows for column in row))
     body = markdown_table(header, [[row.get(column, "") for column in header] for row in rows])
     explained = "Losses and flatness in nats (lower is flatter), errors in percent."
+    if any(cell.endswith(_WEAK) for row in rows for cell in row.values()):
+        explained += (
+            f" {_WEAK}: below zero, so the joint ascent found less than the reference, and the "
+            "worst case is higher: raise --steps or --restarts."
+        )
     return "\n".join([body, "", f"{explained} " + " ".join(f"{note}." for note in notes)])
 
 
@@ -126,17 +132,21 @@ def _row(name, result, which, part, measured) -> dict[str, str]:
         f"worst of {result['restarts']}": f"{found['loss']:.4f}",
         "robust error": f"{100 * found['error']:.2f}",
         "average": f"{found['average']:.4f}",
-        "worst case": f"{found['worst_case']:.4f}",
+        "worst case": _worst_case(found["worst_case"]),
     }
     if "clean" in found:
         clean = found["clean"]
         row["clean loss"] = f"{clean['loss']:.4f}"
         row["clean average"] = f"{clean['average']:.4f}"
-        row["clean worst case"] = f"{clean['worst_case']:.4f}"
+        row["clean worst case"] = _worst_case(clean["worst_case"])
     if "hessian" in found:
         top = found["hessian"]["eigenvalues"][0]
         row["top eigenvalue"] = "not converged" if top is None else f"{top:.4g}"
     return row
+
+
+def _worst_case(value: float) -> str:
+    return f"{value:.4f}" + (f" {_WEAK}" if value < 0 else "")
 
 
 def _note(result: Mapping[str, Any]) -> str:

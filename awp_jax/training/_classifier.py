@@ -46,7 +46,9 @@ def create_classifier(config: ConfigDict, image_shape: Any, num_classes: int) ->
         options["width"] = m.width
     if m.normalize:
         published = () if m.mean and m.std else data.statistics(config.data.name)
-        options["mean"], options["std"] = published or (tuple(m.mean), tuple(m.std))
+        found = published or (tuple(m.mean), tuple(m.std))
+        one_for_all = [v * image_shape[-1] if len(v) == 1 else v for v in found]
+        options["mean"], options["std"] = one_for_all
     height, width, channels = image_shape
     shape = (height, width, channels)
     classifier = _created(m.name, shape, num_classes, tuple(sorted(options.items())))

@@ -77,6 +77,35 @@ def test_pt_files_load_into_pytorch(imported, tmp_path, capsys):
     assert {path.name for path in workdir.iterdir()} == {"config.json", "checkpoints"}
 
 
+def test_a_normalisation_in_the_file_is_taken_over(tmp_path, capsys):
+    save = pytest.importorskip("safetensors.numpy").save_file
+    classifier = models.create("mlp", image_shape=(8, 8, 1), num_classes=10)
+    path = tmp_path / "model.safetensors"
+    save_torch(path, classifier, *classifier.init(jax.random.key(0)))
+    names = {name: f"1.{name.replace('linear', 'fc')}" for name in tensors(path)}
+    renamed = {names[name]: value for name, value in tensors(path).items()}
+    own = {"0.mean": np.float32([0.25]), "0.std": np.float32([0.5])}
+    save(own | renamed, path)
+    arguments = ["import", str(path), "--model=mlp", "--data=digits"]
+    assert cli.main([*arguments, f"--workdir={tmp_path / 'run'}", "--rename=x"]) == 2
+    assert "--rename is 'x', but OLD:NEW" in capsys.readouterr().err
+    assert cli.main([*arguments, f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "--rename=fc:linear" in capsys.readouterr().err
+    assert cli.main([*arguments, f"--workdir={tmp_path / 'run'}", "--rename=fc:linear"]) == 0
+    assert "normalised as the checkpoint says: mean (0.25,)" in capsys.readouterr().out
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
+    assert (config["normalize"], config["mean"], config["std"]) == (True, [0.25], [0.5])
+
+
+def test_data_that_is_not_at_data_path_is_refused(tmp_path, capsys):
+    classifier = models.create("linear", image_shape=(32, 32, 3), num_classes=10)
+    path = tmp_path / "c.safetensors"
+    save_torch(path, classifier, *classifier.init(jax.random.key(0)))
+    arguments = [str(path), "--model=linear", f"--data_path={tmp_path / 'nothing'}"]
+    assert cli.main(["import", *arguments, f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "nothing" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_without_the_data_the_published_sizes_serve(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("AWP_JAX_DATA", str(tmp_path / "none"))
     classifier = models.create("wrn-10-1", image_shape=(32, 32, 3), num_classes=10)

@@ -24,7 +24,7 @@ from torch_models import (
 )
 
 from awp_jax import models
-from awp_jax.interop import CheckpointError, load_torch, save_torch
+from awp_jax.interop import CheckpointError, load_torch, normalisation, save_torch
 from awp_jax.interop.state_dict import leaves, to_state_dict
 
 WRN = {"image_shape": (8, 8, 3), "num_classes": 5}
@@ -160,6 +160,12 @@ WRAPPERS = {
     "state_dict": lambda state: {"state_dict": state, "epoch": 7, "best": 0.5},
     "net": lambda state: {"net": state, "acc": np.float64(52.79)},
     "nested twice": lambda state: {"model": {"state_dict": state}},
+    "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {}},
+    "another name": lambda state: {
+        "epoch": 3,
+        "weights": {"inner": state},
+        "optimiser": {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{}]},
+    },
     "dead duplicate": lambda state: (
         state | {f"sub_block1.{name}": value for name, value in state.items()}
     ),
@@ -188,6 +194,37 @@ def test_another_normalisation_is_noted(tmp_path, state):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_torch(path, "wrn-10-1", **WRN, mean=(0.5, 0.5, 0.5))
+
+
+def test_modules_of_other_names(tmp_path, wrn, state):
+    renamed = {f"module.{n.replace('fc.', 'head.')}": value for n, value in state.items()}
+    path = saved(tmp_path / "renamed.pt", renamed)
+    params, batch_stats = load_torch(path, wrn[0], rename={"head": "fc"})
+    assert same(params, wrn[1]) and same(batch_stats, wrn[2])
+    with pytest.raises(CheckpointError, match="has nothing called tail"):
+        load_torch(path, wrn[0], rename={"tail": "fc"})
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("0.mean", "0.std"), ((0.5, 0.25, 0.125), (2.0, 2.0, 4.0))),
+        (("mu", "sigma"), ((0.5, 0.25, 0.125), (2.0, 2.0, 4.0))),
+        (("normalizer.new_mean", "normalizer.new_std"), ((0.5, 0.25, 0.125), (2.0, 2.0, 4.0))),
+        ((), None),
+    ],
+)
+def test_normalisation_of_a_checkpoint(tmp_path, state, names, expected):
+    values = (torch.tensor([0.5, 0.25, 0.125]), torch.tensor([2.0, 2.0, 4.0]).reshape(1, 3, 1, 1))
+    own = dict(zip(names, values, strict=False))
+    path = saved(tmp_path / "normalised.pt", own | state)
+    assert normalisation(path) == expected
+
+
+def test_half_a_normalisation_is_named(tmp_path, state):
+    path = saved(tmp_path / "half.pt", {"mean": torch.zeros(3), **state})
+    with pytest.raises(CheckpointError, match="1 means and 0 standard deviations"):
+        normalisation(path)
 
 
 class Payload:
@@ -234,7 +271,12 @@ def without(*gone):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("fc.bias"), "lacks fc.bias of wrn-10-1"),
+        (without("fc.bias"), r"lacks fc.bias of wrn-10-1\.$"),
+        (
+            lambda state: {name.replace("fc.", "head."): v for name, v in state.items()},
+            "lacks fc.bias, fc.weight of wrn-10-1, and has head.bias, head.weight. If they are the "
+            "same, rename: --rename=head:fc",
+        ),
         (without("block1.layer.0.bn1.bias", "bn1.weight"), "lacks .*bn1.weight"),
         (changed("fc.extra", torch.ones(3)), "has fc.extra, which wrn-10-1 has not"),
         (
@@ -245,7 +287,8 @@ def without(*gone):
         (changed("fc.bias", torch.full((5,), torch.nan)), "fc.bias in .* not finite"),
         (changed("bn1.running_var", torch.full((64,), -1.0)), "negative variances"),
         (changed("epoch", 3), "entry 'epoch' is a int, not a tensor"),
-        (lambda state: {"weights": state}, "not a state dict: it holds 'weights'"),
+        (lambda state: {"weights": 3}, "not a state dict: it holds 'weights'"),
+        (lambda state: {"now": state, "ema": state}, "several state dicts, 'now', 'ema'"),
         (lambda state: {}, "it holds nothing"),
         (lambda state: list(state.values()), "it holds a list"),
         (lambda state: {"other.weight": torch.ones(2)}, "no tensor of wrn-10-1"),

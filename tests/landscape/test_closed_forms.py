@@ -97,6 +97,11 @@ def test_an_ellipsoid():
     np.testing.assert_allclose(found.eigenvalues, [12, 1, 0.5], rtol=1e-9)
     np.testing.assert_allclose(found.eigenvalues, np.linalg.eigvalsh(matrix)[:0:-1], rtol=1e-9)
     assert (found.residuals < 1e-8).all()
+    for which, expected in (("smallest", [-3, 0.5]), ("magnitude", [12, -3])):
+        ends = hessian_spectrum(
+            apply_fn, params, images, labels, key, count=2, which=which, attack=None
+        )
+        np.testing.assert_allclose(ends.eigenvalues, expected, rtol=1e-9)
     one = hessian_spectrum(
         apply_fn, params, images, labels, key, attack=None, layers={"kernel": True}
     )

@@ -1,5 +1,7 @@
 """Surfaces: closed forms, scale invariance, the centre, stopping and resuming."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,6 +217,25 @@ def test_a_stopped_grid_goes_on_with_the_points_that_are_left(network, curve):
     )
     assert rest.loss[0] == 77.0 and lefts == [1, 0]
     np.testing.assert_array_equal(rest.loss[1:], found.loss[1:])
+
+
+def test_points_where_the_model_returns_nan_are_nan_and_not_computed_again():
+    def apply_fn(params, images):  # logits 0 and w, not a number beyond w = 1.5
+        logits = images.mean((1, 2)) @ params["kernel"]
+        return jnp.where(params["kernel"][0, 1] > 1.5, jnp.nan, logits)
+
+    params, images = {"kernel": jnp.array([[0.0, 1.0]])}, jnp.full((3, 2, 2, 1), 0.5)
+    ways, labels = {"kernel": jnp.array([[[0.0, 1.0]]])}, jnp.array([0, 1, 1])
+    arguments = (apply_fn, params, ways, images, labels)
+    with pytest.warns(UserWarning, match=r"NaN at 1 of 3 points of the landscape, first at \(1\)"):
+        found = surface(*arguments, axes=[axis(3, 1.0)])
+    np.testing.assert_array_equal(np.isnan(found.loss), [False, False, True])
+    np.testing.assert_allclose(found.accuracy, [1 / 3, 2 / 3, np.nan], rtol=1e-12)
+    assert found.computed.all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = surface(*arguments, axes=[axis(3, 1.0)], start=found, on_points=pytest.fail)
+    np.testing.assert_array_equal(again.loss, found.loss)
 
 
 def test_layers_that_change_scale_leave_the_landscape_as_it_is(network, curve):

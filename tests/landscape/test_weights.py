@@ -198,6 +198,8 @@ def test_more_bad_input(problem):
         robust_loss(apply_fn, params, images, labels, jax.random.split(KEY, 7))
     with pytest.raises(ValueError, match="count is 43, but fewer than the 43 parameters"):
         hessian_spectrum(apply_fn, params, images, labels, KEY, count=43)
+    with pytest.raises(ValueError, match="which"):
+        hessian_spectrum(apply_fn, params, images, labels, KEY, which="lowest")
     with pytest.raises(ValueError, match="gammas is empty"):
         perturbed_loss(apply_fn, params, images, labels, KEY, gammas=())
     with pytest.raises(ValueError, match="alpha is 0, but a number above 0"):

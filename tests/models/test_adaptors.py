@@ -82,6 +82,17 @@ def test_linen_limits_are_errors(linen):
         classifier.apply(params, batch_stats, jnp.zeros((2, 6, 6, 1)), mode="running")
 
 
+def test_linen_collections_that_nothing_carries_are_refused_by_name():
+    class Averaged(nn.Module):
+        @nn.compact
+        def __call__(self, images, train=False):
+            self.variable("ema", "mean", jnp.zeros, ())
+            return nn.Dense(3)(images.reshape(images.shape[0], -1))
+
+    with pytest.raises(ValueError, match=r"Averaged has the collections 'ema', but .*batch_stats"):
+        models.from_linen(Averaged(), **SHAPE).init(jax.random.key(0))
+
+
 def test_linen_dropout_with_one_flag():
     classifier = models.from_linen(LinenCNN(dropout=0.5), **SHAPE, has_dropout=True)
     params, batch_stats = classifier.init(jax.random.key(0))

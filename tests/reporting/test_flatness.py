@@ -107,6 +107,15 @@ def test_the_report_holds_every_number_and_what_it_needs():
     assert "poor (mean of 1)" in table[7] and "| 6.0000  | 6.0000 " in table[7]
 
 
+def test_a_worst_case_below_zero_is_marked():
+    weak = result("AT", 1.0)
+    assert "(!)" not in flatness_report({"a": weak})
+    weak["checkpoints"]["last"]["test"]["worst_case"] = -0.0067
+    report = flatness_report({"a": weak})
+    assert "| -0.0067 (!)" in report
+    assert "(!): below zero" in report and "raise --steps or --restarts" in report
+
+
 def test_every_figure_is_drawn_from_plain_values(tmp_path):
     results = {
         name: result(name.upper(), scale, epochs=(1.0, 2.0, 3.0))
