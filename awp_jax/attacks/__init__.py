@@ -1,45 +1,90 @@
 """Input attacks: pure functions ``attack(logits_fn, key, images, labels) -> AttackResult``."""
 
-from awp_jax.attacks._apgd import APGD as APGD
-from awp_jax.attacks._apgd import APGDTargeted as APGDTargeted
-from awp_jax.attacks._apgd_steps import checkpoints as checkpoints
-from awp_jax.attacks._autoattack import AutoAttackResult as AutoAttackResult
-from awp_jax.attacks._autoattack import AutoAttackState as AutoAttackState
-from awp_jax.attacks._autoattack import Row as Row
-from awp_jax.attacks._autoattack import autoattack as autoattack
-from awp_jax.attacks._autoattack import run_stage as run_stage
-from awp_jax.attacks._autoattack import start_state as start_state
-from awp_jax.attacks._ensemble import ensemble as ensemble
-from awp_jax.attacks._fab import FAB as FAB
-from awp_jax.attacks._fab import FABTargeted as FABTargeted
-from awp_jax.attacks._feature import FeatureAttack as FeatureAttack
-from awp_jax.attacks._in_ball import InBall as InBall
-from awp_jax.attacks._losses import LOSSES as LOSSES
-from awp_jax.attacks._losses import HingedMargin as HingedMargin
-from awp_jax.attacks._losses import cross_entropy as cross_entropy
-from awp_jax.attacks._losses import dlr as dlr
-from awp_jax.attacks._losses import kl_divergence as kl_divergence
-from awp_jax.attacks._losses import largest_wrong as largest_wrong
-from awp_jax.attacks._losses import margin as margin
-from awp_jax.attacks._losses import targeted_dlr as targeted_dlr
-from awp_jax.attacks._losses import targeted_margin as targeted_margin
-from awp_jax.attacks._minimum_norm import DDN as DDN
-from awp_jax.attacks._minimum_norm import FMN as FMN
-from awp_jax.attacks._models import SmallestLoss as SmallestLoss
-from awp_jax.attacks._models import WorstOfModels as WorstOfModels
-from awp_jax.attacks._models import every_model_fooled as every_model_fooled
-from awp_jax.attacks._models import mean_of_models as mean_of_models
-from awp_jax.attacks._models import stacked_models as stacked_models
-from awp_jax.attacks._models import worst_of_models as worst_of_models
-from awp_jax.attacks._nearest import NearestResult as NearestResult
-from awp_jax.attacks._pgd import CW as CW
-from awp_jax.attacks._pgd import FGSM as FGSM
-from awp_jax.attacks._pgd import FGSMRS as FGSMRS
-from awp_jax.attacks._pgd import NFGSM as NFGSM
-from awp_jax.attacks._pgd import PGD as PGD
-from awp_jax.attacks._result import AttackResult as AttackResult
-from awp_jax.attacks._spsa import SPSA as SPSA
-from awp_jax.attacks._square import Square as Square
-from awp_jax.attacks._stepped import SteppedAttack as SteppedAttack
-from awp_jax.attacks._survivors import Progress as Progress
-from awp_jax.attacks._transfer import transfer as transfer
+from awp_jax.attacks._apgd import APGD, APGDTargeted
+from awp_jax.attacks._apgd_steps import checkpoints
+from awp_jax.attacks._autoattack import (
+    AutoAttackResult,
+    AutoAttackState,
+    Row,
+    autoattack,
+    run_stage,
+    start_state,
+)
+from awp_jax.attacks._ensemble import ensemble
+from awp_jax.attacks._fab import FAB, FABTargeted
+from awp_jax.attacks._feature import FeatureAttack
+from awp_jax.attacks._in_ball import InBall
+from awp_jax.attacks._losses import (
+    LOSSES,
+    HingedMargin,
+    cross_entropy,
+    dlr,
+    kl_divergence,
+    largest_wrong,
+    margin,
+    targeted_dlr,
+    targeted_margin,
+)
+from awp_jax.attacks._minimum_norm import DDN, FMN
+from awp_jax.attacks._models import (
+    SmallestLoss,
+    WorstOfModels,
+    every_model_fooled,
+    mean_of_models,
+    stacked_models,
+    worst_of_models,
+)
+from awp_jax.attacks._nearest import NearestResult
+from awp_jax.attacks._pgd import CW, FGSM, FGSMRS, NFGSM, PGD
+from awp_jax.attacks._result import AttackResult
+from awp_jax.attacks._spsa import SPSA
+from awp_jax.attacks._square import Square
+from awp_jax.attacks._stepped import SteppedAttack
+from awp_jax.attacks._survivors import Progress
+from awp_jax.attacks._transfer import transfer
+
+__all__ = [
+    "APGD",
+    "APGDTargeted",
+    "AttackResult",
+    "AutoAttackResult",
+    "AutoAttackState",
+    "CW",
+    "DDN",
+    "FAB",
+    "FABTargeted",
+    "FGSM",
+    "FGSMRS",
+    "FMN",
+    "FeatureAttack",
+    "HingedMargin",
+    "InBall",
+    "LOSSES",
+    "NFGSM",
+    "NearestResult",
+    "PGD",
+    "Progress",
+    "Row",
+    "SPSA",
+    "SmallestLoss",
+    "Square",
+    "SteppedAttack",
+    "WorstOfModels",
+    "autoattack",
+    "checkpoints",
+    "cross_entropy",
+    "dlr",
+    "ensemble",
+    "every_model_fooled",
+    "kl_divergence",
+    "largest_wrong",
+    "margin",
+    "mean_of_models",
+    "run_stage",
+    "stacked_models",
+    "start_state",
+    "targeted_dlr",
+    "targeted_margin",
+    "transfer",
+    "worst_of_models",
+]

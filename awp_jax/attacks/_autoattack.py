@@ -25,6 +25,7 @@ from awp_jax.attacks._survivors import (
     batch_sizes,
     evaluate,
 )
+from awp_jax.attacks._words import known_names
 from awp_jax.balls import InputBall
 from awp_jax.random import check_key, example_keys
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
@@ -285,6 +286,7 @@ def _inside(ball: Any, centre: np.ndarray, point: np.ndarray) -> np.ndarray:
     return np.asarray(ball.clip(centre, point))
 
 
+@known_names
 def autoattack(
     logits_fn: LogitsFn,
     key: Key,

@@ -9,6 +9,7 @@ from awp_jax.attacks._fab import FAB, FABTargeted
 from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of, is_l1
 from awp_jax.attacks._square import Square
 from awp_jax.attacks._stepped import SteppedAttack
+from awp_jax.attacks._words import known_names
 from awp_jax.typing import Inputs, Radius
 
 # fra31/auto-attack, autoattack.py.
@@ -20,6 +21,7 @@ VERSIONS = {
 NAMES = VERSIONS["plus"]
 
 
+@known_names
 def ensemble(
     version: str = "standard",
     *,

@@ -15,6 +15,7 @@ from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
 from awp_jax.attacks._model import as_pytree_function, bounds_of
 from awp_jax.attacks._result import AttackResult, choose
 from awp_jax.attacks._stepped import SteppedAttack
+from awp_jax.attacks._words import KnownNames
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
 
@@ -146,7 +147,7 @@ class _FeatureSteps(SteppedAttack):
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureAttack:
+class FeatureAttack(KnownNames):
     """Minimises the cosine distance of features to those of images of other classes.
 
     Lin et al., "Feature attack" (the strongest on some defences that AutoAttack finds hard); each

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from awp_jax import checks
 from awp_jax.attacks._goal import Goal
+from awp_jax.attacks._words import KnownNames
 from awp_jax.balls import Ball, InputBall
 from awp_jax.balls._noise import noise_like
 from awp_jax.balls._norms import is_float
@@ -107,7 +108,7 @@ def starting_point(ball: Any, start: Any, keys: Key, centre: Inputs) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class InBall:
+class InBall(KnownNames):
     """The fields that attacks in a ball of inputs have in common.
 
     Attributes:

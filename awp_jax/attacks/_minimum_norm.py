@@ -14,6 +14,7 @@ from awp_jax.attacks._goal import Goal
 from awp_jax.attacks._model import check_logits, predict, prepare
 from awp_jax.attacks._nearest import NearestResult
 from awp_jax.attacks._result import choose
+from awp_jax.attacks._words import KnownNames
 from awp_jax.balls import InputBall, input_norms
 from awp_jax.balls._input_norms import per_example
 from awp_jax.balls._inputs import NORMS
@@ -52,7 +53,7 @@ class Seen(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MinimumNorm:
+class MinimumNorm(KnownNames):
     """What DDN and FMN share: a norm that shrinks where the attack succeeds and grows elsewhere.
 
     Attributes:

@@ -21,6 +21,7 @@ from awp_jax.attacks._model import (
     ranked_verdict,
 )
 from awp_jax.attacks._result import AttackResult, worse
+from awp_jax.attacks._words import known_names
 from awp_jax.balls import InputBall
 from awp_jax.balls._protocol import check_step_size, scaled
 from awp_jax.pytrees import pytree_dataclass
@@ -205,6 +206,7 @@ def _in_units_of_mean(gradient: jax.Array) -> jax.Array:
     return gradient / jnp.maximum(jnp.abs(gradient).mean(axes, keepdims=True), 1e-30)
 
 
+@known_names
 def FGSM(
     epsilon: Radius = OF_THE_BALL,
     *,
@@ -241,6 +243,7 @@ def FGSM(
     )
 
 
+@known_names
 def FGSMRS(
     epsilon: Radius = OF_THE_BALL,
     *,
@@ -274,6 +277,7 @@ def FGSMRS(
     return PGD(ball=ball, steps=1, step_size=size, loss=loss, success=success)
 
 
+@known_names
 def NFGSM(
     epsilon: Radius = OF_THE_BALL,
     *,
@@ -323,6 +327,7 @@ def _of_radius(ball: InputBall, radius: Radius) -> InputBall:
     return jax.tree.unflatten(jax.tree.structure(ball), [*jax.tree.leaves(radius), *leaves[first:]])
 
 
+@known_names
 def CW(
     epsilon: Radius = OF_THE_BALL,
     *,

@@ -1,40 +1,66 @@
 """Training: the step, its state and schedules, the loop, checkpoints."""
 
-from awp_jax.files import StorageError as StorageError
-from awp_jax.files import write_json as write_json
-from awp_jax.training._attack import TrainingAttack as TrainingAttack
-from awp_jax.training._averaging import averaging_rate as averaging_rate
-from awp_jax.training._averaging import estimate_batch_stats as estimate_batch_stats
-from awp_jax.training._checkpoints import AVERAGE as AVERAGE
-from awp_jax.training._checkpoints import BEST as BEST
-from awp_jax.training._checkpoints import KEPT as KEPT
-from awp_jax.training._checkpoints import LAST as LAST
-from awp_jax.training._checkpoints import CheckpointError as CheckpointError
-from awp_jax.training._checkpoints import Checkpoints as Checkpoints
-from awp_jax.training._classifier import create_classifier as create_classifier
-from awp_jax.training._experiment import Experiment as Experiment
-from awp_jax.training._experiment import build as build
-from awp_jax.training._experiment import evaluation_attack as evaluation_attack
-from awp_jax.training._experiment import objective_of as objective_of
-from awp_jax.training._experiment import weight_perturbation as weight_perturbation
-from awp_jax.training._feed import Feed as Feed
-from awp_jax.training._initial import initial_state as initial_state
-from awp_jax.training._loop import NonFiniteError as NonFiniteError
-from awp_jax.training._loop import Outcome as Outcome
-from awp_jax.training._loop import train as train
-from awp_jax.training._optimizers import EntropySGDState as EntropySGDState
-from awp_jax.training._optimizers import entropy_sgd as entropy_sgd
-from awp_jax.training._records import WorkdirError as WorkdirError
-from awp_jax.training._records import plain as plain
-from awp_jax.training._records import read_config as read_config
-from awp_jax.training._records import read_metrics as read_metrics
-from awp_jax.training._regularisation import Regularisation as Regularisation
-from awp_jax.training._run import Run as Run
-from awp_jax.training._run import open_run as open_run
-from awp_jax.training._schedules import schedule as schedule
-from awp_jax.training._state import TrainState as TrainState
-from awp_jax.training._state import digest as digest
-from awp_jax.training._state import init_state as init_state
-from awp_jax.training._step import augmentation_keys as augmentation_keys
-from awp_jax.training._step import make_train_step as make_train_step
-from awp_jax.training._weights import WeightPerturbation as WeightPerturbation
+from awp_jax.files import StorageError, write_json
+from awp_jax.training._attack import TrainingAttack
+from awp_jax.training._averaging import averaging_rate, estimate_batch_stats
+from awp_jax.training._checkpoints import AVERAGE, BEST, KEPT, LAST, CheckpointError, Checkpoints
+from awp_jax.training._classifier import create_classifier
+from awp_jax.training._experiment import (
+    Experiment,
+    build,
+    evaluation_attack,
+    objective_of,
+    weight_perturbation,
+)
+from awp_jax.training._feed import Feed
+from awp_jax.training._initial import initial_state
+from awp_jax.training._loop import NonFiniteError, Outcome, train
+from awp_jax.training._optimizers import EntropySGDState, entropy_sgd
+from awp_jax.training._records import WorkdirError, plain, read_config, read_metrics
+from awp_jax.training._regularisation import Regularisation
+from awp_jax.training._run import Run, open_run
+from awp_jax.training._schedules import schedule
+from awp_jax.training._state import TrainState, digest, init_state
+from awp_jax.training._step import augmentation_keys, make_train_step
+from awp_jax.training._weights import WeightPerturbation
+
+__all__ = [
+    "AVERAGE",
+    "BEST",
+    "CheckpointError",
+    "Checkpoints",
+    "EntropySGDState",
+    "Experiment",
+    "Feed",
+    "KEPT",
+    "LAST",
+    "NonFiniteError",
+    "Outcome",
+    "Regularisation",
+    "Run",
+    "StorageError",
+    "TrainState",
+    "TrainingAttack",
+    "WeightPerturbation",
+    "WorkdirError",
+    "augmentation_keys",
+    "averaging_rate",
+    "build",
+    "create_classifier",
+    "digest",
+    "entropy_sgd",
+    "estimate_batch_stats",
+    "evaluation_attack",
+    "init_state",
+    "initial_state",
+    "make_train_step",
+    "objective_of",
+    "open_run",
+    "plain",
+    "read_config",
+    "read_metrics",
+    "schedule",
+    "train",
+    "weight_perturbation",
+    "write_json",
+]

@@ -97,22 +97,35 @@ A model that is itself a pytree, as in Equinox (there, give it ``eqx.filter(mode
 ('Linear', (2, 4), 0.5)
 """
 
-from awp_jax.weights._accumulated import accumulated as accumulated
-from awp_jax.weights._displacement import adversarial_displacement as adversarial_displacement
-from awp_jax.weights._displacement import perturb as perturb
-from awp_jax.weights._displacement import random_displacement as random_displacement
+from awp_jax.weights._accumulated import accumulated
+from awp_jax.weights._displacement import adversarial_displacement, perturb, random_displacement
 from awp_jax.weights._named import (
     RandomWeightPerturbationState as RandomWeightPerturbationState,
 )
-from awp_jax.weights._named import asam as asam
-from awp_jax.weights._named import awp as awp
-from awp_jax.weights._named import random_weight_perturbation as random_weight_perturbation
-from awp_jax.weights._named import rwp as rwp
-from awp_jax.weights._named import sam as sam
-from awp_jax.weights._robust import loss_range_gradient as loss_range_gradient
-from awp_jax.weights._robust import robust_displacement as robust_displacement
-from awp_jax.weights._transform import PerturbedState as PerturbedState
-from awp_jax.weights._transform import perturbed as perturbed
-from awp_jax.weights._value_and_grad import random_value_and_grad as random_value_and_grad
-from awp_jax.weights._value_and_grad import robust_value_and_grad as robust_value_and_grad
-from awp_jax.weights._value_and_grad import value_and_grad as value_and_grad
+from awp_jax.weights._named import asam, awp, random_weight_perturbation, rwp, sam
+from awp_jax.weights._robust import loss_range_gradient, robust_displacement
+from awp_jax.weights._transform import PerturbedState, perturbed
+from awp_jax.weights._value_and_grad import (
+    random_value_and_grad,
+    robust_value_and_grad,
+    value_and_grad,
+)
+
+__all__ = [
+    "PerturbedState",
+    "accumulated",
+    "adversarial_displacement",
+    "asam",
+    "awp",
+    "loss_range_gradient",
+    "perturb",
+    "perturbed",
+    "random_displacement",
+    "random_value_and_grad",
+    "random_weight_perturbation",
+    "robust_displacement",
+    "robust_value_and_grad",
+    "rwp",
+    "sam",
+    "value_and_grad",
+]
