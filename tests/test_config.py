@@ -2,6 +2,7 @@
 
 import copy as copying
 import importlib.util
+import itertools
 import pathlib
 
 import pytest
@@ -35,6 +36,8 @@ def get(name, argument):
         ("weights.method", "apw", r"Unknown weights.method 'apw'.*Did you mean 'awp'"),
         ("objective.name", "trade", r"Unknown objective.name 'trade'.*Did you mean 'trades'"),
         ("schedule.name", "cosin", r"Did you mean 'cosine'"),
+        ("model.width", 10**12, r"model.width is 1000000000000, but an integer from 1 to 65536"),
+        ("weights.c_min", -1.0, r"weights.c_min is -1.0, but a number of at least 0, or inf"),
         ("epochs", 0, r"epochs is 0, but an integer of at least 1"),
         ("batch_size", -1, r"batch_size is -1"),
         ("optimizer.learning_rate", -0.1, r"optimizer.learning_rate is -0.1"),
@@ -52,6 +55,36 @@ def test_bad_values_are_one_sentence(path, value, message):
     with pytest.raises(ValueError, match=message) as error:
         schema.validate(config)
     assert "\n" not in str(error.value)
+
+
+NONSENSE = ("-1", "nan", "inf", "1e999", "abc", "", "[1,2]", "None", "0", "999999999999", "8/0")
+NOT_FINITE = ("nan", "inf", "1e999", "8/0")
+PYTHONS_WORDS = (" at 0x", "malformed", "invalid literal", "could not convert")
+
+
+@pytest.mark.core
+@pytest.mark.filterwarnings("ignore:.*meant")
+def test_every_key_refuses_nonsense_in_one_sentence():
+    accepted, default = [], schema.default()
+    for (path, key), value in itertools.product(dict(schema.keys()).items(), NONSENSE):
+        config = copying.deepcopy(default)
+        try:
+            schema.override(config, path, value)
+            schema.validate(config)
+        except ValueError as error:
+            words = str(error)
+            assert "\n" not in words and len(words) < 400, (path, value, words)
+            assert not any(phrase in words for phrase in PYTHONS_WORDS), (path, value, words)
+            continue
+        number = isinstance(key.default, int | float) and not isinstance(key.default, bool)
+        text = isinstance(key.default, str) and "/" not in key.default
+        if (value in NOT_FINITE and not text) or (value == "-1" and number):
+            accepted.append((path, value))
+    paths = {"data.path", "data.unlabelled", "data.pseudo_labels", "init_from"}  # any text is one
+    assert [a for a in accepted if a[0] not in paths] == [
+        ("weights.c_min", "inf"),  # all examples, as in AWP
+        ("weights.c_min", "1e999"),  # the same
+    ]
 
 
 @pytest.mark.core

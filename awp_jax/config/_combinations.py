@@ -22,6 +22,11 @@ def check_combinations(config: ConfigDict) -> None:
     shared = w.shared_backward and w.method == "awp"
     for wrong, sentence in (
         (
+            d.name == "digits" and d.path is not None,
+            f"data.path is {d.path!r}, but digits comes with scikit-learn and is read from no "
+            "path: leave it out.",
+        ),
+        (
             bool(config.model.mean) != bool(config.model.std),
             "model.mean and model.std belong together: give both, or neither.",
         ),

@@ -99,7 +99,7 @@ INPUTS = (
         (
             "width",
             None,
-            optional(integer(1)),
+            optional(integer(1, 65_536)),
             "Channels of the first stage, or of hidden layers; None: the architecture's own.",
         ),
         (

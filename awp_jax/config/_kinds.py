@@ -62,13 +62,30 @@ def optional(kind: Kind) -> Kind:
     return dataclasses.replace(kind, optional=True)
 
 
-def integer(minimum: int) -> Kind:
-    """An integer of at least ``minimum``."""
+def integer(minimum: int, maximum: int | None = None) -> Kind:
+    """An integer of at least ``minimum``, and at most ``maximum`` where there is one."""
+    limit = f"an integer of at least {minimum}"
+    if maximum is not None:
+        limit = f"an integer from {minimum} to {maximum}"
 
     def check(value, name, config):
         checks.positive_integer(value, name, minimum)
+        if maximum is not None and value > maximum:
+            raise ValueError(f"{name} is {value!r}, but {limit} was expected.")
 
-    return Kind(int, f"an integer of at least {minimum}", check)
+    return Kind(int, limit, check)
+
+
+def threshold() -> Kind:
+    """A number of at least 0, or infinity."""
+
+    def check(value, name, config):
+        if not value >= 0:
+            raise ValueError(
+                f"{name} is {value!r}, but a number of at least 0, or inf, was expected."
+            )
+
+    return Kind(float, "a number of at least 0, or inf", check)
 
 
 def number(below: float = math.inf) -> Kind:
@@ -128,7 +145,6 @@ def _fractions(value: Any, name: str, config: ConfigDict) -> None:
 _FRACTION = "a number or a fraction such as '8/255'"
 SWITCH = Kind(bool, "true or false")
 TEXT = Kind(str, "text")
-REAL = Kind(float, "a number")
 SIZES = Kind(tuple, "a sequence of numbers such as '(0.5, 1.5)'")
 RADIUS = Kind(str, _FRACTION, _radius)
 STEP = Kind(str, _FRACTION, _step)

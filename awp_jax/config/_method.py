@@ -4,7 +4,6 @@ from awp_jax.config._keys import group
 from awp_jax.config._kinds import (
     FRACTIONS,
     RADIUS,
-    REAL,
     SIZE,
     SIZES,
     STEP,
@@ -13,6 +12,7 @@ from awp_jax.config._kinds import (
     integer,
     number,
     optional,
+    threshold,
 )
 
 METHOD = (
@@ -86,8 +86,9 @@ METHOD = (
         (
             "c_min",
             1.7,
-            REAL,
-            "Of rwp: examples of a loss up to so many nats are ascended; 4.0 for CIFAR-100.",
+            threshold(),
+            "Of rwp: examples of a loss up to so many nats are ascended (4.0 for CIFAR-100); inf: "
+            "all, as in AWP.",
         ),
         (
             "loss_range",

@@ -88,8 +88,8 @@ def load(
         name: a name in the table.
         path: the folder that holds the files, or the one file (an archive, an .npz). By default
             the folder `name` in the folder that the environment variable AWP_JAX_DATA names; for
-            tfds its folder "tfds" if there, else the default of tensorflow-datasets; not used
-            for digits.
+            tfds its folder "tfds" if there, else the default of tensorflow-datasets; digits has
+            none.
         train_examples: number of training examples, by default all that are not in validation.
         test_examples: number of test examples, by default all.
         validation_examples: number of training examples to hold out, by default none.
@@ -124,6 +124,8 @@ def _read(
     name: str, path: Path | None, test_examples: int | None, num_classes: int | None
 ) -> tuple[Dataset, Dataset]:
     if name == "digits":
+        if path is not None:
+            raise DataError(f"digits is read from no path, but path is {str(path)!r}.")
         return read_digits(name)
     if name.startswith("tfds:") and len(name) > len("tfds:"):
         root = os.environ.get(DATA_VARIABLE)

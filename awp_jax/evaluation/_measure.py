@@ -43,6 +43,7 @@ def measure(
     key: jax.Array | None = None,
     batch_size: int = 256,
     eot: int = 0,
+    on_batch: Callable[[int], Any] | None = None,
 ) -> Measurement:
     """Accuracy and loss on all images; the last batch is padded and masked, never dropped.
 
@@ -56,6 +57,8 @@ def measure(
         batch_size: Images per forward pass; does not change the result (of a deterministic model).
         eot: For a randomised model, ``logits_fn(images, key)``: accuracy and loss are the average
             of this many random passes on the clean or attacked images. 0: deterministic.
+        on_batch: Called whenever a batch is done, with how many examples are; what it raises ends
+            the measurement.
 
     Returns:
         A ``Measurement``.
@@ -72,7 +75,11 @@ def measure(
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     keys = example_keys(jax.random.key(0) if key is None else key, n)
     correct, loss = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
+    done = 0
     for indices, mask in padded_batches(n, min(batch_size, n), parallel.shards(logits_fn)):
+        if on_batch is not None and done:
+            jax.block_until_ready(loss)
+            on_batch(done)
         batch, batch_labels, batch_keys = parallel.follow(
             logits_fn, (as_float(images[indices]), labels[indices], keys[indices])
         )
@@ -83,4 +90,5 @@ def measure(
             error, losses = judge_passes(logits_fn, batch_keys, batch, batch_labels, eot)
         correct += jnp.sum(jnp.where(mask, 1.0 - error, 0.0))
         loss += jnp.sum(jnp.where(mask, losses, 0.0)).astype(jnp.float32)
+        done += int(mask.sum())
     return Measurement(float(correct) / n, float(loss) / n, n)

@@ -105,6 +105,16 @@ class Checkpoints:
             )
 
     @quiet_orbax()
+    def info(self, kind: str, step: int) -> dict[str, Any] | None:
+        """What lies beside the arrays of a checkpoint; ``None`` where that is damaged."""
+        args = ocp.args.Composite(info=ocp.args.JsonRestore())
+        try:
+            found = dict(self._manager(kind).restore(step, args=args)["info"])
+        except Exception:  # as in restore
+            return None
+        return found if found.pop(_CHECKSUM, None) in (None, checksum(found)) else None
+
+    @quiet_orbax()
     def restore(
         self,
         kind: str,

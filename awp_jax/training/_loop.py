@@ -13,15 +13,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from awp_jax import data, parallel, streams
-from awp_jax.evaluation import measure
+from awp_jax import data, parallel
 from awp_jax.files import StorageError
 from awp_jax.progress import Progress
 from awp_jax.training import _records as records
-from awp_jax.training._checkpoints import AVERAGE, BEST, KEPT, LAST, Checkpoints
-from awp_jax.training._experiment import Experiment, build, evaluation_attack
+from awp_jax.training._checkpoints import BEST, KEPT, LAST, Checkpoints
+from awp_jax.training._experiment import Experiment, build
 from awp_jax.training._feed import Feed
 from awp_jax.training._initial import check_start, initial_state
+from awp_jax.training._selection import Selection, StoppedError
 from awp_jax.training._state import TrainState
 
 # With optimizer.non_finite "skip", so many skipped steps one after the other stop the run all the
@@ -74,8 +74,10 @@ def train(
         splits: Data to use in place of what ``config.data`` names.
         max_steps: Stop (and save) after this step; ``None`` for the end.
         devices: Use the first so many; ``None`` for all. The batch must divide by their number.
-        should_stop: Asked after every step; once it says so, the run is saved and returns. With
-            several processes the notice of preemption that JAX's service passes on counts instead.
+        should_stop: Asked after every step, and between the batches of an evaluation (which is then
+            made when the run goes on); once it says so, the run is saved and returns. With
+            several processes the notice of preemption that JAX's service passes on counts instead,
+            and an evaluation is finished first.
         quiet: Whether to show no progress.
 
     Returns:
@@ -131,8 +133,9 @@ class _Run:
         self.quiet = quiet
         self.should_stop = should_stop
         self.preempted = False
+        self.unmeasured = False  # stopped while it measured its last epoch
         self.checkpoints = Checkpoints(workdir / "checkpoints")
-        self.best: dict[str, Any] | None = None
+        self.selection = Selection(experiment, workdir, self.checkpoints, should_stop)
         self.clean_accuracy: float | None = None
         self.pending: list[Any] = []  # metrics still on the device, with their step
         self.skipped = self.in_a_row = 0  # steps that were not finite
@@ -147,14 +150,15 @@ class _Run:
         step = int(state.step)
         self.feed = Feed(experiment)
         self.progress = Progress(total, step, quiet=self.quiet)
-        self.metrics = (
-            records.Metrics(self.workdir, after_step=step) if parallel.is_main() else None
-        )
+        measured = self.selection.is_measured(step)
+        self.metrics = records.Metrics(self.workdir, step, measured) if parallel.is_main() else None
         if step:
             self.progress.line(f"Resuming at step {step} of {total}.")
         elif started:
             self.progress.line("The run was stopped before its first checkpoint: it begins anew.")
         try:
+            if not measured:
+                self._end_epoch(state, step)
             while step < self.end:
                 state, step = self._epoch(state, step)
             if self.checkpoints.steps(LAST)[:1] != [step]:
@@ -165,7 +169,8 @@ class _Run:
                 self._close()
             raise
         self._close()
-        return Outcome(state, step == total, self.best, self.preempted and step < total)
+        finished = step == total and not self.unmeasured
+        return Outcome(state, finished, self.selection.best, self.preempted and not finished)
 
     def _close(self) -> None:
         if self.metrics is not None:
@@ -184,10 +189,13 @@ class _Run:
         )
         step = int(state.step)
         self.checkpoints.discard_after(step)
-        self.best, self.skipped = info["best"], info.get("skipped_steps", 0)
-        # Killed between the two: the last one was saved and says that it is the best as well.
-        if self.best and self.best["step"] == step and self.checkpoints.steps(BEST) != [step]:
+        self.skipped = info.get("skipped_steps", 0)
+        best = info["best"]
+        if self.checkpoints.steps(BEST) == [step]:  # found after the last one was saved
+            best = (self.checkpoints.info(BEST, step) or info)["best"]
+        elif best and best["step"] == step:  # killed between the two
             self.checkpoints.save(BEST, state, info)
+        self.selection.best = best
         return state
 
     def _epoch(self, state: TrainState, step: int) -> tuple[TrainState, int]:
@@ -223,18 +231,30 @@ class _Run:
         self._log()
         if step == last_of_epoch:
             done = epoch + 1
-            last = done == config.epochs
-            improved = False
-            if done % config.evaluation.every_epochs == 0 or last:
-                improved = self._evaluate(state, step, done)
             keep = config.checkpoint.keep_every_epochs
             if keep and done % keep == 0:
                 # Before the last one: killed in between, the run redoes the epoch and keeps it.
-                self._log()
                 self.checkpoints.save(KEPT, state, self._info(step))
-            if improved or last or done % config.checkpoint.every_epochs == 0:
-                self._save(state, step, improved)
+            # Before it is measured: a run that is killed meanwhile loses the measurement alone.
+            if done == config.epochs or done % config.checkpoint.every_epochs == 0:
+                self._save(state, step)
+            self._end_epoch(state, step)
         return state, step
+
+    def _end_epoch(self, state: TrainState, step: int) -> None:
+        """Measures the epoch that ends with this step, if it is one to measure."""
+        epoch = step // self.experiment.steps_per_epoch
+        if not self.selection.measures_after(epoch):
+            return
+        try:
+            improved = self._evaluate(state, step, epoch)
+        except StoppedError:
+            self.end, self.preempted, self.unmeasured = step, True, True
+            return
+        if improved:
+            if self.checkpoints.steps(LAST)[:1] != [step]:
+                self._save(state, step)
+            self.checkpoints.save(BEST, state, self._info(step))
 
     def _stop_requested(self, step: int) -> bool:
         if jax.process_count() > 1:  # all of them must stop after the same step
@@ -319,40 +339,19 @@ class _Run:
 
     def _evaluate(self, state: TrainState, step: int, epoch: int) -> bool:
         """Measures clean and robust accuracy; says whether selection calls this the best."""
-        config, splits = self.config, self.experiment.splits
-        settings = config.evaluation
-        sets = {"test": data.subset(splits.test, settings.test_examples)}
-        if splits.validation is not None:
-            sets["validation"] = splits.validation
-        if settings.train_examples:
-            sets["train"] = data.subset(splits.train, settings.train_examples)
-        record: dict[str, Any] = {"kind": "evaluation", "step": step, "epoch": epoch}
         started = time.perf_counter()
-        record.update(self._measure(state, sets))
-        if config.averaging.name != "none":
-            averaged = self.experiment.averaged(state)
-            record["average"] = self._measure(averaged, sets)
-            info = {"step": step, "best": None, "seed": config.seed, "average": record["average"]}
-            self.checkpoints.save(AVERAGE, averaged, info)
+        record, improved = self.selection.evaluate(state, step, epoch)
         self.seconds += time.perf_counter() - started
         self._write(record)
-        chosen = record[settings.selection]["robust_accuracy"]
-        self.clean_accuracy = record[settings.selection]["clean_accuracy"]
-        improved = self.best is None or chosen > self.best["robust_accuracy"]
-        if improved:
-            self.best = {
-                "step": step,
-                "epoch": epoch,
-                "selection": settings.selection,
-                "robust_accuracy": chosen,
-            }
         parts = [
             f"{name} {record[name]['clean_accuracy']:.1%} clean, "
             f"{record[name]['robust_accuracy']:.1%} robust"
             for name in ("train", "validation", "test")
             if name in record
         ]
-        star = f"  (best on {settings.selection})" if improved else ""
+        chosen = self.config.evaluation.selection
+        self.clean_accuracy = record[chosen]["clean_accuracy"]
+        star = f"  (best on {chosen})" if improved else ""
         self.progress.line(f"epoch {epoch:>3}  {'; '.join(parts)}{star}")
         return improved
 
@@ -361,34 +360,9 @@ class _Run:
             self.metrics.write(record)
 
     def _info(self, step: int) -> dict[str, Any]:
-        found = {"step": step, "best": self.best, "seed": self.config.seed}
+        found = {"step": step, "best": self.selection.best, "seed": self.config.seed}
         return found | {"skipped_steps": self.skipped}
 
-    def _measure(self, state: TrainState, sets: dict[str, data.Dataset]) -> dict[str, Any]:
-        """Clean and robust accuracy and loss of a state on each set."""
-        logits_fn = self.experiment.classifier.logits_fn(state.params, state.batch_stats)
-        # One random pass is enough for a curve; `awp-jax evaluate` averages over many.
-        eot = int(self.experiment.classifier.is_random)
-        attack = evaluation_attack(self.config, eot=eot)
-        key = jax.random.fold_in(self.experiment.key, streams.RUN_VALIDATION)
-        options = {"key": key, "batch_size": self.config.evaluation.batch_size, "eot": eot}
-        found = {}
-        for name, part in sets.items():
-            arguments = (logits_fn, part.images, part.labels)
-            clean = measure(*arguments, **options)
-            robust = measure(*arguments, attack, **options)
-            found[name] = {
-                "clean_accuracy": clean.accuracy,
-                "clean_loss": clean.loss,
-                "robust_accuracy": robust.accuracy,
-                "robust_loss": robust.loss,
-                "examples": clean.examples,
-            }
-        return found
-
-    def _save(self, state: TrainState, step: int, improved: bool = False) -> None:
+    def _save(self, state: TrainState, step: int) -> None:
         self._log()  # raises before a state that is not finite could be saved
-        info = self._info(step)
-        self.checkpoints.save(LAST, state, info)
-        if improved:
-            self.checkpoints.save(BEST, state, info)
+        self.checkpoints.save(LAST, state, self._info(step))

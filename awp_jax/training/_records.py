@@ -122,10 +122,16 @@ class Metrics:
         workdir: The run directory.
         after_step: Lines of later steps are dropped first (they will be written again by the
             resumed run).
+        measured: Whether the evaluation at this step stays; else it is dropped as well.
     """
 
-    def __init__(self, workdir: pathlib.Path, after_step: int) -> None:
-        kept = [r for r in read_metrics(workdir) if r["step"] <= after_step]
+    def __init__(self, workdir: pathlib.Path, after_step: int, measured: bool = True) -> None:
+        again = [] if measured else [("evaluation", after_step)]
+        kept = [
+            r
+            for r in read_metrics(workdir)
+            if r["step"] <= after_step and (r["kind"], r["step"]) not in again
+        ]
         path = workdir / METRICS
         files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._path = path

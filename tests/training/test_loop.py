@@ -12,7 +12,7 @@ from small_run import poison
 from small_run import tiny_config as small_config
 
 from awp_jax import cli, training
-from awp_jax.training import _records
+from awp_jax.training import _records, _selection
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -61,6 +61,53 @@ def test_resuming_gives_the_same_records_without_duplicates(whole, tmp_path, tin
     assert [r["epoch"] for r in evaluations(tmp_path)] == [1, 2, 3]
     steps = [r["step"] for r in training.read_metrics(tmp_path) if r["kind"] == "train"]
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("way", ["told", "killed"])
+def test_stopped_while_an_epoch_is_measured_it_loses_nothing(
+    whole, tmp_path, tiny_config, monkeypatch, way
+):
+    config, (undisturbed, workdir) = tiny_config(), whole
+    counted = Counted(_selection.measure, batch_size=16)
+    monkeypatch.setattr(_selection, "measure", counted)
+    calls_in_an_epoch = 6  # three sets, clean and attacked
+
+    def in_the_second_epoch():
+        if counted.calls <= calls_in_an_epoch + 1:
+            return False
+        if way == "killed":
+            raise KeyboardInterrupt
+        return True
+
+    if way == "told":
+        cut = run(config, tmp_path, should_stop=in_the_second_epoch)
+        assert cut.preempted and not cut.finished and int(cut.state.step) == 6
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path, should_stop=in_the_second_epoch)
+
+    def evaluations(folder):
+        return [r for r in training.read_metrics(folder) if r["kind"] == "evaluation"]
+
+    assert [r["epoch"] for r in evaluations(tmp_path)] == [1]
+    assert training.Checkpoints(tmp_path / "checkpoints", read_only=True).steps("last")[0] == 6
+    rest = run(config, tmp_path)
+    assert rest.finished and rest.best == undisturbed.best
+    for a, b in zip(flat(undisturbed.state), flat(rest.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for mine, other in zip(evaluations(tmp_path), evaluations(workdir), strict=True):
+        assert mine["test"]["robust_accuracy"] == other["test"]["robust_accuracy"]
+
+
+class Counted:
+    """A function that counts its calls and changes some of its settings."""
+
+    def __init__(self, function, **changes):
+        self.function, self.calls, self.changes = function, 0, changes
+
+    def __call__(self, *arguments, **settings):
+        self.calls += 1
+        return self.function(*arguments, **settings | self.changes)
 
 
 def test_lines_after_the_last_checkpoint_are_written_again_not_twice(tmp_path, tiny_config):
