@@ -223,7 +223,7 @@ def _each(work: Callable[..., Any], first: Any, *rest: Any) -> Any:
 def _count(tree: PyTree) -> jax.Array:
     """Entries other than 0 of each example, ``[batch]`` in float32."""
     counts = [
-        jnp.sum((leaf != 0).reshape(leaf.shape[0], -1), axis=1, dtype=jnp.float32)
+        jnp.sum(leaf.astype(bool).reshape(leaf.shape[0], -1), axis=1, dtype=jnp.float32)
         for leaf in jax.tree.leaves(tree)
     ]
     return sum(counts[1:], counts[0])

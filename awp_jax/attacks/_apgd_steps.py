@@ -196,7 +196,7 @@ class HalvedSteps:
         windows = np.diff(ends, prepend=0)
         here = index + 1 == ends
         at_checkpoint, window = here.any(), jnp.sum(jnp.where(here, windows, 0))
-        oscillates = rises <= self.rho * window.astype(loss.dtype)
+        oscillates = rises.astype(loss.dtype) <= self.rho * window.astype(loss.dtype)
         stalls = ~memory.halved & (memory.checked_loss >= s.best_loss)
         halve = at_checkpoint & (oscillates | stalls)
         return s._replace(

@@ -140,7 +140,8 @@ class MinimumNorm(KnownNames):
 
     def annealed(self, index: jax.Array, first: float, last: float) -> jax.Array:
         """A number that goes from ``first`` to ``last`` along a half wave of the cosine."""
-        return last + (first - last) * (1 + jnp.cos(jnp.pi * index / self.steps)) / 2
+        phase = jnp.pi * index.astype(jnp.float32) / self.steps
+        return last + (first - last) * (1 + jnp.cos(phase)) / 2
 
 
 def _advance(

@@ -74,6 +74,10 @@ class Command:
         """Declares an integer flag."""
         flags.DEFINE(_Integer(name, minimum), name, default, text, flag_values=self.values)
 
+    def switch(self, name: str, text: str) -> None:
+        """Declares a flag that is off unless it is given."""
+        flags.DEFINE_boolean(name, False, text, flag_values=self.values)
+
     def help(self) -> str:
         """The text of ``--help``."""
         argument = f" {self.argument}" if self.argument else ""
@@ -87,8 +91,9 @@ class Command:
             ]
         for name in self.values:
             default = self.values[name].default
-            shown = "" if default is None else f" (default: {default})"
-            lines.append(f"  --{name}=  {self.values[name].help}{shown}")
+            shown = "" if default in (None, False) else f" (default: {default})"
+            value = "" if default is False else "="
+            lines.append(f"  --{name}{value}  {self.values[name].help}{shown}")
         return "\n".join(lines)
 
     def parse(self, argv: Sequence[str]) -> flags.FlagValues:

@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
     )
     command.string("workdir", None, "the run directory, made when it is not there")
     command.integer("max_steps", None, "stop and save after this many optimiser steps")
+    command.switch("extend", "go on with a finished run whose config has fewer epochs")
     processes.declare(command)
     values = command.parse(argv)
     workdir = required(values, "workdir")
@@ -38,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
             max_steps=values["max_steps"].value,
             devices=devices,
             should_stop=terminated,
+            extend=values["extend"].value,
         )
     step = int(outcome.state.step)
     if outcome.preempted:

@@ -58,6 +58,7 @@ def train(
     devices: int | None = None,
     should_stop: Callable[[], bool] | None = None,
     quiet: bool = False,
+    extend: bool = False,
 ) -> Outcome:
     """Trains as ``config`` says, in ``workdir``; a started run goes on where it was.
 
@@ -79,6 +80,8 @@ def train(
             several processes the notice of preemption that JAX's service passes on counts instead,
             and an evaluation is finished first.
         quiet: Whether to show no progress.
+        extend: Whether a run in ``workdir`` may go on to more epochs than it was begun with, with
+            its optimiser's state; the schedule is that of the new number from there on.
 
     Returns:
         An ``Outcome``.
@@ -107,7 +110,7 @@ def train(
         try:
             if main:
                 held.enter_context(records.locked(workdir))
-                started = records.claim(workdir, experiment.config)
+                started = records.claim(workdir, experiment.config, extend)
         except ValueError as error:
             problem = error
         if not parallel.main_says(problem is None):

@@ -48,8 +48,13 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix[:-1]} is {old!r} there and {new!r} here"]
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict) -> bool:
+def claim(workdir: pathlib.Path, config: ConfigDict, extend: bool = False) -> bool:
     """Writes ``config.json``, or checks that the one that is there says the same.
+
+    Args:
+        workdir: The run directory.
+        config: A validated config.
+        extend: Whether it may have more epochs than the one that is there, which it replaces.
 
     Returns:
         Whether one was there: the run has been started before.
@@ -60,7 +65,18 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> bool:
     values = plain(config)
     if (workdir / CONFIG).exists():
         # A key that a later version has added counts with its default.
-        found = _differences(plain(from_dict(read_config(workdir))), values)
+        old = plain(from_dict(read_config(workdir)))
+        found = _differences(old, values)
+        grown = old | {"epochs": values["epochs"]} == values and values["epochs"] > old["epochs"]
+        if grown and extend:
+            files.write_json(workdir / CONFIG, values)
+            return True
+        if grown:
+            raise WorkdirError(
+                f"{workdir} holds a run of {old['epochs']} epochs, not {values['epochs']}: "
+                "--extend goes on with its optimiser's state, another --workdir with "
+                f"--config.init_from={workdir} begins anew from its weights."
+            )
         if found:
             more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
             raise WorkdirError(

@@ -63,6 +63,26 @@ def test_resuming_gives_the_same_records_without_duplicates(whole, tmp_path, tin
     assert steps == sorted(set(steps))
 
 
+def test_a_finished_run_is_extended_with_its_optimiser(tmp_path, tiny_config):
+    config = tiny_config("linear", width=None)
+    short = run(config, tmp_path)
+    config.epochs += 1
+    with pytest.raises(ValueError, match="run of 3 epochs, not 4: --extend .*--config.init_from="):
+        run(config, tmp_path)
+    changed = config.copy_and_resolve_references()
+    changed.batch_size = 16
+    with pytest.raises(ValueError, match="another config: "):
+        run(changed, tmp_path, extend=True)
+    longer = run(config, tmp_path, extend=True)
+    assert short.finished and longer.finished and int(longer.state.step) == 12
+    assert training.read_config(tmp_path)["epochs"] == 4
+    epochs = [r["epoch"] for r in training.read_metrics(tmp_path) if r["kind"] == "evaluation"]
+    assert epochs == [1, 2, 3, 4]
+    config.epochs = 3  # fewer are another config
+    with pytest.raises(ValueError, match="another config: epochs is 4 there and 3 here"):
+        run(config, tmp_path, extend=True)
+
+
 @pytest.mark.parametrize("way", ["told", "killed"])
 def test_stopped_while_an_epoch_is_measured_it_loses_nothing(
     whole, tmp_path, tiny_config, monkeypatch, way
