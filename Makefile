@@ -54,7 +54,7 @@ experiments: $(VENV)/installed
 	echo "$$(( $$(date +%s) - began )) seconds"; test $$first = 0 && test $$second = 0
 
 test: $(VENV)/installed-peers lint
-	$(BIN)/python -m pytest --numprocesses=2
+	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
 
 core: $(VENV)/installed-test
 	$(BIN)/python -m pytest --numprocesses=2 -m core

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
             max_steps=values["max_steps"].value,
             devices=devices,
             should_stop=terminated,
-            extend=values["extend"].value,
+            extend=bool(values["extend"].value),
         )
     step = int(outcome.state.step)
     if outcome.preempted:

@@ -16,6 +16,7 @@ NORMS = ("linf", "l2")
 THEIR_NORM = {"linf": "Linf", "l2": "L2"}
 # Of Square; Linf is noisier, and cheaper in the peer.
 QUERIES = {"linf": 1000, "l2": 300}
+TARGETED_STEPS = 50  # of nine runs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -39,7 +40,7 @@ def peer(digits, torch_digits):
         if name in ("ce", "dlr"):
             return torchattacks.APGD(module, **common, steps=100, loss=name, seed=seed)
         if name == "apgd-t":
-            return torchattacks.APGDT(module, **common, steps=100)
+            return torchattacks.APGDT(module, **common, steps=TARGETED_STEPS)
         if name == "fab-t":
             return torchattacks.FAB(module, **common, steps=30, multi_targeted=True)
         options = {"n_queries": QUERIES[norm], "resc_schedule": False, "seed": seed}
@@ -136,13 +137,14 @@ def test_square_agrees_with_torchattacks(digits, peer, norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_apgd_targeted_and_the_union_agree_with_torchattacks(digits, peer, norm):
     epsilon = EPSILON[norm]
-    mine_targeted = ours(digits, APGDTargeted(epsilon, norm=norm))
+    targeted = APGDTargeted(epsilon, TARGETED_STEPS, norm)
+    mine_targeted = ours(digits, targeted)
     assert mine_targeted == pytest.approx(100 * peer("apgd-t", norm).mean(), abs=0.6)
     names = ("ce", "apgd-t", "fab-t", "square")
     union = 100 * np.logical_and.reduce([peer(name, norm) for name in names]).mean()
     attacks = [
         "apgd-ce",
-        "apgd-t",
+        ("apgd-t", targeted),
         ("fab-t", FABTargeted(epsilon, 30, norm)),
         ("square", Square(epsilon, QUERIES[norm], norm)),
     ]

@@ -40,20 +40,16 @@ ALL = {
 }
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("name", ALL)
-def test_strict_promotion_changes_nothing(name):
-    attack = ALL[name]
-    plain = attack(logits_fn, jax.random.key(0), IMAGES, LABELS)
+def test_nothing_is_promoted(name):
     with jax.numpy_dtype_promotion("strict"):
-        strict = attack(logits_fn, jax.random.key(0), IMAGES, LABELS)
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(strict), strict=True):
-        np.testing.assert_array_equal(a, b)
+        found = ALL[name](logits_fn, jax.random.key(0), IMAGES, LABELS)
+    assert found.images.dtype == jnp.float32 and np.isfinite(found.images).all()
+    wrong = logits_fn(jnp.asarray(found.images)).argmax(1) != LABELS
+    assert (np.asarray(wrong) >= np.asarray(getattr(found, "success", False))).all()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l1"])
-def test_autoattack_in_strict_promotion(norm):
-    settings = {"norm": norm, "epsilon": 0.05 if norm == "linf" else 0.5, "batch_size": 4}
+def test_autoattack_promotes_nothing():
     with jax.numpy_dtype_promotion("strict"):
-        found = attacks.autoattack(logits_fn, jax.random.key(0), IMAGES, LABELS, **settings)
-    assert 0 <= found.accuracy <= 1
+        found = attacks.autoattack(logits_fn, jax.random.key(0), IMAGES, LABELS, epsilon=0.05)
+    assert [row.name for row in found.rows][:2] == ["clean", "apgd-ce"]

@@ -34,11 +34,11 @@ def test_mnist_cnn_learns(data_root, tmp_path):
     """Chance is 0.1; the images are attacked by PGD-20 within 0.1."""
     config = config_for("mnist-cnn", epsilon="0.1", step_size="0.03", steps=5)
     config.data.name = "mnist"
-    config.model.width = 16  # a quarter of the work
+    config.model.width = 8  # a tenth of the work
     config.data.crop_padding = 0
     config.data.flip = False
     config.optimizer.learning_rate = 0.05
     splits = data.load(
-        "mnist", path=data_root / "mnist", train_examples=4800, validation_examples=200
+        "mnist", path=data_root / "mnist", train_examples=3200, validation_examples=200
     )
     assert robust_test_accuracy(config, splits, tmp_path) > 0.6

@@ -56,7 +56,7 @@ def trained(config, devices, groups, steps):
 def test_the_number_of_devices_does_not_change_the_result(x64, tiny_config, groups):
     config = tiny_config(gamma="0.02")
     config.data.train_examples = 96  # one batch shape: half the compilations
-    counts = (1, 2, 4, 8) if groups == 1 else (1, 8)
+    counts = (1, 2, 8) if groups == 1 else (1, 8)
     one, *others = (trained(config, devices, groups, 20) for devices in counts)
     whole = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(one.params)))
     for other in others:

@@ -21,7 +21,7 @@ def run(folder, what):
     script = pathlib.Path(__file__).with_name("processes.py")
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_COMPILATION_CACHE_DIR": os.environ["AWP_JAX_TEST_CACHE"],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
     done = subprocess.run(
