@@ -35,6 +35,13 @@ def example_keys(key: jax.Array, batch: int, first: int | jax.Array = 0) -> jax.
 
     Raises:
         ValueError: For a raw ``uint32`` key or a number of keys that is not ``batch``.
+
+    Example:
+        >>> import jax
+        >>> from awp_jax.random import example_keys
+        >>> keys = example_keys(jax.random.key(0), 4)
+        >>> bool((keys[2:] == example_keys(jax.random.key(0), 2, first=2)).all())
+        True
     """
     check_key(key)
     key = _drawn_one_by_one(key)
@@ -60,7 +67,14 @@ def fold_keys(keys: jax.Array, data: int | jax.Array) -> jax.Array:
 
 
 def leaf_keys(key: jax.Array, tree: PyTree) -> Any:
-    """One key per leaf of ``tree``, in the tree's structure."""
+    """One key per leaf of ``tree``, in the tree's structure.
+
+    Example:
+        >>> import jax
+        >>> from awp_jax.random import leaf_keys
+        >>> sorted(leaf_keys(jax.random.key(0), {"kernel": 1.0, "bias": 2.0}))
+        ['bias', 'kernel']
+    """
     check_key(key)
     leaves, structure = jax.tree.flatten(tree)
     return jax.tree.unflatten(

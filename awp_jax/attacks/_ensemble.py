@@ -50,6 +50,11 @@ def ensemble(
     Raises:
         ValueError: For unknown names, an empty selection, and an attack that has no meaning in the
             ball.
+
+    Example:
+        >>> from awp_jax.attacks import ensemble
+        >>> [name for name, attack in ensemble("standard", epsilon="8/255")]
+        ['apgd-ce', 'apgd-t', 'fab-t', 'square']
     """
     checks.choice(version, (*VERSIONS, "custom"), "version")
     common = {"ball": ball_of(epsilon, norm, ball)}

@@ -19,6 +19,13 @@ def cross_entropy(logits: Logits, labels: Labels) -> jax.Array:
 
     Returns:
         ``[batch]``, in nats, >= 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from awp_jax.attacks import cross_entropy
+        >>> found = cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))
+        >>> found.shape, bool(jnp.allclose(found, jnp.log(4)))
+        ((2,), True)
     """
     log_probabilities = jax.nn.log_softmax(logits)
     if labels.ndim == 2:
@@ -38,6 +45,13 @@ def kl_divergence(clean_logits: jax.Array, adversarial_logits: jax.Array) -> jax
 
     Returns:
         ``[batch]``, in nats, >= 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from awp_jax.attacks import kl_divergence
+        >>> logits = jnp.array([[3.0, 1.0, 2.0]])
+        >>> kl_divergence(logits, logits).tolist(), bool(kl_divergence(logits, -logits)[0] > 0)
+        ([0.0], True)
     """
     log_clean = jax.nn.log_softmax(clean_logits)
     log_adversarial = jax.nn.log_softmax(adversarial_logits)
@@ -63,6 +77,12 @@ def margin(logits: Logits, labels: Labels) -> jax.Array:
 
     Returns:
         ``[batch]``, in units of logits.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from awp_jax.attacks import margin
+        >>> margin(jnp.array([[3.0, 1.0, 2.0]]), jnp.array([0])).tolist()  # 2 - 3
+        [-1.0]
     """
     return largest_wrong(logits, labels) - _label_logits(logits, labels)
 
@@ -85,6 +105,13 @@ def dlr(logits: Logits, labels: Labels) -> jax.Array:
 
     Raises:
         ValueError: For fewer than 3 classes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from awp_jax.attacks import dlr
+        >>> logits = jnp.array([[3.0, 1.0, 2.0]])
+        >>> bool(jnp.allclose(dlr(10 * logits, jnp.array([0])), dlr(logits, jnp.array([0]))))
+        True
     """
     if logits.shape[1] < 3:
         raise ValueError(f"The DLR loss needs at least 3 classes, not {logits.shape[1]}.")

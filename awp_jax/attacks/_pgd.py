@@ -229,6 +229,15 @@ def FGSM(
 
     Returns:
         An attack, called as ``attack(logits_fn, key, images, labels)``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from awp_jax.attacks import FGSM
+        >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
+        >>> images, labels = jnp.full((1, 2, 2, 1), 0.5), jnp.array([0])
+        >>> found = FGSM(0.1)(logits_fn, jax.random.key(0), images, labels)
+        >>> bool(jnp.allclose(found.images, 0.4))
+        True
     """
     ball = ball_of(epsilon, norm, ball)
     check_step_size(ball, step_size, "FGSM")

@@ -26,6 +26,13 @@ def input_norms(inputs: Inputs, norm: str) -> jax.Array:
 
     Returns:
         ``[batch]``, in the units of ``inputs``; float32 for half precision.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from awp_jax.balls import input_norms
+        >>> moves = jnp.array([[3.0, -4.0]])
+        >>> [float(input_norms(moves, norm)[0]) for norm in ("linf", "l2", "l1")]
+        [4.0, 5.0, 7.0]
     """
     leaves = [at_least_float32(jnp.asarray(leaf)) for leaf in jax.tree.leaves(inputs)]
     size, total = measured(leaves, norm)

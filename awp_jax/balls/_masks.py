@@ -35,6 +35,12 @@ def kernels_only(params: Params) -> Any:
     called bias, scale or offset stay; those called kernel, weight or w move when they have more
     than one axis; others need two axes, or more of which two are longer than 1 (so class tokens
     ``[1, 1, width]`` stay).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from awp_jax.balls import kernels_only
+        >>> kernels_only({"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}})
+        {'dense': {'bias': False, 'kernel': True}}
     """
     return _mapped(_is_kernel, params)
 
@@ -48,7 +54,14 @@ def _is_kernel(name: str, leaf: Any) -> bool:
 
 
 def everything(params: Params) -> Any:
-    """The mask of SAM: every leaf, biases and normalisation too."""
+    """The mask of SAM: every leaf, biases and normalisation too.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from awp_jax.balls import everything
+        >>> everything({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+        {'bias': True, 'kernel': True}
+    """
     return jax.tree.map(lambda leaf: True, params)
 
 

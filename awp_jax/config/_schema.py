@@ -24,6 +24,12 @@ def default() -> ConfigDict:
     Returns:
         A locked ``ConfigDict``, which refuses unknown keys and values of another type in one
         sentence. ``keys`` says what each key means.
+
+    Example:
+        >>> from awp_jax import config
+        >>> found = config.default()
+        >>> found.weights.method, found.attack.epsilon
+        ('awp', '8/255')
     """
     config = Config()
     for group in GROUPS:
@@ -70,6 +76,13 @@ def override(config: ConfigDict, path: str, text: str) -> None:
 
     Raises:
         ValueError: For an unknown key ("did you mean"), or text that is no value of its type.
+
+    Example:
+        >>> from awp_jax import config
+        >>> found = config.default()
+        >>> config.override(found, "weights.gamma", "0.005")
+        >>> found.weights.gamma
+        '0.005'
     """
     known = dict(keys())
     if path not in known:

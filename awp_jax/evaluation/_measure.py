@@ -65,6 +65,19 @@ def measure(
 
     Raises:
         ValueError: For bad images or labels, no examples, or a missing key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from awp_jax.attacks import PGD
+        >>> from awp_jax.evaluation import measure
+        >>> logits_fn = lambda images: (images.mean((1, 2)) - 0.5) @ jnp.array([[1.0, -1.0]])
+        >>> images = jnp.stack([jnp.full((2, 2, 1), value) for value in (0.52, 0.9)])
+        >>> labels = jnp.array([0, 0])
+        >>> attack, key = PGD("8/255", steps=2), jax.random.key(0)
+        >>> measure(logits_fn, images, labels).accuracy
+        1.0
+        >>> measure(logits_fn, images, labels, attack, key=key).accuracy
+        0.5
     """
     n = len(labels)
     logits_fn = as_pytree_function(logits_fn)

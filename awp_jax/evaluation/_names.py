@@ -67,6 +67,12 @@ def attack_by_name(
     Raises:
         ValueError: For an unknown name, a norm that the attack has not, or ``eot`` for an attack
             that cannot average.
+
+    Example:
+        >>> from awp_jax.evaluation import attack_by_name
+        >>> attack = attack_by_name("pgd-20", epsilon="8/255")
+        >>> attack.steps, attack.ball.norm
+        (20, 'linf')
     """
     match = _PATTERN.fullmatch(name)
     if not match:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from awp_jax import checks, parallel
-from awp_jax.attacks._pgd import as_pytree_function
+from awp_jax.attacks._model import as_pytree_function
 from awp_jax.data import as_float, padded_batches
 
 

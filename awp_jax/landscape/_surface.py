@@ -51,6 +51,11 @@ def axis(points: int = 41, extent: float = 1.0) -> np.ndarray:
     Raises:
         ValueError: For an even number, fewer than 3, or an extent that is 0, negative or no
             number.
+
+    Example:
+        >>> from awp_jax.landscape import axis
+        >>> axis(5, 1.0).tolist()
+        [-1.0, -0.5, 0.0, 0.5, 1.0]
     """
     if checks.positive_integer(points, "points", minimum=3) % 2 == 0:
         raise ValueError(f"points is {points}, but an odd number was expected: 0 is one of them.")

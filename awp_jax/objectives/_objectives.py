@@ -81,6 +81,11 @@ def trades(beta: float = 6.0) -> Objective:
 
     Args:
         beta: Weight of the KL, >= 0; 6 for CIFAR-10 and 1 for MNIST in the released code.
+
+    Example:
+        >>> from awp_jax import objectives
+        >>> objectives.trades(beta=6.0).name
+        'trades'
     """
     beta = _weight(beta, "beta")
 

@@ -39,6 +39,14 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     Returns:
         The table, without a newline at its end.
+
+    Example:
+        >>> from awp_jax.reporting import markdown_table
+        >>> print(markdown_table(["run", "robust"], [["at", "50.1"], ["at-awp", "55.4"]]))
+        | run    | robust |
+        |--------|--------|
+        | at     | 50.1   |
+        | at-awp | 55.4   |
     """
     cells = [list(header), *[list(row) for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
