@@ -8,6 +8,7 @@ from awp_jax.cli._earlier import read_evaluation
 from awp_jax.cli._flags import Command, UsageError, names, required
 from awp_jax.files import write_text
 from awp_jax.reporting import (
+    evaluation_note,
     evaluation_table,
     landscape_comparison,
     learning_curves,
@@ -36,10 +37,11 @@ def main(argv: Sequence[str]) -> int:
     workdirs = [pathlib.Path(n) for n in names(required(values, flag), flag)]
     output = pathlib.Path(required(values, "output"))
     results, curves, landscapes = {}, {}, {}
+    notes: dict[str, None] = {}
     for workdir in workdirs:
         if workdir.name in results:
             raise UsageError(f"Two run directories are called {workdir.name!r}.")
-        read_config(workdir)
+        config = read_config(workdir)
         result = read_evaluation(workdir)
         if result is None:
             raise WorkdirError(
@@ -51,13 +53,15 @@ def main(argv: Sequence[str]) -> int:
             if landscape["settings"]["dims"] == 1:
                 landscapes[workdir.name] = landscape
         curves[workdir.name] = read_metrics(workdir)
+        if curves[workdir.name]:
+            notes[evaluation_note(config, curves[workdir.name])] = None
     table = evaluation_table(results)
     over_seeds = seed_table(results)
     if over_seeds:
         table += f"\n\nMean and standard deviation over seeds:\n\n{over_seeds}"
     files = []
     if any(curves.values()):  # imported runs have none
-        figure = learning_curves(curves, landscapes)
+        figure = learning_curves(curves, landscapes, "\n".join(notes))
         files += save_figure(figure, output / "learning_curves")
     if landscapes:
         paths = [workdir for workdir in workdirs if workdir.name in landscapes]

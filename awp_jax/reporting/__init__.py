@@ -1,6 +1,6 @@
 """Tables and figures, made from the files of run directories alone."""
 
-from awp_jax.reporting._curves import learning_curves, save_figure
+from awp_jax.reporting._curves import evaluation_note, learning_curves, save_figure
 from awp_jax.reporting._diagnosis import diagnosis_figure
 from awp_jax.reporting._flatness import flatness_figures, flatness_scatter, flatness_training
 from awp_jax.reporting._flatness_tables import (
@@ -31,6 +31,7 @@ __all__ = [
     "attack_table",
     "correlation",
     "diagnosis_figure",
+    "evaluation_note",
     "evaluation_table",
     "flatness_figures",
     "flatness_report",

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 def learning_curves(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     landscapes: Mapping[str, Mapping[str, Any]] | None = None,
+    note: str = "",
 ) -> "Figure":
     """Clean and robust accuracy over epochs, and the robust generalisation gap.
 
     Args:
         runs: By name, the records of ``metrics.jsonl`` (``awp_jax.training.read_metrics``).
         landscapes: By name, one-dimensional landscapes (``read_landscape``), for a panel more.
+        note: Above the panels: what the numbers need, such as ``evaluation_note`` says.
 
     Returns:
         A matplotlib figure; save it with ``save_figure``.
@@ -72,7 +74,37 @@ def learning_curves(
         axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    if note:
+        figure.suptitle(note, fontsize=8)
     return figure
+
+
+def evaluation_note(
+    config: Mapping[str, Any], records: Sequence[Mapping[str, Any]], device: str = ""
+) -> str:
+    """What the numbers of a learning curve need, as one line.
+
+    Args:
+        config: Of the run, as ``awp_jax.training.read_config`` gives it.
+        records: Of ``metrics.jsonl``.
+        device: What it ran on, if that is known.
+
+    Returns:
+        Data, model, attack, radius, the number of examples of each set, and the seed.
+    """
+    attack, settings = config["attack"], config["evaluation"]
+    last: Mapping[str, Any] = next((r for r in records if r["kind"] == "evaluation"), {})
+    counts = ", ".join(f"{last[part]['examples']} {part}" for part in SETS if part in last)
+    parts = [
+        f"{config['data']['name']}, {config['model']['name']}",
+        f"PGD-{settings['steps']}, {attack['norm']} epsilon "
+        f"{settings['epsilon'] or attack['epsilon']}, step "
+        f"{settings['step_size'] or attack['step_size']}",
+        f"{counts} examples" if counts else "",
+        f"seed {config['seed']}",
+        device,
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def save_figure(figure: "Figure", path: str | pathlib.Path) -> list[pathlib.Path]:

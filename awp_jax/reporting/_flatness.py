@@ -1,9 +1,16 @@
 """Figures of flatness, from ``flatness.json`` alone."""
 
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from awp_jax.reporting._flatness_tables import Results, correlation, main_checkpoint, main_set
+from awp_jax.reporting._flatness_tables import (
+    Results,
+    correlation,
+    main_checkpoint,
+    main_set,
+    settings_note,
+)
 from awp_jax.reporting._style import COLOURS, MARKERS
 from awp_jax.reporting._weights import gamma_figure, histogram_figure, pac_bayes_figure
 
@@ -105,8 +112,17 @@ def flatness_scatter(results: Results) -> "Figure":
         axis.set_ylabel(y_label)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
-    figure.suptitle("Filled: last checkpoint; hollow: best checkpoint", fontsize=10)
+    lines = _settings(results)
+    if any(line.get_fillstyle() == "none" for axis in axes for line in axis.get_lines()):
+        lines = ["Filled: last checkpoint; hollow: best checkpoint", *lines]
+    figure.suptitle("\n".join(lines), fontsize=8)
     return figure
+
+
+def _settings(results: Results) -> list[str]:
+    """The settings of the runs, each once, in lines that fit a figure."""
+    notes = dict.fromkeys(settings_note(result) for result in results.values())
+    return [line for note in notes for line in textwrap.wrap(note, 150)]
 
 
 def _point(result: Mapping[str, Any], x, y) -> bool:
@@ -213,6 +229,7 @@ def flatness_training(results: Results) -> "Figure":
         axis.remove()
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    figure.suptitle("\n".join(_settings(results)), fontsize=8)
     return figure
 
 

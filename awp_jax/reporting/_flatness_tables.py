@@ -108,7 +108,7 @@ def flatness_table(results: Results) -> str:
         for which, measured in result["checkpoints"].items():
             for part in (s for s in SETS if s in measured):
                 rows.append(_row(name, result, which, part, measured))
-        notes[_note(result)] = None
+        notes[settings_note(result)] = None
     header = list(dict.fromkeys(column for row in rows for column in row))
     body = markdown_table(header, [[row.get(column, "") for column in header] for row in rows])
     explained = "Losses and flatness in nats (lower is flatter), errors in percent."
@@ -149,7 +149,8 @@ def _worst_case(value: float) -> str:
     return f"{value:.4f}" + (f" {_WEAK}" if value < 0 else "")
 
 
-def _note(result: Mapping[str, Any]) -> str:
+def settings_note(result: Mapping[str, Any]) -> str:
+    """Everything that the numbers of a run's flatness need, as one line."""
     sets = next(iter(result["checkpoints"].values()))
     counts = ", ".join(f"{sets[s]['examples']} {s}" for s in SETS if s in sets)
     shared = "one nu for all batches" if result["shared_across_batches"] else "nu per batch"

@@ -78,9 +78,17 @@ def settings_line(settings: Mapping[str, Any]) -> str:
     return (
         f"{settings['examples']} {settings['set']} examples; "
         f"{'clean loss' if settings['adversarial'] == 'none' else attack}; "
-        f"{settings['draws']} {settings['directions']} direction(s), "
-        f"{settings['normalisation']}-normalised; seed {settings['seed']}"
+        f"{_directions(settings)}, {settings['normalisation']}-normalised; seed {settings['seed']}"
     )
+
+
+def _directions(settings: Mapping[str, Any]) -> str:
+    draws, adversarial = settings["draws"], settings["directions"] == "adversarial"
+    if settings["dims"] == 1:
+        words = f"{draws} {settings['directions']} direction{'s' * (draws > 1)}"
+        return f"{words} (band: one standard deviation)" if draws > 1 else words
+    kind = "an adversarial and a random direction" if adversarial else "random directions"
+    return f"{draws} pairs of {kind}, their mean" if draws > 1 else f"a pair of {kind}"
 
 
 def landscape_table(landscapes: Mapping[str, Mapping[str, Any]]) -> str:

@@ -147,6 +147,13 @@ def test_every_figure_is_drawn_from_plain_values(tmp_path):
     assert (filled.get_xdata()[0], filled.get_ydata()[0]) == (9.0, 6.0)
     assert (hollow.get_xdata()[0], hollow.get_ydata()[0]) == (3.0, 4.0)
     assert hollow.get_fillstyle() == "none" and len(line.get_xdata()) == 2
+    for name in ("flatness", "flatness_training"):
+        said = figures[name].get_suptitle().replace("\n", " ")
+        assert "linf epsilon 8/255" in said and "100 test, 100 train examples" in said
+        assert ("hollow" in said) == (name == "flatness")
+    for one in results.values():
+        del one["checkpoints"]["best"]
+    assert "hollow" not in flatness_figures(results)["flatness"].get_suptitle()
     epochs = figures["flatness_training"].axes[3].get_lines()[0]
     assert tuple(epochs.get_xdata()) == (1, 2, 3) and tuple(epochs.get_ydata()) == (5, 5, 5)
     density = figures["weight_histograms"].axes

@@ -15,6 +15,7 @@ from awp_jax.reporting import (
     read_landscape,
     robust_accuracies,
 )
+from awp_jax.reporting._landscape_data import settings_line
 
 AXIS = np.array([-1.0, 0.0, 1.0])
 
@@ -148,3 +149,21 @@ def test_accuracies_come_from_the_evaluation_or_from_training():
     assert robust_accuracies(measured, records, 6) == (0.7, 0.6)
     assert robust_accuracies(measured, records, 12) == (0.3, 0.2)
     assert robust_accuracies(None, [], 6) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"draws": 1}, "1 random direction,"),
+        ({"draws": 3}, "3 random directions (band: one standard deviation),"),
+        ({"draws": 1, "directions": "adversarial"}, "1 adversarial direction,"),
+        ({"draws": 1, "dims": 2}, "a pair of random directions,"),
+        ({"draws": 2, "dims": 2}, "2 pairs of random directions, their mean,"),
+        (
+            {"draws": 1, "dims": 2, "directions": "adversarial"},
+            "a pair of an adversarial and a random direction,",
+        ),
+    ],
+)
+def test_settings_say_what_was_drawn(changes, words):
+    assert words in settings_line(settings() | changes)

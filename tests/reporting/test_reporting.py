@@ -2,13 +2,16 @@
 
 import pytest
 
+from awp_jax import config
 from awp_jax.reporting import (
+    evaluation_note,
     evaluation_table,
     learning_curves,
     markdown_table,
     save_figure,
     seed_table,
 )
+from awp_jax.training import plain
 
 
 def result(method, robust_train, robust_test):
@@ -76,6 +79,17 @@ def test_curves_are_drawn_and_saved(tmp_path):
     assert [tuple(line.get_ydata()) for line in lines[:2]] == [(10.0, 20.0), (10.0, 20.0)]
     files = save_figure(figure, tmp_path / "figures" / "curves")
     assert [f.suffix for f in files] == [".png", ".pdf"] and all(f.stat().st_size for f in files)
+
+
+def test_what_the_numbers_of_a_curve_need():
+    values = config.default()
+    values.seed, values.attack.epsilon = 3, "8/255"
+    part = {"clean_accuracy": 0.5, "robust_accuracy": 0.1, "examples": 40}
+    records = [{"kind": "train"}, {"kind": "evaluation", "epoch": 1, "test": part, "train": part}]
+    note = evaluation_note(plain(values), records)
+    assert "cifar10, preact-resnet-18; PGD-" in note and "linf epsilon 8/255" in note
+    assert "40 train, 40 test examples; seed 3" in note or "40 test, 40 train" in note
+    assert learning_curves({"at": records[1:]}, note=note).get_suptitle() == note
 
 
 def test_runs_without_evaluations_are_one_sentence():
