@@ -65,6 +65,10 @@ class AdaptiveWeightBall:
 
         return jax.tree_util.tree_map_with_path(scale, centre)
 
+    def mask_of(self, centre: Params) -> Any:
+        """What moves; see ``WeightBall.mask_of``."""
+        return self._plain.mask_of(centre)
+
     def start(self, key: Key | None, centre: Params) -> Any:
         """Zero. ``key`` is not used."""
         return self._plain.start(key, centre)

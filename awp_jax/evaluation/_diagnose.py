@@ -126,11 +126,17 @@ def diagnose(
         ValueError: For bad images, labels, norm or radius.
     """
     checks.choice(norm, ("linf", "l2"), "norm")
-    radius = float(checks.radius(epsilon, "epsilon", norm))
-    if not radius > 0:
-        raise ValueError("epsilon is 0: there is nothing to diagnose.")
     images, labels = np.asarray(as_float(np.asarray(images))), np.asarray(labels)
     checks.images_and_labels(images, labels)
+    # Pixels span [0, 1]: a larger radius adds nothing.
+    largest = 1.0 if norm == "linf" else float(np.sqrt(images[0].size))
+    radius = float(checks.radius(epsilon, "epsilon", None))
+    if not 0 < radius <= largest:
+        raise ValueError(
+            f"epsilon is {epsilon!r}, but a number above 0 and at most {largest:g}, which covers "
+            f"all images in [0, 1], was expected for norm {norm!r}, such as "
+            f"{'8/255' if norm == 'linf' else '0.5'}."
+        )
     function = as_pytree_function(logits_fn)
     keys = example_keys(key, len(labels))
     classes = number_of_classes(function, images[:1], keys[0] if eot else None)
@@ -144,8 +150,6 @@ def diagnose(
         return PGD(size, steps=steps, norm=norm, eot=eot)
 
     clean = accuracy(None)
-    # Pixels span [0, 1]: an Linf radius above 1 adds nothing.
-    largest = 1.0 if norm == "linf" else float(np.sqrt(images[0].size))
     epsilons = sorted({min(f * radius, largest) for f in _FACTORS} | {largest})
     by_epsilon = [clean if e == 0 else accuracy(pgd(e, 20)) for e in epsilons]
     by_steps = [accuracy(pgd(radius, steps)) for steps in _STEPS]

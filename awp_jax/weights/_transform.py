@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from awp_jax import checks
-from awp_jax.balls import Ball, WeightBall
+from awp_jax.balls import AdaptiveWeightBall, Ball, WeightBall
 from awp_jax.balls._protocol import check_ball, check_step_size
 from awp_jax.pytrees import is_function
 from awp_jax.typing import GradFn, Params, PyTree, Radius
@@ -100,7 +100,7 @@ def around(
     def init(params: Params) -> Any:
         _reject_masked(params)
         first = ball(jnp.int32(0)) if scheduled else ball
-        if isinstance(first, WeightBall):
+        if isinstance(first, WeightBall | AdaptiveWeightBall):
             first.mask_of(params)  # a misspelt layer is refused here, not trained without
         return make_state(wrapped.init(_only_floats(params)))
 

@@ -160,8 +160,14 @@ def test_diagnose_writes_a_verdict_and_a_figure(run, capsys):
         "diagnosis.png",
         "diagnosis.pdf",
     }
-    assert cli.main(["diagnose"]) == 2
-    assert "--workdir is missing" in capsys.readouterr().err
+    for arguments, message in (
+        ([], "--workdir is missing"),
+        ([f"--workdir={run}", "--surrogate_checkpoint=last"], "is given without --surrogate"),
+        ([f"--workdir={run}", "--epsilon=999999999"], "epsilon is '999999999', but a number above"),
+    ):
+        assert cli.main(["diagnose", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
 
 
 @pytest.fixture(scope="module")

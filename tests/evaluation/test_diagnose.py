@@ -107,8 +107,12 @@ def test_a_randomised_model_is_looked_at_through_averages(sound):
 
 def test_bad_input(sound):
     logits_fn, images, labels = sound
-    with pytest.raises(ValueError, match="epsilon is 0"):
-        diagnose(logits_fn, KEY, images, labels, epsilon=0)
+    for epsilon in (0, "999999999", 1.5):
+        message = f"epsilon is {epsilon!r}, but a number above 0 and at most 1, .* such as 8/255"
+        with pytest.raises(ValueError, match=message):
+            diagnose(logits_fn, KEY, images, labels, epsilon=epsilon)
+    with pytest.raises(ValueError, match="at most 8, .* norm 'l2', such as 0.5"):
+        diagnose(logits_fn, KEY, images, labels, norm="l2", epsilon=9)
     with pytest.raises(ValueError, match="Unknown norm"):
         diagnose(logits_fn, KEY, images, labels, norm="l1")
     broken = images.copy()

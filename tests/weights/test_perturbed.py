@@ -248,6 +248,13 @@ def test_masks_by_pattern_and_without_what_people_leave_out():
         matching(3)
 
 
+@pytest.mark.parametrize("make", [sam, asam])
+def test_a_mask_of_nothing_is_refused_at_init(make):
+    transformation = make(optax.sgd(0.1), 0.05, mask="misspelt/*")
+    with pytest.raises(ValueError, match="'misspelt/.' fits none of 1 leaves: kernel"):
+        transformation.init({"kernel": jnp.ones((2, 2))})
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
