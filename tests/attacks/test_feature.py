@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import features
+from digits_network import features
 from jax.tree_util import Partial
 
 from awp_jax.attacks import FeatureAttack

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import from_torch, to_torch
+from digits_network import from_torch, to_torch
 
 from awp_jax.attacks import APGD, APGDTargeted, FABTargeted, Square
 from awp_jax.attacks._stepped import begin

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import from_torch
+from digits_network import from_torch
 from jax.tree_util import Partial
 
 from awp_jax.attacks import DDN, FMN

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import initial, network
+from digits_network import initial, network
 from jax.tree_util import Partial
 
 from awp_jax.attacks import PGD, mean_of_models, stacked_models, worst_of_models

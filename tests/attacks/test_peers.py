@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import EPSILON, from_torch
+from digits_network import EPSILON, from_torch
 
 from awp_jax.attacks import APGD, FAB, PGD, APGDTargeted, FABTargeted, Square, autoattack
 from awp_jax.balls import input_norms
