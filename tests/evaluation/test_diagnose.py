@@ -14,7 +14,7 @@ from awp_jax.evaluation import diagnose
 from awp_jax.evaluation._suspicions import above_chance, enough_examples, model_checks
 
 KEY = jax.random.key(0)
-_path = pathlib.Path(__file__).parents[1] / "attacks" / "conftest.py"
+_path = pathlib.Path(__file__).parents[1] / "attacks" / "digits_network.py"
 _spec = importlib.util.spec_from_file_location("digits_network", _path)
 digits = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(digits)
