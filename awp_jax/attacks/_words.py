@@ -49,10 +49,13 @@ _ELSEWHERE = {
 }
 
 
-def refuse(name: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raises ``TypeError`` for names in ``given`` that are not known, with what is meant here."""
-    known = list(known)
-    for word in given:
+def refuse(target: Callable[..., Any], given: Iterable[str]) -> None:
+    """Raises ``TypeError`` for words of others that ``target`` has not, with what is meant here."""
+    words = [word for word in given if word in _HERE or word in _ELSEWHERE]
+    if not words:  # nearly always: reading a signature takes longer than making an attack
+        return
+    name, known = target.__name__.lstrip("_"), inspect.signature(target).parameters
+    for word in words:
         if word in known:
             continue
         here, why = _HERE.get(word), _ELSEWHERE.get(word)
@@ -67,17 +70,16 @@ class KnownNames:
 
     def __new__(cls, *args: Any, **settings: Any) -> Any:
         """Raises ``TypeError`` for a name of another library; Python itself does for others."""
-        refuse(cls.__name__.lstrip("_"), settings, inspect.signature(cls).parameters)
+        refuse(cls, settings)
         return super().__new__(cls)
 
 
 def known_names(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """``function`` with the same for its keyword arguments."""
-    parameters = inspect.signature(function).parameters
 
     @functools.wraps(function)
     def checked(*args: _P.args, **settings: _P.kwargs) -> _R:
-        refuse(function.__name__, settings, parameters)
+        refuse(function, settings)
         return function(*args, **settings)
 
     return checked

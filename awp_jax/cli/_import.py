@@ -61,12 +61,13 @@ def main(argv: Sequence[str]) -> int:
     values = command.parse(argv)
     if not command.given:
         raise UsageError("The checkpoint is missing: awp-jax import CHECKPOINT --model=... .")
-    own = None if values["normalize"].value else normalisation(command.given)
+    told = values["normalize"].value is not None
+    own = None if told else normalisation(command.given)
     config = imported_config(
         required(values, "model"),
         name=required(values, "data"),
         path=values["data_path"].value,
-        normalize=bool(own) or (bool(values["normalize"].value) and boolean(values, "normalize")),
+        normalize=boolean(values, "normalize") if told else own is not None,
         width=values["width"].value,
         norm=required(values, "norm"),
         epsilon=required(values, "epsilon"),

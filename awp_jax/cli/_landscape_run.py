@@ -211,7 +211,7 @@ def _one(run, state, part, settings, how, draw, attack, partial, clock, name) ->
     stored = partial.load({"how": how, "draw": draw})
     start = None if stored is None else Surface(axes, **stored)
     work = settings.passes(how)
-    known = 0 if start is None or start.computed is None else int(start.computed.sum())
+    known = 0 if start is None else int(start.done.sum())
     clock.begin(f"{run.workdir.name} {name} {how} draw {draw + 1}", known * work)
     if start is not None and known == start.loss.size:
         return start

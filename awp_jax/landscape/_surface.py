@@ -37,6 +37,11 @@ class Surface(NamedTuple):
     accuracy: np.ndarray
     computed: np.ndarray | None = None
 
+    @property
+    def done(self) -> np.ndarray:
+        """``computed``, or the points with a loss where that is not said."""
+        return ~np.isnan(self.loss) if self.computed is None else self.computed
+
 
 def axis(points: int = 41, extent: float = 1.0) -> np.ndarray:
     """Equally spaced coordinates from -extent to extent, exactly 0 in the middle.
@@ -146,8 +151,8 @@ def surface(
     keys = example_keys(jax.random.key(0) if key is None else key, n)
     batches = list(padded_batches(n, min(batch_size, n), parallel.shards(params)))
     found = _begun(coordinates, start)
-    assert found.computed is not None
-    todo = np.argwhere(~found.computed)
+    done = found.done  # the array of `found` itself
+    todo = np.argwhere(~done)
     if points_per_call is None and jax.default_backend() != "cpu":
         points_per_call = _POINTS_PER_CALL
     with full_precision():
@@ -175,7 +180,7 @@ def surface(
             for place, loss, share in zip(places, losses, shares, strict=False):
                 share = np.nan if np.isnan(loss) else share
                 found.loss[tuple(place)], found.accuracy[tuple(place)] = loss, share
-                found.computed[tuple(place)] = True
+                done[tuple(place)] = True
             if on_points is not None:
                 on_points(found, len(todo) - first - len(places))
     _warn_of_nan(found, todo)
@@ -235,8 +240,9 @@ def _look(
     labels: Labels,
 ) -> Any:
     """At one point, loss of each example of a batch and whether it is right: ``[1, batch]``."""
-    logits_fn = logits_at(function, _compiled_move(params, directions, jnp.asarray(where[0])))
-    result = looked_at(attack, logits_fn, keys, float_images(images, params), labels)
+    moved = _compiled_move(params, directions, jnp.asarray(where[0]))
+    images = float_images(images, params)
+    result = looked_at(attack, logits_at(function, moved), keys, images, labels)
     return result.loss[None], ~result.success[None]
 
 
@@ -252,10 +258,11 @@ def _look_compiled(
     labels: Labels,
 ) -> Any:
     """The same at several points ``where [points, directions]``, in one call."""
+    images = float_images(images, params)
 
     def one(point: Any) -> Any:
-        logits_fn = logits_at(function, _move(params, directions, point))
-        result = looked_at(attack, logits_fn, keys, float_images(images, params), labels)
+        moved = _move(params, directions, point)
+        result = looked_at(attack, logits_at(function, moved), keys, images, labels)
         return result.loss, ~result.success
 
     return jax.lax.map(one, jnp.asarray(where))
@@ -275,8 +282,8 @@ def _begun(coordinates: tuple[np.ndarray, ...], start: Surface | None) -> Surfac
     same = len(start.axes) == len(shape) and all(map(np.array_equal, start.axes, coordinates))
     if not same or start.loss.shape != shape or start.accuracy.shape != shape:
         raise ValueError("start was computed on other axes.")
-    computed = ~np.isnan(start.loss) if start.computed is None else np.array(start.computed, bool)
-    return Surface(coordinates, np.array(start.loss), np.array(start.accuracy), computed)
+    done = np.array(start.done, bool)
+    return Surface(coordinates, np.array(start.loss), np.array(start.accuracy), done)
 
 
 def _coordinates(values: Any) -> np.ndarray:

@@ -164,8 +164,7 @@ class _Run:
                 self._end_epoch(state, step)
             while step < self.end:
                 state, step = self._epoch(state, step)
-            if self.checkpoints.steps(LAST)[:1] != [step]:
-                self._save(state, step)
+            self._save_once(state, step)
             self.checkpoints.wait()
         except BaseException:
             with contextlib.suppress(StorageError):  # the first failure is the one to tell
@@ -255,8 +254,7 @@ class _Run:
             self.end, self.preempted, self.unmeasured = step, True, True
             return
         if improved:
-            if self.checkpoints.steps(LAST)[:1] != [step]:
-                self._save(state, step)
+            self._save_once(state, step)
             self.checkpoints.save(BEST, state, self._info(step))
 
     def _stop_requested(self, step: int) -> bool:
@@ -365,6 +363,10 @@ class _Run:
     def _info(self, step: int) -> dict[str, Any]:
         found = {"step": step, "best": self.selection.best, "seed": self.config.seed}
         return found | {"skipped_steps": self.skipped}
+
+    def _save_once(self, state: TrainState, step: int) -> None:
+        if self.checkpoints.steps(LAST)[:1] != [step]:
+            self._save(state, step)
 
     def _save(self, state: TrainState, step: int) -> None:
         self._log()  # raises before a state that is not finite could be saved
