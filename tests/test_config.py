@@ -6,6 +6,7 @@ import itertools
 import pathlib
 
 import pytest
+import yaml
 
 from awp_jax import config as schema
 from awp_jax.training import schedule
@@ -160,11 +161,26 @@ def test_values_are_read_from_text(path, text, value):
     schema.validate(config)
 
 
-def test_an_optional_value_can_be_taken_back():
+@pytest.mark.parametrize("nothing", ["null", "None"])
+def test_an_optional_value_can_be_taken_back(nothing):
     config = schema.default()
     config.data.path = "somewhere"
-    schema.override(config, "data.path", "None")
+    schema.override(config, "data.path", nothing)
     assert config.data.path is None
+
+
+def test_every_value_that_describe_prints_can_be_given_back():
+    printed = yaml.safe_load(schema.to_yaml(schema.default()))
+    config = schema.default()
+    for path, _ in schema.keys():
+        *group, name = path.split(".")
+        value = (printed[group[0]] if group else printed)[name]
+        # As YAML writes it behind the colon; a shell takes the quotation marks away.
+        text = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n")
+        schema.override(config, path, text.strip().strip("'"))
+    assert config.to_json() == schema.default().to_json()
+    with pytest.raises(ValueError, match="an integer from 1 to 65536 or null was expected"):
+        schema.override(config, "model.width", "wide")
 
 
 @pytest.mark.core

@@ -11,7 +11,7 @@ import numpy as np
 
 from awp_jax import checks, data, parallel, streams
 from awp_jax.cli import _processes as processes
-from awp_jax.cli._earlier import EVALUATION, with_earlier
+from awp_jax.cli._earlier import EVALUATION, read_evaluation, with_earlier
 from awp_jax.cli._evaluation_progress import EvaluationProgress
 from awp_jax.cli._flags import (
     Command,
@@ -51,9 +51,9 @@ def main(argv: Sequence[str]) -> int:
     command = Command(
         "evaluate",
         "Measures accuracy and loss of a run's checkpoints on clean and on attacked images,\n"
-        "prints tables and writes evaluation.json. Earlier results of the same settings, images\n"
-        "and weights stay in it, those of others in evaluation-N.json. The same command goes on\n"
-        "where a stopped one was.",
+        "prints tables and writes evaluation.json. Earlier results stay in it: attacks of the\n"
+        "same settings, images and weights as one evaluation, those of others beside it, the\n"
+        "widest first. The same command goes on where a stopped one was.",
     )
     command.string("workdir", None, "the run directory")
     command.string("checkpoints", "best,last", "which: best, last, epoch-N, every, average")
@@ -78,6 +78,7 @@ def main(argv: Sequence[str]) -> int:
     devices = processes.join(values)
     dtype = chosen_dtype(values)
     run = open_run(workdir, devices=devices, dtype=dtype)
+    read_evaluation(run.workdir)  # a damaged one is said now and not after hours
     surrogate = None
     if values["surrogate"].value:
         which = values["surrogate_checkpoint"].value
@@ -98,11 +99,12 @@ def main(argv: Sequence[str]) -> int:
     )
     if not parallel.is_main():
         return 0
-    result, renamed = with_earlier(run.workdir, result)
-    write_json(run.workdir / EVALUATION, result)
+    earlier = read_evaluation(run.workdir)
+    whole, result, words = with_earlier(earlier, result, run.experiment.config)
+    write_json(run.workdir / EVALUATION, whole)
     shutil.rmtree(run.workdir / PARTIAL, ignore_errors=True)
-    if renamed:
-        print(renamed, file=sys.stderr)
+    if words:
+        print(words, file=sys.stderr)
     print(evaluation_table({run.workdir.name: result}))
     print(f"\n{attack_table(result)}")
     return 0

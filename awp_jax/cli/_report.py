@@ -4,10 +4,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from awp_jax.cli._earlier import read_evaluation
+from awp_jax.cli._earlier import OTHERS, read_evaluation
 from awp_jax.cli._flags import Command, UsageError, names, required
 from awp_jax.files import write_text
 from awp_jax.reporting import (
+    Measured,
     evaluation_note,
     evaluation_table,
     landscape_comparison,
@@ -37,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     workdirs = [pathlib.Path(n) for n in names(required(values, flag), flag)]
     output = pathlib.Path(required(values, "output"))
     results, curves, landscapes = {}, {}, {}
+    others: dict[str, Any] = {}
     notes: dict[str, None] = {}
     for workdir in workdirs:
         if workdir.name in results:
@@ -48,6 +50,9 @@ def main(argv: Sequence[str]) -> int:
                 f"{workdir} has not been evaluated: run awp-jax evaluate --workdir={workdir} first."
             )
         results[workdir.name] = result
+        for one in result.get(OTHERS, []):
+            if not one.get("superseded"):  # of weights that the run no longer has
+                others[f"{workdir.name} ({len(others) + 1})"] = one
         if (workdir / "landscape.json").exists():
             landscape = read_landscape(workdir)
             if landscape["settings"]["dims"] == 1:
@@ -59,6 +64,9 @@ def main(argv: Sequence[str]) -> int:
     over_seeds = seed_table(results)
     if over_seeds:
         table += f"\n\nMean and standard deviation over seeds:\n\n{over_seeds}"
+    if others:
+        table += "\n\nAlso measured, with other settings or on fewer examples:\n\n"
+        table += evaluation_table(others)
     files = []
     if any(curves.values()):  # imported runs have none
         figure = learning_curves(curves, landscapes, "\n".join(notes))
@@ -82,11 +90,15 @@ def comparison_of(workdirs: Sequence[pathlib.Path], landscapes: dict[str, Any]) 
     Returns:
         A matplotlib figure.
     """
-    accuracies = {}
-    for workdir in workdirs:
-        evaluation, records = read_evaluation(workdir), read_metrics(workdir)
-        accuracies[workdir.name] = {
-            which: robust_accuracies(evaluation, records, measured["step"])
-            for which, measured in landscapes[workdir.name]["checkpoints"].items()
-        }
-    return landscape_comparison(landscapes, accuracies)
+    runs = {
+        workdir.name: Measured(
+            read_config(workdir), read_evaluation(workdir), read_metrics(workdir)
+        )
+        for workdir in workdirs
+    }
+    steps = {
+        name: {which: found["step"] for which, found in landscapes[name]["checkpoints"].items()}
+        for name in runs
+    }
+    accuracies, source = robust_accuracies(runs, steps)
+    return landscape_comparison(landscapes, accuracies, source)

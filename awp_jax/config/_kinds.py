@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from awp_jax import checks
 
+_NOTHING = ("null", "None")  # as YAML writes it, and Python; "none" is a value of some keys
+
 
 def _any(value: Any, name: str, config: ConfigDict) -> None:
     """Where it is used it is checked as well, with what is known there."""
@@ -45,15 +47,16 @@ class Kind:
         Raises:
             ValueError: In one sentence, when it stands for none.
         """
-        if self.optional and text == "None":
+        if self.optional and text in _NOTHING:
             return None
         try:
             return _READERS[self.type](text)
         except (ValueError, SyntaxError, KeyError, RecursionError, MemoryError):
             bare = self.type is tuple and text and text[0] not in "([" and "," not in text
             alone = f"; one alone is written '({text},)'" if bare else ""
+            nothing = " or null" if self.optional else ""
             raise ValueError(
-                f"{name} is {text!r}, but {self.expected} was expected{alone}."
+                f"{name} is {text!r}, but {self.expected}{nothing} was expected{alone}."
             ) from None
 
 

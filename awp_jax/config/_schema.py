@@ -72,7 +72,7 @@ def override(config: ConfigDict, path: str, text: str) -> None:
     Args:
         config: In the schema of ``default``.
         path: Such as ``"attack.epsilon"``.
-        text: The value as text: ``"4/255"``; ``"None"`` for an optional one.
+        text: The value as text: ``"4/255"``; ``"null"`` or ``"None"`` for an optional one.
 
     Raises:
         ValueError: For an unknown key ("did you mean"), or text that is no value of its type.

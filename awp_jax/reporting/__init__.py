@@ -17,13 +17,19 @@ from awp_jax.reporting._landscape import (
     landscape_figure,
     landscape_training_figure,
 )
-from awp_jax.reporting._landscape_data import landscape_table, read_landscape, robust_accuracies
+from awp_jax.reporting._landscape_data import (
+    Measured,
+    landscape_table,
+    read_landscape,
+    robust_accuracies,
+)
 from awp_jax.reporting._seeds import seed_table
 from awp_jax.reporting._style import COLOURS, MARKERS
 from awp_jax.reporting._tables import attack_table, evaluation_table, markdown_table
 from awp_jax.reporting._weights import gamma_figure, histogram_figure, pac_bayes_figure
 
 __all__ = [
+    "Measured",
     "COLOURS",
     "Correlation",
     "Group",

@@ -141,6 +141,7 @@ def landscape_training_figure(
 def landscape_comparison(
     landscapes: Mapping[str, Mapping[str, Any]],
     accuracies: Mapping[str, Mapping[str, tuple[float, float] | None]],
+    source: str = "",
 ) -> "Figure":
     """Runs side by side: robust generalisation gap and landscapes (Figure 1b of AWP).
 
@@ -149,6 +150,7 @@ def landscape_comparison(
             dimensions.
         accuracies: By name of the run and checkpoint, robust train and test accuracy in [0, 1], or
             ``None``; see ``robust_accuracies``.
+        source: Of these, in words, for the title of their panel.
 
     Returns:
         A figure: bars of robust accuracy with the gap; in one dimension the loss, and its change
@@ -163,7 +165,8 @@ def landscape_comparison(
     count = 3 if flat else 1 + len(series)
     figure = Figure(figsize=(3.6 * count, 3.7), layout="constrained")
     panels = figure.subplots(1, count)
-    _bars(panels[0], {label: accuracies[run][which] for label, (_, run, which) in series.items()})
+    bars = {label: accuracies[run][which] for label, (_, run, which) in series.items()}
+    _bars(panels[0], bars, source)
     if flat:
         for panel, change in ((panels[1], False), (panels[2], True)):
             for place, (label, (found, _, which)) in enumerate(series.items()):
@@ -209,7 +212,7 @@ def _series(landscapes) -> dict[str, tuple[Any, str, str]]:
     }
 
 
-def _bars(panel, accuracies: Mapping[str, tuple[float, float] | None]) -> None:
+def _bars(panel, accuracies: Mapping[str, tuple[float, float] | None], source: str) -> None:
     from matplotlib.patches import Patch
 
     for place, pair in enumerate(accuracies.values()):
@@ -229,7 +232,8 @@ def _bars(panel, accuracies: Mapping[str, tuple[float, float] | None]) -> None:
     panel.set_ylim(0, 119)
     panel.set_yticks(range(0, 101, 20))
     panel.set_ylabel("robust accuracy (%)")
-    panel.set_title("robust generalisation gap\n(evaluation or learning curve)", fontsize=10)
+    panel.set_title("robust generalisation gap", fontsize=10)
+    panel.set_xlabel(source, fontsize=8)
     keys = [
         Patch(facecolor="white", edgecolor="black", hatch="////", label="train"),
         Patch(facecolor="0.6", edgecolor="black", label="test"),

@@ -1,8 +1,8 @@
 """Landscapes as the files of run directories hold them, and their table."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from awp_jax.files import read_arrays, read_json
 from awp_jax.reporting._tables import markdown_table
@@ -43,31 +43,82 @@ def read_landscape(workdir: str | pathlib.Path, name: str = "landscape") -> dict
     return found
 
 
+class Measured(NamedTuple):
+    """What a run directory says of robust accuracy.
+
+    Attributes:
+        config: From ``awp_jax.training.read_config``.
+        evaluation: What ``awp-jax evaluate`` writes to ``evaluation.json``, or ``None``.
+        records: The records of ``metrics.jsonl``.
+    """
+
+    config: Mapping[str, Any]
+    evaluation: Mapping[str, Any] | None
+    records: Sequence[Mapping[str, Any]]
+
+
 def robust_accuracies(
-    evaluation: Mapping[str, Any] | None, records: Sequence[Mapping[str, Any]], step: int
-) -> tuple[float, float] | None:
-    """Robust train and test accuracy at a step, in [0, 1].
+    runs: Mapping[str, Measured], steps: Mapping[str, Mapping[str, int]]
+) -> tuple[dict[str, dict[str, tuple[float, float] | None]], str]:
+    """Robust train and test accuracy of checkpoints, all by one attack and from one source.
+
+    An evaluation and a learning curve stand on different images: side by side they would rank runs
+    by their source. The source that knows the most checkpoints is taken, an evaluation before a
+    learning curve, more steps of PGD before fewer.
 
     Args:
-        evaluation: What ``awp-jax evaluate`` writes to ``evaluation.json``, or ``None``: its last
-            PGD is taken.
-        records: The records of ``metrics.jsonl``, for steps that were not evaluated.
-        step: Of the checkpoint.
+        runs: By name of the run.
+        steps: By name of the run and of the checkpoint, the step that it is of.
 
     Returns:
-        ``(train, test)``, or ``None`` where they were not measured.
+        By run and checkpoint ``(train, test)`` in [0, 1], or ``None`` where that source has not
+        measured it; and the source in words: attack, radius, numbers of examples.
     """
-    for measured in (evaluation or {}).get("checkpoints", {}).values():
-        if measured.get("step") == step and "train" in measured and "test" in measured:
-            both = [a for a in measured["train"] if a in measured["test"]]
-            attacks = [a for a in both if a.startswith("pgd-")]
-            if attacks:
-                last = attacks[-1]
-                return measured["train"][last]["accuracy"], measured["test"][last]["accuracy"]
-    for record in records:
+    sources: dict[tuple[Any, ...], dict[tuple[str, str], Any]] = {}
+    for name, run in runs.items():
+        for which, step in steps[name].items():
+            for source, pair in _measurements(run, step):
+                sources.setdefault(source, {})[name, which] = pair
+    source = max(sources, key=lambda s: (len(sources[s]), s)) if sources else ()
+    pairs = sources.get(source, {})
+    found = {
+        name: {
+            which: (pair[0]["accuracy"], pair[1]["accuracy"])
+            if (pair := pairs.get((name, which)))
+            else None
+            for which in steps[name]
+        }
+        for name in runs
+    }
+    if not source:
+        return found, "not measured"
+    is_evaluation, attack_steps, norm, epsilon = source
+    counts = {tuple(part["examples"] for part in pair) for pair in pairs.values()}
+    images = " or ".join(f"{train} train, {test} test" for train, test in sorted(counts))
+    return found, (
+        f"{'evaluation' if is_evaluation else 'learning curve'}, PGD-{attack_steps},\n"
+        f"{norm} epsilon {epsilon}; {images} examples"
+    )
+
+
+def _measurements(run: Measured, step: int) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Every source that has measured a step, with its train and its test part."""
+    for measured in (run.evaluation or {}).get("checkpoints", {}).values():
+        if run.evaluation and measured["step"] == step and {"train", "test"} <= {*measured}:
+            for attack in {*measured["train"]} & {*measured["test"]}:
+                kind, _, count = attack.partition("-")
+                if kind == "pgd" and count.isdecimal():
+                    source = (True, int(count), run.evaluation["norm"], run.evaluation["epsilon"])
+                    yield source, (measured["train"][attack], measured["test"][attack])
+    attack, settings = run.config["attack"], run.config["evaluation"]
+    for record in run.records:
         if record["kind"] == "evaluation" and record["step"] == step and "train" in record:
-            return record["train"]["robust_accuracy"], record["test"]["robust_accuracy"]
-    return None
+            epsilon = settings["epsilon"] or attack["epsilon"]
+            parts = [
+                {"accuracy": record[part]["robust_accuracy"], "examples": record[part]["examples"]}
+                for part in ("train", "test")
+            ]
+            yield (False, settings["steps"], attack["norm"], epsilon), parts
 
 
 def settings_line(settings: Mapping[str, Any]) -> str:

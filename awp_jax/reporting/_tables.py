@@ -80,6 +80,7 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             reference = next((a for a in reversed(of_all) if a.startswith("pgd-")), of_all[-1])
             columns = {"run": name, "method": result["method"], "checkpoint": which}
             columns["epoch"] = f"{measured['epoch']:g}"
+            columns["examples"] = " / ".join(str(measured[s]["clean"]["examples"]) for s in sets)
             for s in sets:
                 for a in (a for a in attacks if a in measured[s]):
                     columns[f"{attack_label(a)} {s}"] = f"{100 * measured[s][a]['accuracy']:.2f}"
@@ -109,6 +110,8 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{result['device']}"
             )
             notes.setdefault(note, {})[name] = None
+    if len({row["examples"] for row in rows}) == 1:  # the line below says it
+        header.remove("examples")
     body = markdown_table(header, [[row.get(h, "") for h in header] for row in rows])
     # Which run a line is about matters only where there are several.
     several = len(notes) > 1

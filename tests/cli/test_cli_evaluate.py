@@ -11,7 +11,7 @@ import pytest
 from awp_jax import cli, models
 from awp_jax import config as schema
 from awp_jax.attacks import APGD, Square
-from awp_jax.cli import _evaluate, _evaluation_progress
+from awp_jax.cli import _earlier, _evaluate, _evaluation_progress
 from awp_jax.cli._evaluation_progress import EvaluationProgress
 from awp_jax.cli._flags import UsageError
 from awp_jax.cli._surrogate import open_surrogate
@@ -127,13 +127,42 @@ def test_other_attacks_are_added_and_other_settings_kept_beside(run, capsys, tmp
     assert "FGSM train" in capsys.readouterr().out
     kept = read()
     for arguments, reason in (
-        (["--epsilon=0.1"], "epsilon was '0.05' and is '0.1'"),
-        (["--epsilon=0.1", "--examples=10"], "of 20 test examples and not of 10"),
+        (["--epsilon=0.1"], "epsilon is '0.05' there and '0.1' here"),
+        (["--epsilon=0.1", "--examples=10"], "epsilon is '0.05' there and '0.1' here"),
+        (["--examples=10"], "it is of 20 test examples and this of 10"),
     ):
         assert evaluate(workdir, "--attacks=fgsm", *arguments) == 0
-        assert reason in capsys.readouterr().err
-    assert list(read()["checkpoints"]["best"]["test"]) == ["clean", "fgsm"]
-    assert read("evaluation-1.json") == kept and read("evaluation-2.json")["epsilon"] == "0.1"
+        printed = capsys.readouterr()
+        assert reason in printed.err and "FGSM test" in printed.out
+        assert "PGD-2 test" not in printed.out  # what is printed is what was asked for
+    others = read().pop("others")
+    assert {**read(), "others": None} == {**kept, "others": None}
+    counts = [(o["epsilon"], o["checkpoints"]["best"]["test"]["clean"]["examples"]) for o in others]
+    assert counts == [("0.05", 10), ("0.1", 20), ("0.1", 10)]
+    # Measured again, it takes the place of its like.
+    assert evaluate(workdir, "--attacks=pgd-2", "--examples=10") == 0
+    assert len(read()["others"]) == 3
+    assert list(read()["others"][0]["checkpoints"]["best"]["test"]) == ["clean", "fgsm", "pgd-2"]
+    assert cli.main(["report", f"--workdir={workdir}", f"--output={tmp_path / 'report'}"]) == 0
+    shown, also = capsys.readouterr().out.split("Also measured, with other settings")
+    assert "20 test examples" in shown and "10 test" not in shown and "epsilon 0.1" in also
+
+
+def test_results_of_earlier_weights_are_kept_and_no_longer_shown():
+    def result(digest, examples, **changes):
+        cell = {"accuracy": 0.5, "examples": examples}
+        measured = {"digest": digest, "step": 3, "epoch": 1.0, "test": {"clean": cell}}
+        same = dict.fromkeys(_earlier._SAME) | {"epsilon": "0.05"} | changes
+        union = {"test": {"attacks": [], "accuracy": 0.5}}
+        return {**same, "checkpoints": {"last": measured}, "unions": {"last": union}}
+
+    config = {"evaluation": {"epsilon": None}, "attack": {"epsilon": "0.05"}}
+    first, _, words = _earlier.with_earlier(None, result(1, 797), config)
+    assert first == result(1, 797) and not words
+    whole, mine, words = _earlier.with_earlier(first, result(2, 20), config)
+    assert whole == {**mine, "others": [{**first, "superseded": True}]} and not words
+    again, *_ = _earlier.with_earlier(whole, result(2, 797, dtype="bfloat16"), config)
+    assert [again["dtype"], *(o["dtype"] for o in again["others"])] == ["bfloat16", None, None]
 
 
 @pytest.mark.parametrize(

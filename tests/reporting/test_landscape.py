@@ -7,6 +7,7 @@ import pytest
 
 from awp_jax.evaluation import write_arrays
 from awp_jax.reporting import (
+    Measured,
     landscape_comparison,
     landscape_figure,
     landscape_table,
@@ -141,14 +142,36 @@ def test_the_table(two):
 
 
 def test_accuracies_come_from_the_evaluation_or_from_training():
-    def part(accuracy):
-        return {"clean": {"accuracy": 0.9}, "pgd-20": {"accuracy": accuracy}}
+    def part(accuracy, examples):
+        cell = {"accuracy": accuracy, "examples": examples}
+        return {"clean": cell, "pgd-5": cell | {"accuracy": 0.95}, "pgd-20": cell}
 
-    measured = {"checkpoints": {"last": {"step": 6, "train": part(0.7), "test": part(0.6)}}}
+    def evaluated(train, test):
+        measured = {"step": 6, "train": part(train, 600), "test": part(test, 797)}
+        return {"norm": "linf", "epsilon": "0.1", "checkpoints": {"last": measured}}
+
+    config = {
+        "attack": {"norm": "linf", "epsilon": "0.1"},
+        "evaluation": {"steps": 10, "epsilon": None},
+    }
     records = [evaluation(1, 0.5, 0.4), evaluation(2, 0.3, 0.2)]
-    assert robust_accuracies(measured, records, 6) == (0.7, 0.6)
-    assert robust_accuracies(measured, records, 12) == (0.3, 0.2)
-    assert robust_accuracies(None, [], 6) is None
+    for record in records:
+        for name in ("train", "test"):
+            record[name]["examples"] = 200
+    runs = {
+        "at": Measured(config, evaluated(0.7, 0.6), records),
+        "awp": Measured(config, evaluated(0.65, 0.62), records),
+    }
+    found, source = robust_accuracies(runs, {"at": {"last": 6}, "awp": {"last": 6}})
+    assert found == {"at": {"last": (0.7, 0.6)}, "awp": {"last": (0.65, 0.62)}}
+    assert source == "evaluation, PGD-20,\nlinf epsilon 0.1; 600 train, 797 test examples"
+    # One was not evaluated: bars from two sources would rank the sources.
+    runs["awp"] = Measured(config, None, records)
+    found, source = robust_accuracies(runs, {"at": {"last": 6}, "awp": {"last": 6}})
+    assert found["at"] == found["awp"] == {"last": (0.5, 0.4)}
+    assert source == "learning curve, PGD-10,\nlinf epsilon 0.1; 200 train, 200 test examples"
+    found, source = robust_accuracies({"awp": Measured(config, None, [])}, {"awp": {"last": 6}})
+    assert found == {"awp": {"last": None}} and source == "not measured"
 
 
 @pytest.mark.parametrize(
