@@ -38,8 +38,8 @@ def with_earlier(
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
     """A result together with the earlier ones; a narrow one never takes the place of a wide one.
 
-    First stands what says most of the run as it is: of its present weights, attacked by itself
-    within its own radius, on the most examples, by the most attacks, the latest.
+    First stands what says most of the run as it is: of its present weights, crafted on itself, in
+    float32, within its own radius, on the most examples, by the most attacks, the latest.
 
     Args:
         earlier: From ``read_evaluation``.
@@ -74,7 +74,8 @@ def _width(one: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Any, ...]
     sets = _sets(measured).values()
     return (
         not one.get("superseded"),
-        one["surrogate"] is None,
+        one.get("surrogate") is None,
+        one.get("dtype") == "float32",
         one["epsilon"] == own,
         sum(found["clean"]["examples"] for found in sets),
         len({attack for found in sets for attack in found}),

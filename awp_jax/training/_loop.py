@@ -142,7 +142,8 @@ class _Run:
         self.clean_accuracy: float | None = None
         self.pending: list[Any] = []  # metrics still on the device, with their step
         self.skipped = self.in_a_row = 0  # steps that were not finite
-        self.seconds = time.perf_counter()
+        self.seconds = time.perf_counter()  # since when the images of this epoch are counted
+        self.images = 0
         self.started: float | None = self.seconds  # None once the first step is done
 
     def go(self, max_steps: int | None, started: bool) -> Outcome:
@@ -207,6 +208,7 @@ class _Run:
         order = experiment.order(epoch)
         last_of_epoch = (epoch + 1) * experiment.steps_per_epoch
         self.feed.begin(range(step, last_of_epoch), order)
+        self.seconds, self.images = time.perf_counter(), 0
         every = config.checkpoint.every_steps
         while step < min(last_of_epoch, self.end):
             state, metrics = experiment.step(
@@ -219,6 +221,7 @@ class _Run:
             )
             self.pending.append((step, metrics))
             step += 1
+            first = self.started is not None
             if self.started is not None:
                 jax.block_until_ready(metrics)
                 took = time.perf_counter() - self.started
@@ -226,6 +229,9 @@ class _Run:
                 self.started = None
             if len(self.pending) >= config.logging.every_steps:
                 self._log()
+            if first and step < min(last_of_epoch, self.end):  # compiling is no rate
+                self.seconds = time.perf_counter()
+                self.images = -sum(experiment.batch_size_of(done) for done, _ in self.pending)
             if self._stop_requested(step):
                 self.end, self.preempted = step, True
             if every and step % every == 0 and step < min(last_of_epoch, self.end):
@@ -274,8 +280,8 @@ class _Run:
             for step, metrics in zip(steps, values, strict=True)
             if self._is_finite(step, metrics)
         ]
-        now = time.perf_counter()
-        sizes = [self.experiment.batch_size_of(step) for step in steps]
+        self.images += sum(self.experiment.batch_size_of(step) for step in steps)
+        seconds = time.perf_counter() - self.seconds
         record: dict[str, Any] = {
             "kind": "train",
             "step": steps[-1] + 1,
@@ -286,9 +292,9 @@ class _Run:
                 name: float(np.average([v[name] for _, v in done], weights=[s for s, _ in done]))
                 for name in (done[0][1] if done else ())
             },
-            "images_per_second": sum(sizes) / max(now - self.seconds, 1e-9),
+            # Of the epoch so far: the last batch of an epoch takes as long for fewer images.
+            "images_per_second": self.images / max(seconds, 1e-9),
         }
-        self.seconds = now
         if self._skips:
             record["skipped_steps"] = self.skipped  # of the whole run
             if len(done) < len(steps):

@@ -262,6 +262,7 @@ def test_metrics_hold_what_the_readers_need(whole):
     records = training.read_metrics(workdir)
     train = [r for r in records if r["kind"] == "train"]
     assert {"loss", "robust_accuracy", "learning_rate", "images_per_second"} <= set(train[0])
+    assert all(r["images_per_second"] > 0 for r in train)
     # Rates of fractional epochs: drops at half and three quarters of 3 epochs of 3 steps.
     assert train[-1]["learning_rate"] == pytest.approx(0.05 * 0.01)
     evaluation = [r for r in records if r["kind"] == "evaluation"][-1]
