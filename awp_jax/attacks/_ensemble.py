@@ -64,6 +64,7 @@ def ensemble(
     if is_l1(common["ball"]) and version in ("standard", "custom"):
         untargeted |= {"restarts": 5, "larger_radii": True}
         targeted |= {"targets": 5, "larger_radii": True}
+    # Made when asked for: some refuse a ball that others take.
     known: dict[str, Callable[[], Callable[..., Any]]] = {
         "apgd-ce": lambda: APGD(**untargeted),
         "apgd-dlr": lambda: APGD(**untargeted, loss="dlr"),

@@ -123,6 +123,7 @@ class InBall(KnownNames):
     Inputs of half precision are moved, shown to the model and returned in float32.
     """
 
+    # Handed on to the ball and not kept, so that the two cannot disagree.
     epsilon: InitVar[Any] = OF_THE_BALL
     steps: int = 20
     norm: InitVar[Any] = OF_THE_BALL

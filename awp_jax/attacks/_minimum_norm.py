@@ -208,6 +208,7 @@ class DDN(MinimumNorm):
     def move(self, index: jax.Array, state: MinimumNormState, seen: Seen) -> MinimumNormState:
         """A step along the gradient, then the norm of the moment."""
         limit = state.limit * jnp.where(seen.success, 1 - self.gamma, 1 + self.gamma)
+        # Where nothing succeeds it would grow for ever.
         limit = jnp.minimum(limit, self.farthest(state.images)).astype(state.limit.dtype)
         way, dtype = self.ball.direction(seen.gradient), state.images.dtype
         # Where the loss is flat the released code goes anywhere rather than nowhere.

@@ -21,6 +21,8 @@ from awp_jax.typing import Inputs, Key, Labels, LogitsFn
 
 def as_pytree_function(function: Callable[..., Any]) -> Partial:
     """Wraps any callable so that it passes through ``jit`` as an argument."""
+    # The function itself becomes part of the structure: the same object compiles once, and a lambda
+    # that is written anew in every call compiles in every call.
     return function if isinstance(function, Partial) else Partial(function)
 
 
@@ -43,6 +45,7 @@ def number_of_classes(function: Partial, images: Inputs, key: Key | None = None)
         ValueError: When the model returns no ``[batch, classes]``, or fewer than 2 classes.
     """
     found = predict.eval_shape(function, images, key)
+    # The usual slip, a model that returns more than logits, has a sentence of its own.
     if isinstance(found, tuple | list | dict):
         raise ValueError(
             f"logits_fn returned a {type(found).__name__} of {len(found)}, but an array of logits "
@@ -65,6 +68,7 @@ def _batch(images: Inputs) -> int:
 def check_logits(values: Any) -> None:
     """Raises ``ValueError`` when logits or losses that can be looked at hold NaN."""
     leaves = jax.tree.leaves(values)
+    # Within a trace there are no numbers yet, and the check is left to whoever has them.
     if checks.is_concrete(values) and any(bool(jnp.isnan(leaf).any()) for leaf in leaves):
         raise ValueError("The model returns NaN: no verdict is possible.")
 
@@ -119,10 +123,12 @@ def prepare(
     else:
         checks.inputs_and_targets(images, labels, low=low, high=high)
     if isinstance(attack.ball, InputBall):
+        # One sentence here, in place of a mismatch of shapes from inside the compiled step.
         attack.ball.check(images)
     keys, function = example_keys(key, _batch(images)), as_pytree_function(logits_fn)
     if is_traced(function, images, labels) and not getattr(attack, "targets", 0):
         return function, keys, images, None
+    # Only its type counts: the model is traced for its shapes, and not run.
     key_now = keys[0] if attack.eot else None
     if not goal.classifies:
         goal.check(predict.eval_shape(function, images, key_now), labels, _batch(images))
@@ -145,6 +151,7 @@ def ranked_verdict(
     function: Partial, images: Inputs, labels: Labels, key: Key | None, goal: Goal
 ) -> Ranked:
     """``verdict``, with what results of several runs are compared by: compiled, unless traced."""
+    # The compiled one would keep a function that closes over outer tracers in its cache.
     traced = is_traced(function, images, labels)
     return (_ranked if traced else _compiled_ranked)(function, images, labels, key, goal)
 

@@ -76,6 +76,8 @@ class AdaptiveWeightBall:
     def step(self, centre: Params, point: Displacement, gradient: Gradients, size: Any) -> Any:
         """``project(v + size * T_w^2 g / ||T_w g||)``, ``size`` in the units of the radius."""
         scales = self._scales(centre)
+        # In units of T_w a step is plain steepest ascent: T_w takes the gradient there, and the
+        # step back to weights.
         scaled = _times(gradient, scales)
         way = _times(self._plain.direction(scaled, centre), scales)
         moved = jax.tree.map(lambda v, d: v + jnp.asarray(size, d.dtype) * d, point, way)

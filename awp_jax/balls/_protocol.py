@@ -72,6 +72,7 @@ def check_ball(ball: Any) -> Any:
         ValueError: Otherwise, with the first that is missing.
     """
     missing = [name for name in _METHODS if not callable(getattr(ball, name, None))]
+    # A class has the methods too, but nobody to call them on.
     if missing or isinstance(ball, type):
         what = f"the class {ball.__name__}" if isinstance(ball, type) else f"{ball!r}"
         why = "an object of it" if isinstance(ball, type) else f"something with {missing[0]}(...)"

@@ -111,6 +111,7 @@ def evaluate(
     plain = isinstance(ball, InputBall) and ball == InputBall(ball.norm, ball.radius)
     outcomes: dict[str, Outcome] = {}
     for name, attack in {"clean": None, **attacks}.items():
+        # All that the outcome depends on beside model and images: it names the stored part.
         part: dict[str, Any] = {"attack": name, "settings": repr(attack)}
         if plain:
             part["norm"] = ball.norm
@@ -127,6 +128,7 @@ def evaluate(
             tick = Partial(_unfinished, progress, name) if progress is not None else None
             common: dict[str, Any] = {"ball": ball, "batch_size": batch_size}
             if isinstance(attack, FeatureAttack) and attack.pool is None:
+                # From all images: drawn from the batch, results would depend on its size.
                 pool = (as_float(images[:_POOL]), labels[:_POOL])
                 attack = dataclasses.replace(attack, pool=pool)
             if attack is not None and surrogate_fn is not None:
@@ -166,7 +168,9 @@ def _without_key(function, images, key):
 
 def _cascade(plan, function, keys, images, labels, partial, part, tick, eot, common) -> Outcome:
     """AutoAttack, kept after every one of its attacks."""
+    # Attacks with an eot hand over a key, which a deterministic model does not take.
     attacked = Partial(_without_key, function) if is_random(plan) and not eot else function
+    # A name of its own: an unfinished cascade is never taken for a result.
     part = {**part, "unfinished": True}
     stored = partial.load(part)
     state = None
@@ -206,6 +210,7 @@ def _cascade(plan, function, keys, images, labels, partial, part, tick, eot, com
 
 
 def _packed(outcome: Outcome) -> dict[str, Any]:
+    # What is not known has no array, and is None again when it is read.
     arrays = {k: v for k, v in outcome._asdict().items() if v is not None}
     return {**arrays, "stages": json.dumps(outcome.stages)}
 

@@ -87,10 +87,12 @@ def measure(
         raise ValueError("key is missing: an attack draws random starts from it.")
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     keys = example_keys(jax.random.key(0) if key is None else key, n)
+    # Sums stay on the device, so that batches can be sent ahead without waiting.
     correct, loss = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
     done = 0
     for indices, mask in padded_batches(n, min(batch_size, n), parallel.shards(logits_fn)):
         if on_batch is not None and done:
+            # Who counts batches wants those that are done, and not those that are sent.
             jax.block_until_ready(loss)
             on_batch(done)
         batch, batch_labels, batch_keys = parallel.follow(
@@ -99,6 +101,7 @@ def measure(
         if attack is not None:
             result = outcome(attack(logits_fn, batch_keys, batch, batch_labels), attack)
             batch, error, losses = result.images, result.success, result.loss
+        # An attack's result has the verdict already, but of a randomised model only one lucky draw.
         if attack is None or eot:
             error, losses = judge_passes(logits_fn, batch_keys, batch, batch_labels, eot)
         correct += jnp.sum(jnp.where(mask, 1.0 - error, 0.0))

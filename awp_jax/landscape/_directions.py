@@ -37,6 +37,7 @@ def _ball(normalisation: str, ball: Any, params: Params) -> Any:
 @jax.jit
 def _scaled(ball: Any, way: Any, params: Params) -> Any:
     ball = from_argument(ball)
+    # One whole step of the ball is the direction at its size: no rule beside that of the ball.
     size = default_step(ball, params, 1, None)
     return ball.step(params, ball.start(None, params), way, size)
 
@@ -103,6 +104,7 @@ def directions(
     """
     ball = _ball(normalisation, ball, params)
     _check(key, params, count)
+    # fold_in and not split: more directions leave the first ones as they are.
     keys = [jax.random.fold_in(key, index) for index in range(count)]
     return _stack([_scaled(ball, _noise(k, params), params) for k in keys])
 
@@ -164,6 +166,7 @@ def adversarial_directions(
     found = []
     for index in range(count):
         chosen_key, attack_key = jax.random.split(jax.random.fold_in(key, index))
+        # Without replacement, as a batch of an epoch has them.
         chosen = jax.random.choice(chosen_key, len(labels), (size,), replace=False)
         keys, batch, batch_labels = parallel.follow(
             params,

@@ -102,6 +102,7 @@ def perturbed_loss(
 
     def adversarial(gamma: Radius) -> Any:
         nonlocal gradient
+        # On demand: where all parts are stored it is never needed.
         if gradient is None:
             gradient = _mean_gradient(function, params, examples, keys, attack)
         moved = _moved_along(mask, params, gradient, gamma)
@@ -136,6 +137,7 @@ def _mean_gradient(
         for index in range(len(examples.batches)):
             point = examples.attacked(function, params, keys, attack, index)
             _, labels, valid = examples.batch(index)
+            # Sums over batches are enough, because the ball normalises what it is given.
             found = _gradient(function, params, point, labels, valid)
             total = found if total is None else jax.tree.map(jnp.add, total, found)
     return total

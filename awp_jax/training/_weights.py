@@ -123,8 +123,10 @@ def _none(settings: WeightPerturbation, ascent: Ascent) -> None:
 
 
 def _awp(settings: WeightPerturbation, ascent: Ascent) -> Any:
+    # Padding has an infinite cross-entropy: it is left out of this range too, whose end is open.
     low, high = settings.loss_range or (-jnp.inf, jnp.inf)
     ball = settings.ball
+    # A * K2: all alternations together reach the radius, and not each by itself.
     taken = settings.alternations * settings.steps
     where = {
         "displacement": ascent.displacement,

@@ -80,6 +80,7 @@ def awp(
 
 
 def _ball_of(gamma: Radius, ball: Any, **settings: Any) -> Any:
+    # Both together go on to `weight_ball`, which refuses them.
     if ball is not None and gamma is None:
         return ball
     return _scheduled(gamma, lambda g: weight_ball(g, ball, **settings))
@@ -199,6 +200,7 @@ def rwp(
     def displace(
         params: Params, updates: Any, grad_fn: GradFn, ball_now: Any, state: Any, extra_args: Any
     ) -> Any:
+        # Not the mean gradient that was handed in: which examples count is seen in their losses.
         del updates, grad_fn, state
         losses_fn = extra_args.get("losses_fn")
         if losses_fn is None:
@@ -244,6 +246,7 @@ def random_weight_perturbation(
         params: Params, updates: Any, grad_fn: GradFn, ball_now: Any, state: Any, extra_args: Any
     ) -> Any:
         del updates, grad_fn, extra_args
+        # The key stays and the count is folded in: a restored state draws as an unbroken run does.
         return random_displacement(params, jax.random.fold_in(state.key, state.count), ball_now)
 
     def make_state(inner_state: Any) -> RandomWeightPerturbationState:

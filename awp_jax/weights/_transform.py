@@ -42,6 +42,7 @@ Displace = Callable[[Any, Any, Callable[..., Any], Any, Any, dict[str, Any]], An
 
 
 def _reject_masked(params: Params) -> None:
+    # MaskedNode is a pytree without leaves, and would not be seen otherwise.
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
         raise ValueError(
@@ -107,6 +108,7 @@ def around(
     def update(
         updates: Any, state: Any, params: Params = None, *, grad_fn: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
+        # From a wrapper that hands on no extra arguments, and has grad_fn in place of the gradient.
         if grad_fn is None and is_function(updates):
             updates, grad_fn = None, updates
         if params is None or grad_fn is None:
@@ -144,14 +146,17 @@ def around(
         step, inner_state = wrapped.update(
             _only_floats(grads), state.inner, _only_floats(perturbed_params), **extra_args
         )
+        # Only this decides: v is zero where the gradient at w is not finite, and a step is taken.
         known = all_finite(grads)
         finite = known if updates is None else known & all_finite(updates)
+        # Selected, not multiplied: NaN times 0 is NaN.
         step = jax.tree.map(lambda u: jnp.where(known, u, jnp.zeros_like(u)), step)
         inner_state = jax.tree.map(
             lambda new, old: jnp.where(known, new, old), inner_state, state.inner
         )
         return step, state._replace(
             inner=inner_state,
+            # Also without a step: schedules and keys follow the number of calls.
             count=optax.safe_increment(state.count),
             aux=new_aux if has_aux else state.aux,
             finite=finite,
