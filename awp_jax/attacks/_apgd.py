@@ -93,7 +93,7 @@ class APGD(SteppedAttack):
         super().__post_init__(epsilon, norm)
         _ = self.goal  # which checks the loss
         self._check_norm()
-        check_step_size(self.ball, self.step_size, type(self).__name__)
+        check_step_size(self.ball, self.step_size, f"step_size to {type(self).__name__}")
         checks.positive_integer(self.eot, "eot", minimum=0)
 
     def _check_norm(self) -> None:

@@ -25,10 +25,10 @@ from awp_jax.attacks._survivors import (
     batch_sizes,
     evaluate,
 )
-from awp_jax.attacks._words import known_names
 from awp_jax.balls import InputBall
 from awp_jax.random import check_key, example_keys
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
+from awp_jax.words import known_names
 
 
 class Row(NamedTuple):
@@ -359,6 +359,12 @@ def autoattack(
         (1.0, 0.5)
     """
     check_key(key)
+    checks.check_arrays([*jax.tree.leaves(images), labels])
+    if not checks.is_concrete((images, labels, key)):
+        raise ValueError(
+            "autoattack is being traced (jit, vmap, grad), but it drops broken examples as it "
+            "goes: call it outside; its attacks are compiled."
+        )
     ball = ball_of(epsilon, norm, ball)
     plan = ensemble(version, ball=ball, attacks=attacks)
     images, labels = np.asarray(in_float32(images)), np.asarray(labels)

@@ -15,9 +15,9 @@ from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
 from awp_jax.attacks._model import as_pytree_function, bounds_of
 from awp_jax.attacks._result import AttackResult, choose
 from awp_jax.attacks._stepped import SteppedAttack
-from awp_jax.attacks._words import KnownNames
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
+from awp_jax.words import KnownNames
 
 
 class FeatureState(NamedTuple):

@@ -15,12 +15,22 @@ from awp_jax.attacks._gradient import with_key
 from awp_jax.attacks._result import AttackResult, Ranked, ranked
 from awp_jax.balls import InputBall
 from awp_jax.balls._norms import at_least_float32, is_float
-from awp_jax.random import example_keys
+from awp_jax.random import check_key, example_keys
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn
 
 
 def as_pytree_function(function: Callable[..., Any]) -> Partial:
-    """Wraps any callable so that it passes through ``jit`` as an argument."""
+    """Wraps any callable so that it passes through ``jit`` as an argument.
+
+    Raises:
+        ValueError: For what cannot be called, and for models of PyTorch.
+    """
+    of_torch = any(base.__module__.startswith("torch.") for base in type(function).__mro__)
+    if of_torch or not callable(function):
+        raise ValueError(
+            f"The model is a {type(function).__name__}, but a function of JAX arrays, "
+            "images -> logits, was expected (PyTorch weights: awp_jax.interop, awp-jax import)."
+        )
     # The function itself becomes part of the structure: the same object compiles once, and a lambda
     # that is written anew in every call compiles in every call.
     return function if isinstance(function, Partial) else Partial(function)
@@ -116,6 +126,7 @@ def prepare(
         ValueError: For bad images, labels, keys, or what the model returns.
     """
     goal: Goal = attack.goal
+    check_key(key)  # first: arguments in another order are seen at it
     images = in_float32(images)
     low, high = bounds_of(attack.ball)
     if goal.classifies:

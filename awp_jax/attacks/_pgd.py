@@ -21,12 +21,12 @@ from awp_jax.attacks._model import (
     ranked_verdict,
 )
 from awp_jax.attacks._result import AttackResult, worse
-from awp_jax.attacks._words import known_names
 from awp_jax.balls import InputBall
 from awp_jax.balls._protocol import check_step_size, scaled
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.random import example_keys, fold_keys
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
+from awp_jax.words import known_names
 
 
 @pytree_dataclass("ball", "step_size", "loss", "success", "start")
@@ -92,7 +92,7 @@ class PGD(InBall):
         checks.positive_integer(self.restarts, "restarts")
         check_start(self.start)
         _ = self.goal  # which checks the loss
-        check_step_size(self.ball, self.step_size, "PGD")
+        check_step_size(self.ball, self.step_size, "step_size to PGD")
         if self.step_size is not None:
             size = jax.tree.map(lambda s: checks.radius(s, "step_size", None), self.step_size)
             object.__setattr__(self, "step_size", size)
@@ -245,7 +245,7 @@ def FGSM(
         True
     """
     ball = ball_of(epsilon, norm, ball)
-    check_step_size(ball, step_size, "FGSM")
+    check_step_size(ball, step_size, "step_size to FGSM")
     return PGD(
         ball=ball,
         steps=1,
@@ -286,7 +286,7 @@ def FGSMRS(
         10.0
     """
     ball = ball_of(epsilon, norm, ball)
-    check_step_size(ball, None, "PGD, with start='uniform'")
+    check_step_size(ball, None, "step_size to PGD, with start='uniform'")
     size = scaled(ball.radius, checks.radius(alpha, "alpha", None))
     return PGD(ball=ball, steps=1, step_size=size, loss=loss, success=success)
 

@@ -1,7 +1,7 @@
 """The ball of ASAM: every weight counts in units of its own size."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,8 @@ class AdaptiveWeightBall:
         >>> print(ball.step(w, ball.start(None, w), g, 0.5)["kernel"])
         [[1.5 0. ]]
     """
+
+    moves: ClassVar[str] = "weights"
 
     radius: Radius = 0.5
     eta: Any = 0.01

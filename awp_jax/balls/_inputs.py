@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,8 @@ class InputBall:
         >>> print(ball.project(jnp.zeros((1, 3)), jnp.array([[0.6, 0.8, 1.0]])))
         [[0.3 0.4 0. ]]
     """
+
+    moves: ClassVar[str] = "inputs"
 
     norm: str = "linf"
     radius: Radius = 8 / 255

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,8 @@ class WeightBall:
         [[0.  0.5]]
     """
 
+    moves: ClassVar[str] = "weights"
+
     gamma: Radius = None
     size: str = "l2"
     scope: str = "leaf"
@@ -95,7 +97,7 @@ class WeightBall:
         value = DEFAULT_GAMMA if self.gamma is None and self.radius is None else self.reach
         if not is_function(value):
             # A gamma above 1 is nearly always a slip; absolute radii of any size are usual.
-            usual = "linf" if name == "gamma" else None
+            usual = "relative" if name == "gamma" else None
             value = jax.tree.map(lambda r: checks.radius(r, name, usual), value)
         several = is_function(value) or not jax.tree_util.all_leaves([value])
         if several and self.scope == "global":

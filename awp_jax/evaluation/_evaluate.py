@@ -14,11 +14,11 @@ from awp_jax import checks
 from awp_jax.attacks import AutoAttackState, FeatureAttack, Row, autoattack, transfer
 from awp_jax.attacks._ensemble import is_random
 from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
-from awp_jax.attacks._model import as_pytree_function, number_of_classes
+from awp_jax.attacks._model import as_pytree_function, bounds_of, number_of_classes
 from awp_jax.balls import InputBall
 from awp_jax.data import as_float
 from awp_jax.evaluation._outcomes import Outcome, attack_examples, summary, union
-from awp_jax.evaluation._partial import PartialResults
+from awp_jax.evaluation._partial import PartialResults, described
 from awp_jax.random import example_keys
 
 # How many images the feature attack chooses from.
@@ -103,19 +103,22 @@ def evaluate(
     ball = ball_of(epsilon, norm, ball)
     images, labels, function = np.asarray(images), np.asarray(labels), as_pytree_function(logits_fn)
     first = as_float(images[:1])
-    checks.images_and_labels(as_float(images), labels)
+    low, high = bounds_of(ball)
+    checks.inputs_and_labels(as_float(images), labels, low=low, high=high)
     keys = example_keys(key, len(labels))
     classes = number_of_classes(function, first, keys[0] if eot else None)
-    checks.images_and_labels(first, labels[:1], classes)
+    checks.labels_below(labels, classes)
     partial = PartialResults(None, {}) if partial is None else partial
-    plain = isinstance(ball, InputBall) and ball == InputBall(ball.norm, ball.radius)
+    plain = _is_plain(ball)
     outcomes: dict[str, Outcome] = {}
     for name, attack in {"clean": None, **attacks}.items():
         # All that the outcome depends on beside model and images: it names the stored part.
-        part: dict[str, Any] = {"attack": name, "settings": repr(attack)}
+        part: dict[str, Any] = {"attack": name, "settings": described(attack)}
         if plain:
             part["norm"] = ball.norm
-        part |= {"epsilon": ball.radius, "eot": eot} if plain else {"ball": repr(ball), "eot": eot}
+        part |= (
+            {"epsilon": ball.radius, "eot": eot} if plain else {"ball": described(ball), "eot": eot}
+        )
         if isinstance(attack, list) and surrogate_fn is not None:
             raise ValueError(
                 f"{name} looks at its own model after every attack, so it is not crafted on a "
@@ -150,6 +153,14 @@ def evaluate(
     attacked = {name: found for name, found in outcomes.items() if name != "clean"}
     rows = {name: summary(found, clean) for name, found in outcomes.items()}
     return Evaluation(rows, union(attacked, clean), outcomes)
+
+
+def _is_plain(ball: Any) -> bool:
+    """Whether a ball is no more than a norm and a number: images in [0, 1], nothing masked."""
+    if not isinstance(ball, InputBall) or ball.mask is not None:
+        return False
+    numbers = all(checks.is_number(value) for value in (ball.radius, ball.low, ball.high))
+    return numbers and ball == InputBall(ball.norm, ball.radius)
 
 
 def _unfinished(progress, name, share):

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax import checks, parallel
-from awp_jax.attacks._model import as_pytree_function
+from awp_jax.attacks._model import as_pytree_function, bounds_of
 from awp_jax.attacks._result import outcome
+from awp_jax.balls import InputBall
 from awp_jax.data import as_float, padded_batches
 from awp_jax.evaluation._verdict import judge_passes
 from awp_jax.random import example_keys
@@ -81,7 +82,8 @@ def measure(
     """
     n = len(labels)
     logits_fn = as_pytree_function(logits_fn)
-    checks.images_and_labels(as_float(images), labels)
+    low, high = bounds_of(getattr(attack, "ball", InputBall()))
+    checks.inputs_and_labels(as_float(images), labels, low=low, high=high)
     checks.positive_integer(batch_size, "batch_size")
     if attack is not None and key is None:
         raise ValueError("key is missing: an attack draws random starts from it.")

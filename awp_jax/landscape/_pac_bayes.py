@@ -111,7 +111,8 @@ def pac_bayes(
     checks.positive_integer(draws, "draws")
     if not 0 < delta < 1:
         raise ValueError(f"delta is {delta!r}, but a probability between 0 and 1 was expected.")
-    examples, mask = Examples(images, labels, batch_size, params), layers_of(params, layers)
+    examples = Examples(images, labels, batch_size, params, attack)
+    mask = layers_of(params, layers)
     check_one_key(key)
     # rho may be measured on a part of the training set, but the bound is about all of it.
     n = examples.count if training_examples is None else training_examples
@@ -161,7 +162,6 @@ def pac_bayes(
 @jax.jit
 def _moved(mask: Any, params: Params, key: Key, alpha: Any) -> Any:
     """``w + u`` with ``u ~ N(0, (alpha * ||w||)^2 I)`` on the layers that count."""
-    norms = WeightBall(0.0, mask=mask).norms(params, params)
     norms = WeightBall(0.0, mask=mask).norms(params, params)
     squares = [jnp.square(norm) for norm in jax.tree.leaves(norms)]
     # One sigma for all layers, from the norm of all weights together, as in the text below eq. 12.

@@ -92,7 +92,8 @@ def perturbed_loss(
     sizes = [float(checks.radius(gamma, "gamma")) for gamma in gammas]
     if not sizes:
         raise ValueError("gammas is empty: at least one was expected.")
-    examples, mask = Examples(images, labels, batch_size, params), layers_of(params, layers)
+    examples = Examples(images, labels, batch_size, params, attack)
+    mask = layers_of(params, layers)
     check_one_key(key)
     function, keep = as_pytree_function(apply_fn), keep or compute_only
     # The keys of robust_loss's first restart, so that gamma 0 is its `single`.

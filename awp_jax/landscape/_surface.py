@@ -10,7 +10,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from awp_jax import checks, parallel
-from awp_jax.attacks._model import as_pytree_function, number_of_classes
+from awp_jax.attacks._model import as_pytree_function, bounds_of, number_of_classes
+from awp_jax.balls import InputBall
 from awp_jax.data import as_float, padded_batches
 from awp_jax.landscape._model import float_images, full_precision, logits_at, looked_at
 from awp_jax.random import example_keys
@@ -143,11 +144,12 @@ def surface(
         raise ValueError("key is missing: an attack draws random starts from it.")
     coordinates = tuple(_coordinates(values) for values in axes)
     _check_directions(params, directions, len(coordinates))
-    checks.images_and_labels(as_float(images), labels)
+    low, high = bounds_of(getattr(attack, "ball", InputBall()))
+    checks.inputs_and_labels(as_float(images), labels, low=low, high=high)
     function = as_pytree_function(apply_fn)
     images, labels, n = np.asarray(images), np.asarray(labels), len(labels)
     classes = number_of_classes(logits_at(function, params), float_images(images[:1], params))
-    checks.images_and_labels(as_float(images), labels, classes)
+    checks.labels_below(labels, classes)
     # Without an attack nobody draws, but compiled functions take keys all the same.
     keys = example_keys(jax.random.key(0) if key is None else key, n)
     batches = list(padded_batches(n, min(batch_size, n), parallel.shards(params)))

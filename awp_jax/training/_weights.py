@@ -84,7 +84,7 @@ class WeightPerturbation:
         robust = self.method == "rwp"
         scope = "global" if robust else "leaf"
         object.__setattr__(self, "ball", weight_ball(gamma, self.ball, GAMMA, scope=scope))
-        check_step_size(self.ball, getattr(self.ball, "reach", None), "its ball: give it one")
+        check_step_size(self.ball, getattr(self.ball, "reach", None), "it one")
         if self.steps is None:
             object.__setattr__(self, "steps", 10 if robust else 1)
         checks.positive_integer(self.steps, "steps")

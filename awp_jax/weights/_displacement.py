@@ -74,12 +74,16 @@ def weight_ball(gamma: Radius, ball: Any, default: float = 5e-3, **settings: Any
             f"Both gamma {gamma!r} and a ball were given, but gamma is only short for "
             "ball=WeightBall(gamma): give one of them."
         )
-    return check_ball(ball)
+    return check_ball(ball, "weights")
 
 
 def as_weight_ball(ball: Any, scope: str = "leaf") -> Any:
     """A ball as it is; anything else is the gamma of a ``WeightBall``, or refused as such."""
-    return check_ball(ball) if isinstance(ball, Ball) else WeightBall(gamma=ball, scope=scope)
+    return (
+        check_ball(ball, "weights")
+        if isinstance(ball, Ball)
+        else WeightBall(gamma=ball, scope=scope)
+    )
 
 
 def default_step(ball: Any, params: Params, steps: int, step_size: Radius) -> Any:
@@ -89,7 +93,7 @@ def default_step(ball: Any, params: Params, steps: int, step_size: Radius) -> An
     if isinstance(ball, WeightBall):
         # Leaf by leaf, because radii may differ; gamma / (A * K2), the default of appendix D.2.
         return ball.radii(params, 1 / steps)
-    check_step_size(ball, None, "the weight perturbation")
+    check_step_size(ball, None, "step_size, or a ball with a radius")
     return jax.tree.map(lambda r: r / steps, ball.radius)
 
 

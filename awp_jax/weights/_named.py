@@ -15,6 +15,7 @@ from awp_jax.typing import GradFn, Key, Params, Radius
 from awp_jax.weights._displacement import random_displacement, weight_ball
 from awp_jax.weights._robust import C_MIN, STEPS, check_c_min, robust_displacement
 from awp_jax.weights._transform import around, perturbed, state_of
+from awp_jax.words import known_names
 
 GAMMA_OF_RWP = 1e-2  # section 5.1 of the paper, for AT
 
@@ -36,6 +37,7 @@ def _scheduled(gamma: Radius, make: Callable[[Any], Any]) -> Any:
     return make(gamma)
 
 
+@known_names
 def awp(
     inner: optax.GradientTransformation,
     gamma: Radius = None,
@@ -86,6 +88,7 @@ def _ball_of(gamma: Radius, ball: Any, **settings: Any) -> Any:
     return _scheduled(gamma, lambda g: weight_ball(g, ball, **settings))
 
 
+@known_names
 def sam(
     inner: optax.GradientTransformation,
     rho: Radius = 0.05,
@@ -122,6 +125,7 @@ def sam(
     return perturbed(inner, ball, aux=aux)
 
 
+@known_names
 def asam(
     inner: optax.GradientTransformation,
     rho: Radius = 0.5,
@@ -149,6 +153,7 @@ def asam(
     return perturbed(inner, ball, aux=aux)
 
 
+@known_names
 def rwp(
     inner: optax.GradientTransformation,
     gamma: Radius = None,
@@ -216,6 +221,7 @@ def rwp(
     return around(inner, ball, displace, state_of(aux), aux)
 
 
+@known_names
 def random_weight_perturbation(
     inner: optax.GradientTransformation,
     gamma: Radius = None,
