@@ -57,7 +57,8 @@ def radius(value: Any, name: str = "epsilon", norm: str | None = "linf") -> Any:
         value: A number >= 0, a fraction as text, or an array/tracer (passed through unchanged, so
             that schedules and injected hyperparameters work).
         name: What to call it in messages.
-        norm: What it is measured in; ``None`` where no value is unusual.
+        norm: What it is measured in, ``"relative"`` for weights; ``None`` where no value is
+            unusual.
 
     Returns:
         A Python float in the units of ``value``, or the array itself.
@@ -76,11 +77,10 @@ def radius(value: Any, name: str = "epsilon", norm: str | None = "linf") -> Any:
         raise ValueError(f"{name} is {value!r}, but a finite number of at least 0 was expected.")
     usual = math.inf if norm is None else _USUAL.get(norm, 1.0)
     if found > usual:
-        warnings.warn(
-            f"{name} is {value}, above {usual:g}: images are in [0, 1] and weight sizes are "
-            f"relative, so was {value}/255 meant?",
-            stacklevel=3,
-        )
+        why = f"images are in [0, 1], so was {value}/255 meant?"
+        if norm == "relative":
+            why = "it is relative to the weights' norm: published values are 0.005 and 0.01."
+        warnings.warn(f"{name} is {value}, above {usual:g}: {why}", stacklevel=3)
     return found
 
 
@@ -127,7 +127,7 @@ def inputs(images: Any, *, low: Any = 0.0, high: Any = 1.0) -> int:
     """
     leaves = jax.tree.leaves(images)
     alone = len(leaves) == 1 and leaves[0] is images
-    _check_arrays(leaves)
+    check_arrays(leaves)
     _check_floats(images, low, high)
     shapes = [leaf.shape for leaf in leaves]
     if any(len(shape) < (2 if alone else 1) for shape in shapes):
@@ -150,7 +150,8 @@ def inputs(images: Any, *, low: Any = 0.0, high: Any = 1.0) -> int:
     return int(shapes[0][0])
 
 
-def _check_arrays(leaves: list[Any]) -> None:
+def check_arrays(leaves: list[Any]) -> None:
+    """Raises ``ValueError`` for lists, numbers, and tensors of other libraries."""
     if not leaves or not all(hasattr(leaf, "dtype") for leaf in leaves):
         raise ValueError("images and labels must be arrays, not lists or numbers.")
     for leaf in leaves:
@@ -225,7 +226,7 @@ def inputs_and_targets(images: Any, targets: Any, *, low: Any = 0.0, high: Any =
 
 def inputs_and_labels(images: Any, labels: Any, *, low: Any = 0.0, high: Any = 1.0) -> None:
     """Checks inputs as ``inputs`` does, and that labels are integers ``[batch]``."""
-    _check_arrays([*jax.tree.leaves(images), labels])
+    check_arrays([*jax.tree.leaves(images), labels])
     _check_floats(images, low, high)
     if not jax.numpy.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels have dtype {labels.dtype}, but integers were expected.")

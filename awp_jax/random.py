@@ -15,8 +15,11 @@ from awp_jax.typing import PyTree
 def check_key(key: Any) -> None:
     """Raises ``ValueError`` unless ``key`` is a typed key (``jax.random.key(seed)``)."""
     if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        swapped = getattr(key, "ndim", 0) > 1
+        order = " (the order is attack(logits_fn, key, images, labels))" if swapped else ""
         raise ValueError(
-            f"key is {type(key).__name__}, but a typed key was expected: jax.random.key(seed)."
+            f"key is {type(key).__name__}, but a typed key was expected: "
+            f"jax.random.key(seed){order}."
         )
 
 

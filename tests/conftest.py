@@ -12,6 +12,8 @@ from awp_jax.compilation import knows_cpu_flags, use_fast_convolutions
 # Tests compile far more than they compute: cheap code generation halves their time, and without
 # XLA's own fusion kernels the rest takes a third. XLA reads them when a device is first used.
 _FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+# One worker for each core: to generate code in several threads costs more than it gains.
+_FLAGS.append("--xla_cpu_parallel_codegen_split_count=1")
 if knows_cpu_flags():
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
@@ -23,7 +25,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # The same small programs are compiled by many tests: compile each once per test session.
 _CACHE = os.environ.setdefault("AWP_JAX_TEST_CACHE", tempfile.mkdtemp(prefix="awp-jax-xla-"))
 jax.config.update("jax_compilation_cache_dir", _CACHE)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 # Several fake devices, so that sharded and mapped code is exercised everywhere.
 jax.config.update("jax_num_cpu_devices", 8)
 # What does not ask for more runs on one: eight programs on two cores take their time.

@@ -93,7 +93,7 @@ class APGD(SteppedAttack):
         super().__post_init__(epsilon, norm)
         _ = self.goal  # which checks the loss
         self._check_norm()
-        check_step_size(self.ball, self.step_size, type(self).__name__)
+        check_step_size(self.ball, self.step_size, f"step_size to {type(self).__name__}")
         checks.positive_integer(self.eot, "eot", minimum=0)
 
     def _check_norm(self) -> None:
@@ -110,6 +110,7 @@ class APGD(SteppedAttack):
                 "larger_radii: some for each of three balls."
             )
         for name in ("rho", "momentum"):
+            # Whoever changes one of these expects an effect, which it could not have here.
             value, usual = getattr(self, name), getattr(APGD, name)
             if is_l1(self.ball) and value != usual:
                 raise ValueError(f"{name} is {value!r}, but APGD in an L1 ball has none.")
@@ -147,6 +148,7 @@ class APGD(SteppedAttack):
         targets: Any,
         index: Any,
     ) -> tuple[jax.Array, jax.Array, Any]:
+        # Verdict, loss and gradient come from one pass: to look at every iterate costs nothing.
         key = model_key(keys, index) if self.eot else None
         outputs, loss, gradient = loss_and_gradient(
             function, lambda z: self.objective(z, labels, targets), point, key, self.eot
@@ -162,6 +164,7 @@ class APGD(SteppedAttack):
         rank: jax.Array,
     ) -> Any:
         del function, keys, images, rank
+        # Not needed, but every leaf of the state has the batch as its first axis.
         return labels
 
     def begin(
@@ -174,6 +177,7 @@ class APGD(SteppedAttack):
         restart: jax.Array,
     ) -> APGDState:
         """The state at the random start."""
+        # The keys have it folded in already.
         del restart
         rule = self._steps
         point = rule.start(keys, images)
@@ -193,6 +197,7 @@ class APGD(SteppedAttack):
             best_gradient=gradient,
             best_loss=loss,
             found=point,
+            # With larger radii the start lies in another ball than the attack's, and never counts.
             success=wrong & rule.counts(-1),
             first=jnp.zeros((batch,), jnp.int32),
             share=jnp.ones((batch,), jnp.float32),
@@ -207,10 +212,12 @@ class APGD(SteppedAttack):
             function, s.point, s.keys, s.labels, s.targets, index
         )
         wrong = wrong & rule.counts(index)
+        # By the loss alone: an example that is broken steps on.
         better = loss > s.best_loss
         s = s._replace(
             gradient=gradient,
             found=choose(wrong, s.point, s.found),
+            # Counted from 1: 0 is a success at the start, or none.
             first=jnp.where(wrong & ~s.success, index.astype(jnp.int32) + 1, s.first),
             success=s.success | wrong,
             best=choose(better, s.point, s.best),
@@ -225,6 +232,8 @@ class APGD(SteppedAttack):
 
     def highest_loss(self, state: APGDState, loss: jax.Array) -> jax.Array:
         """The highest cross-entropy on the way, when that is what was ascended."""
+        # Other losses cannot be compared with the cross-entropy that is reported. APGDTargeted has
+        # the same goal, but ascends the targeted DLR.
         known = (self.goal.loss is cross_entropy or not self.goal.classifies) and not self.targets
         return jnp.maximum(loss, state.best_loss) if known else loss
 
@@ -270,6 +279,7 @@ class APGDTargeted(APGD):
         labels: Labels,
         rank: jax.Array,
     ) -> Any:
+        # Of the clean image, not of the start: ranks are those of the clean logits, as released.
         logits = predict(
             function, images, model_key(keys, streams.MODEL_TARGETS) if self.eot else None
         )

@@ -89,6 +89,7 @@ def checkpoints(steps: int) -> tuple[int, ...]:
     Returns:
         Increasing step counts, none above ``steps``.
     """
+    # At least 1: a window of no steps would never end.
     window, least = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1)
     ends, end = [], window
     while end <= steps:
@@ -175,6 +176,8 @@ class HalvedSteps:
         """A step of steepest ascent, and from the second on a quarter of the step before."""
         s = state
         stepped = self.ball.step(s.images, s.point, s.gradient, self.size(s.share, s.images))
+        # Projected before the momentum is added and again afterwards (algorithm 1); the index is
+        # traced, so that one compiled step serves all.
         momentum = jnp.where(index > 0, self.momentum, 1.0)
 
         def heavy(point: jax.Array, stepped: jax.Array, previous: jax.Array) -> jax.Array:
@@ -192,14 +195,17 @@ class HalvedSteps:
         """Halves step sizes at checkpoints; those examples go on from their best point."""
         s, memory = state, state.memory
         rises = memory.rises + (loss > memory.loss).astype(jnp.int32)
+        # NumPy: the schedule is a constant of the compiled step, and the index is looked up in it.
         ends = np.array(checkpoints(self.steps))
         windows = np.diff(ends, prepend=0)
         here = index + 1 == ends
         at_checkpoint, window = here.any(), jnp.sum(jnp.where(here, windows, 0))
         oscillates = rises.astype(loss.dtype) <= self.rho * window.astype(loss.dtype)
+        # Not twice in a row: a step size that was just halved has a window to show what it can do.
         stalls = ~memory.halved & (memory.checked_loss >= s.best_loss)
         halve = at_checkpoint & (oscillates | stalls)
         return s._replace(
+            # `previous` stays: the next momentum leads from the last point to the best one.
             point=choose(halve, s.best, s.point),
             gradient=choose(halve, s.best_gradient, s.gradient),
             share=jnp.where(halve, s.share / 2, s.share),

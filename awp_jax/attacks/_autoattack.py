@@ -25,10 +25,10 @@ from awp_jax.attacks._survivors import (
     batch_sizes,
     evaluate,
 )
-from awp_jax.attacks._words import known_names
 from awp_jax.balls import InputBall
 from awp_jax.random import check_key, example_keys
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
+from awp_jax.words import known_names
 
 
 class Row(NamedTuple):
@@ -99,6 +99,7 @@ Plan = Sequence[tuple[str, Callable[..., Any]]]
 
 def _judging(plan: Plan) -> SteppedAttack:
     """Settings for the verdict: only whether the model is random matters."""
+    # Any number above 0 would do: a verdict is one pass.
     return APGD(eot=int(is_random(plan)))
 
 
@@ -133,6 +134,7 @@ def start_state(
         ValueError: For bad images, labels outside the classes, or a model that returns NaN.
     """
     began = time.perf_counter()
+    # On the host: survivors are cut out by index, and the state is saved as it is.
     images, labels = np.asarray(in_float32(images)), np.asarray(labels)
     function = as_pytree_function(logits_fn)
     _classes(plan, function, images, labels, batch_size)
@@ -142,6 +144,7 @@ def start_state(
     wrong, loss = evaluate(function, judging, keys, images, labels, sizes)
     _check_finite(loss, "clean")
     row = Row("clean", float(np.mean(~wrong)), int(wrong.sum()), None, time.perf_counter() - began)
+    # A copy, because `images` may be the caller's own array.
     return AutoAttackState(images.copy(), ~wrong, (row,))
 
 
@@ -154,6 +157,7 @@ def _classes(
     checks.inputs_and_labels(images, labels, low=low, high=high)
     if isinstance(ball, InputBall):
         ball.check(images)
+    # Only shapes are asked for: the model is not run, and any key will do.
     key = jax.random.key(0) if is_random(plan) else None
     few = jax.ShapeDtypeStruct((min(batch_size, len(labels)), *images.shape[1:]), images.dtype)
     classes = number_of_classes(function, few, key)
@@ -162,6 +166,7 @@ def _classes(
 
 
 def _check_finite(loss: np.ndarray, what: str) -> None:
+    # The argmax of NaN is a class like any other, so the verdict itself would say nothing.
     if np.isnan(loss).any():
         raise ValueError(
             f"The model returns NaN for {int(np.isnan(loss).sum())} of {len(loss)} {what} images: "
@@ -224,6 +229,7 @@ def run_stage(
         name,
         attack,
         function,
+        # By the place in the plan: a run that goes on draws what an unbroken one would.
         attack_keys(keys, state.finished),
         images,
         labels,
@@ -264,6 +270,7 @@ def _confirm(
     if isinstance(ball, InputBall):
         ball = ball.examples(images, rows)
     adversarial[rows] = _inside(ball, images[rows], found.images[rows])
+    # With the keys of the examples, not those of the attack: a randomised model draws anew.
     wrong, loss = evaluate(function, judging, keys[rows], adversarial[rows], labels[rows], sizes)
     _check_finite(loss, "attacked")
     broken[rows] = wrong
@@ -275,12 +282,14 @@ def _inside(ball: Any, centre: np.ndarray, point: np.ndarray) -> np.ndarray:
     point = np.array(ball.project(jnp.asarray(centre), jnp.asarray(point)))
     if not (isinstance(ball, InputBall) and ball.norm in ("l2", "l1")):
         return point
+    # In float64, where the excess that rounding leaves can be seen at all.
     move = point.astype(np.float64) - centre
     order = {"l2": 2, "l1": 1}[ball.norm]
     lengths = np.linalg.norm(move.reshape(len(move), -1), order, axis=1)
     lengths = lengths.reshape((-1,) + (1,) * (move.ndim - 1))
     radius = np.asarray(ball.radius, np.float64)
     radius = radius.reshape((-1,) + (1,) * (move.ndim - 1))
+    # 1e-30 keeps the quotient finite where nothing moved; that is not outside, and not scaled.
     scale = np.minimum(1.0, radius / np.maximum(lengths, 1e-30))
     point = np.where(lengths > radius, (centre + scale * move), point).astype(point.dtype)
     return np.asarray(ball.clip(centre, point))
@@ -350,6 +359,12 @@ def autoattack(
         (1.0, 0.5)
     """
     check_key(key)
+    checks.check_arrays([*jax.tree.leaves(images), labels])
+    if not checks.is_concrete((images, labels, key)):
+        raise ValueError(
+            "autoattack is being traced (jit, vmap, grad), but it drops broken examples as it "
+            "goes: call it outside; its attacks are compiled."
+        )
     ball = ball_of(epsilon, norm, ball)
     plan = ensemble(version, ball=ball, attacks=attacks)
     images, labels = np.asarray(in_float32(images)), np.asarray(labels)
@@ -357,6 +372,7 @@ def autoattack(
     plan, left_out = runnable(plan, images, classes)
     if left_out:
         reasons = "; ".join(f"{name} ({reason})" for name, reason in left_out)
+        # Who names an attack counts on its having run: without it the model would seem more robust.
         if attacks is not None or version == "custom":
             raise ValueError(f"Not defined here: {reasons}.")
         names = ", ".join(name for name, _ in plan)
@@ -367,6 +383,7 @@ def autoattack(
         state = start_state(plan, logits_fn, key, images, labels, batch_size=batch_size)
         if on_stage is not None:
             on_stage(state)
+    # A ball of radius 0 holds the clean image alone, on which the verdict is known.
     nothing = isinstance(ball, InputBall) and not np.any(jax.tree.leaves(ball.radius)[0] > 0)
     while not nothing and state.finished < len(plan):
         state = run_stage(

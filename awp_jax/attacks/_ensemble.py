@@ -9,8 +9,9 @@ from awp_jax.attacks._fab import FAB, FABTargeted
 from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of, is_l1
 from awp_jax.attacks._square import Square
 from awp_jax.attacks._stepped import SteppedAttack
-from awp_jax.attacks._words import known_names
+from awp_jax.balls import InputBall
 from awp_jax.typing import Inputs, Radius
+from awp_jax.words import known_names
 
 # fra31/auto-attack, autoattack.py.
 VERSIONS = {
@@ -64,6 +65,7 @@ def ensemble(
     if is_l1(common["ball"]) and version in ("standard", "custom"):
         untargeted |= {"restarts": 5, "larger_radii": True}
         targeted |= {"targets": 5, "larger_radii": True}
+    # Made when asked for: some refuse a ball that others take.
     known: dict[str, Callable[[], Callable[..., Any]]] = {
         "apgd-ce": lambda: APGD(**untargeted),
         "apgd-dlr": lambda: APGD(**untargeted, loss="dlr"),
@@ -78,6 +80,11 @@ def ensemble(
     chosen = list(VERSIONS.get(version, ()) if attacks is None else attacks)
     if not chosen:
         raise ValueError(f"No attacks were selected; known: {', '.join(allowed)}.")
+    if attacks is None and not isinstance(common["ball"], InputBall) and "square" in chosen:
+        raise ValueError(
+            f"Version {version!r} holds FAB and Square, which need an InputBall: in a ball of your "
+            "own name attacks that need none, such as attacks=['apgd-ce', 'apgd-t']."
+        )
     plan = []
     for entry in chosen:
         if isinstance(entry, str):

@@ -62,11 +62,13 @@ def boundary_displacement(
         for bound in (high, low)
     )
     point, normal, above, below = (x.reshape(shape[0], -1) for x in (point, normal, above, below))
+    # Turned round where the change is negative: what is left to solve is an increase.
     normal = normal * jnp.where(change < 0, -1.0, 1.0).astype(normal.dtype)[:, None]
     change = jnp.abs(change)
     weight = jnp.abs(normal)
     room = jnp.where(normal > 0, above, jnp.where(normal < 0, below, 0.0))
     speed = weight if norm == "l2" else jnp.ones_like(weight)
+    # Two roundings of t: a smaller step is no step, and would keep the loop going.
     tolerance = 2 * jnp.finfo(point.dtype).eps
 
     def newton(carry: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -75,6 +77,7 @@ def boundary_displacement(
         free = travelled < room
         reached = jnp.sum(weight * jnp.minimum(travelled, room), axis=1)
         slope = jnp.sum(jnp.where(free, weight * speed, 0.0), axis=1)
+        # No slope: every pixel that helps is at its bound, and nothing more can be reached.
         increase = jnp.where(slope > 0, (change - reached) / jnp.where(slope > 0, slope, 1.0), 0.0)
         # The stop is per example, so that a result does not depend on the rest of its batch.
         moving = increase > tolerance * t
@@ -193,11 +196,13 @@ class FAB(SteppedAttack):
 
             def to_target(x: jax.Array) -> tuple[jax.Array, jax.Array]:
                 value = jnp.take_along_axis(differences(x), s.targets[:, None], axis=1)[:, 0]
+                # Of the sum: examples do not depend on each other, so one backward pass serves all.
                 return value.sum(), value
 
             gradient, value = jax.grad(to_target, has_aux=True)(s.point)
             return value, gradient
 
+        # One forward pass, and a pullback for each class.
         values, pullback = jax.vjp(differences, s.point)
         classes = values.shape[1]
         basis = jnp.broadcast_to(
@@ -209,6 +214,7 @@ class FAB(SteppedAttack):
         dual = jax.vmap(lambda rows: input_norms(rows, DUAL[self.ball.norm]))(flat)
         distance = jnp.abs(values.T) / (dual + 1e-12)
         is_label = jax.nn.one_hot(s.labels, classes, axis=0, dtype=bool)
+        # The label's own difference is 0 everywhere, and would always be nearest.
         nearest = jnp.where(is_label, jnp.inf, distance).argmin(axis=0)
         chosen = jax.nn.one_hot(nearest, classes, axis=0, dtype=values.dtype)
         gradient = jnp.einsum("cb,cb...->b...", chosen, gradients)
@@ -219,9 +225,12 @@ class FAB(SteppedAttack):
         s = state
         norm = self.ball.norm
         value, normal = self._boundary(function, s)
+        # What the mask holds has no part in the way to the boundary.
         normal = self.ball.hold(jnp.zeros_like(normal), normal)
         inner = (normal * (s.point - s.images)).reshape(len(value), -1).sum(axis=1)
+        # The hyperplane is value + <normal, x - point> = 0: how much has to change from either end.
         from_clean = inner - value
+        # Both projections as one batch: one loop of Newton's.
         both = boundary_displacement(
             jnp.concatenate([s.point, s.images]),
             jnp.concatenate([normal, normal]),
@@ -229,6 +238,7 @@ class FAB(SteppedAttack):
             norm,
             *self._box(s.images),
         )
+        # 1e-8: alpha would be 0 / 0 where both ways have length 0.
         lengths = jnp.maximum(input_norms(both, norm), 1e-8)
         move, move_clean = jnp.split(both, 2)
         length, length_clean = jnp.split(lengths, 2)

@@ -15,9 +15,9 @@ from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
 from awp_jax.attacks._model import as_pytree_function, bounds_of
 from awp_jax.attacks._result import AttackResult, choose
 from awp_jax.attacks._stepped import SteppedAttack
-from awp_jax.attacks._words import KnownNames
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
+from awp_jax.words import KnownNames
 
 
 class FeatureState(NamedTuple):
@@ -109,6 +109,7 @@ class _FeatureSteps(SteppedAttack):
             size = jax.tree.leaves(pool)[0].shape[0]
             scores = jax.random.uniform(key, (size,))
             every = jax.tree.map(lambda own, all_: jnp.broadcast_to(own, all_.shape), label, pool)
+            # Uniform over those of another target: the others score below all of them.
             return jnp.where(inequality(pool, every), scores, -1.0).argmax()
 
         chosen = jax.vmap(pick)(both[:, 1], labels)
@@ -187,6 +188,7 @@ class FeatureAttack(KnownNames):
         if self.features_fn is not None and not callable(self.features_fn):
             raise ValueError(f"features_fn is {self.features_fn!r}, but a function was expected.")
         object.__setattr__(self, "ball", ball_of(epsilon, norm, self.ball))
+        # Which checks the settings.
         self._steps()
 
     def _steps(self) -> _FeatureSteps:
@@ -219,6 +221,7 @@ class FeatureAttack(KnownNames):
         check(images, labels, low=low, high=high)
         pool_images, pool_labels = (images, labels) if self.pool is None else self.pool
         check(pool_images, pool_labels, low=low, high=high)
+        # Within a trace labels cannot be looked at.
         if checks.is_concrete((labels, pool_labels)):
             first = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), pool_labels)
             own = jax.tree.map(

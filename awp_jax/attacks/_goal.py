@@ -39,6 +39,7 @@ class Goal:
     targeted: bool = False
 
     def __post_init__(self) -> None:
+        # A name and the function that it stands for become the same, and share what is compiled.
         object.__setattr__(self, "loss", loss_function(self.loss))
         if self.success is not None and not callable(self.success):
             raise ValueError(

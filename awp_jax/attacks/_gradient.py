@@ -54,6 +54,7 @@ def loss_and_gradient(
     def total(images: Inputs, *args: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
         outputs = function(images, *args)
         losses = objective(outputs)
+        # Summed, not averaged: each example gets its own gradient, whatever the batch size.
         return losses.sum(), (outputs, losses)
 
     differentiate = jax.grad(total, has_aux=True, allow_int=True)
@@ -67,6 +68,7 @@ def loss_and_gradient(
         gradient, (outputs, losses) = gradient_fn(point)
         return outputs, losses, gradient
     assert key is not None
+    # The first pass is outside the loop, and gives its carry the shapes and dtypes.
     gradient, (outputs, losses) = gradient_fn(point, jax.random.fold_in(key, 0))
 
     def another(index: jax.Array, sums: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from awp_jax import checks
 from awp_jax.attacks._goal import Goal
-from awp_jax.attacks._words import KnownNames
 from awp_jax.balls import Ball, InputBall
 from awp_jax.balls._noise import noise_like
 from awp_jax.balls._norms import is_float
 from awp_jax.balls._protocol import check_ball
 from awp_jax.typing import Inputs, Key, Radius
+from awp_jax.words import KnownNames
 
 STARTS = ("uniform", "gaussian", "none")
 
@@ -52,7 +52,7 @@ def ball_of(epsilon: Radius, norm: Any, ball: Any) -> Any:
                 f"Both a ball and {' and '.join(given)} were given, but epsilon and norm are only "
                 "short for ball=InputBall(norm, epsilon): give one of them."
             )
-        return check_ball(ball)
+        return check_ball(ball, "inputs")
     if norm in USUAL and epsilon is OF_THE_BALL:
         raise ValueError(
             f"epsilon is missing, which with norm {norm!r} has no default: CIFAR-10 is usually "
@@ -123,6 +123,7 @@ class InBall(KnownNames):
     Inputs of half precision are moved, shown to the model and returned in float32.
     """
 
+    # Handed on to the ball and not kept, so that the two cannot disagree.
     epsilon: InitVar[Any] = OF_THE_BALL
     steps: int = 20
     norm: InitVar[Any] = OF_THE_BALL

@@ -23,6 +23,7 @@ def _rooms(signs: jax.Array, low: Any, high: Any) -> jax.Array:
         if value is None:
             return jnp.full_like(signs, jnp.inf)
         broadcast = jnp.broadcast_to(jnp.asarray(sign * value, signs.dtype), signs.shape)
+        # A point that rounding left beyond its bound has no room, and no negative one.
         return jnp.maximum(broadcast, 0.0)
 
     return jnp.where(signs < 0, bound(low, -1.0), bound(high, 1.0))
@@ -58,6 +59,7 @@ def sparse_direction(gradient: Gradients, share: Any, movable: jax.Array | None 
     rank = jnp.broadcast_to(rank, (flat.shape[0], 1))
     threshold = jnp.take_along_axis(jnp.sort(size, axis=1), rank, axis=1)
     signs = jnp.where(size >= threshold, jnp.sign(flat), 0.0)
+    # Without a gradient there are no signs to count: 0 / 1, not 0 / 0.
     way = signs / jnp.maximum(jnp.abs(signs).sum(axis=1, keepdims=True), 1.0)
     ends = np.cumsum([part.shape[1] for part in wide])
     parts = iter(jnp.split(way, ends[:-1], axis=1))
@@ -108,6 +110,7 @@ def boundary_displacement_l1(
     )
     missing = (wanted - before) / jnp.where(helps, sorted_weight, 1.0)
     filled = jnp.where(helps, jnp.clip(missing, 0.0, sorted_rooms), 0.0)
+    # Sorting a permutation gives its inverse: every length goes back to its pixel.
     back = jnp.argsort(order, axis=1)
     length = jnp.take_along_axis(filled, back, axis=1).reshape(shape)
     return (jnp.sign(normal) * length).astype(dtype)

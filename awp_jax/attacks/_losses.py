@@ -61,6 +61,7 @@ def kl_divergence(clean_logits: jax.Array, adversarial_logits: jax.Array) -> jax
 def largest_wrong(values: jax.Array, labels: Labels) -> jax.Array:
     """The largest entry of each row ``[batch, classes]`` other than the label's, ``[batch]``."""
     is_label = jax.nn.one_hot(labels, values.shape[1], dtype=bool)
+    # -inf, where the released RWP code has 0: that is the largest where all others are negative.
     return jnp.max(jnp.where(is_label, -jnp.inf, values), axis=1)
 
 

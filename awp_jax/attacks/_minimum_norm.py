@@ -14,7 +14,6 @@ from awp_jax.attacks._goal import Goal
 from awp_jax.attacks._model import check_logits, predict, prepare
 from awp_jax.attacks._nearest import NearestResult
 from awp_jax.attacks._result import choose
-from awp_jax.attacks._words import KnownNames
 from awp_jax.balls import InputBall, input_norms
 from awp_jax.balls._input_norms import per_example
 from awp_jax.balls._inputs import NORMS
@@ -22,6 +21,7 @@ from awp_jax.balls._norms import reciprocal
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.random import fold_keys
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn
+from awp_jax.words import KnownNames
 
 # In which norm the gradient of a linear function says how far its level sets are apart.
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
@@ -208,6 +208,7 @@ class DDN(MinimumNorm):
     def move(self, index: jax.Array, state: MinimumNormState, seen: Seen) -> MinimumNormState:
         """A step along the gradient, then the norm of the moment."""
         limit = state.limit * jnp.where(seen.success, 1 - self.gamma, 1 + self.gamma)
+        # Where nothing succeeds it would grow for ever.
         limit = jnp.minimum(limit, self.farthest(state.images)).astype(state.limit.dtype)
         way, dtype = self.ball.direction(seen.gradient), state.images.dtype
         # Where the loss is flat the released code goes anywhere rather than nowhere.

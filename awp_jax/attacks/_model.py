@@ -15,12 +15,24 @@ from awp_jax.attacks._gradient import with_key
 from awp_jax.attacks._result import AttackResult, Ranked, ranked
 from awp_jax.balls import InputBall
 from awp_jax.balls._norms import at_least_float32, is_float
-from awp_jax.random import example_keys
+from awp_jax.random import check_key, example_keys
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn
 
 
 def as_pytree_function(function: Callable[..., Any]) -> Partial:
-    """Wraps any callable so that it passes through ``jit`` as an argument."""
+    """Wraps any callable so that it passes through ``jit`` as an argument.
+
+    Raises:
+        ValueError: For what cannot be called, and for models of PyTorch.
+    """
+    of_torch = any(base.__module__.startswith("torch.") for base in type(function).__mro__)
+    if of_torch or not callable(function):
+        raise ValueError(
+            f"The model is a {type(function).__name__}, but a function of JAX arrays, "
+            "images -> logits, was expected (PyTorch weights: awp_jax.interop, awp-jax import)."
+        )
+    # The function itself becomes part of the structure: the same object compiles once, and a lambda
+    # that is written anew in every call compiles in every call.
     return function if isinstance(function, Partial) else Partial(function)
 
 
@@ -43,6 +55,7 @@ def number_of_classes(function: Partial, images: Inputs, key: Key | None = None)
         ValueError: When the model returns no ``[batch, classes]``, or fewer than 2 classes.
     """
     found = predict.eval_shape(function, images, key)
+    # The usual slip, a model that returns more than logits, has a sentence of its own.
     if isinstance(found, tuple | list | dict):
         raise ValueError(
             f"logits_fn returned a {type(found).__name__} of {len(found)}, but an array of logits "
@@ -65,6 +78,7 @@ def _batch(images: Inputs) -> int:
 def check_logits(values: Any) -> None:
     """Raises ``ValueError`` when logits or losses that can be looked at hold NaN."""
     leaves = jax.tree.leaves(values)
+    # Within a trace there are no numbers yet, and the check is left to whoever has them.
     if checks.is_concrete(values) and any(bool(jnp.isnan(leaf).any()) for leaf in leaves):
         raise ValueError("The model returns NaN: no verdict is possible.")
 
@@ -112,6 +126,7 @@ def prepare(
         ValueError: For bad images, labels, keys, or what the model returns.
     """
     goal: Goal = attack.goal
+    check_key(key)  # first: arguments in another order are seen at it
     images = in_float32(images)
     low, high = bounds_of(attack.ball)
     if goal.classifies:
@@ -119,10 +134,12 @@ def prepare(
     else:
         checks.inputs_and_targets(images, labels, low=low, high=high)
     if isinstance(attack.ball, InputBall):
+        # One sentence here, in place of a mismatch of shapes from inside the compiled step.
         attack.ball.check(images)
     keys, function = example_keys(key, _batch(images)), as_pytree_function(logits_fn)
     if is_traced(function, images, labels) and not getattr(attack, "targets", 0):
         return function, keys, images, None
+    # Only its type counts: the model is traced for its shapes, and not run.
     key_now = keys[0] if attack.eot else None
     if not goal.classifies:
         goal.check(predict.eval_shape(function, images, key_now), labels, _batch(images))
@@ -145,6 +162,7 @@ def ranked_verdict(
     function: Partial, images: Inputs, labels: Labels, key: Key | None, goal: Goal
 ) -> Ranked:
     """``verdict``, with what results of several runs are compared by: compiled, unless traced."""
+    # The compiled one would keep a function that closes over outer tracers in its cache.
     traced = is_traced(function, images, labels)
     return (_ranked if traced else _compiled_ranked)(function, images, labels, key, goal)
 

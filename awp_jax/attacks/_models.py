@@ -23,6 +23,7 @@ def _mean(outputs: Outputs, of: str) -> jax.Array:
     """The mean over the first axis of logits ``[models, batch, classes]``."""
     if of == "logits":
         return outputs.mean(axis=0)
+    # In logs throughout: a probability that underflows to 0 would have no finite logarithm.
     logs = jax.nn.log_softmax(outputs, axis=-1)
     return jax.nn.logsumexp(logs, axis=0) - math.log(outputs.shape[0])
 
@@ -31,6 +32,7 @@ def _outputs(models: tuple[Partial, ...], images: Inputs) -> jax.Array:
     return jnp.stack([model(images) for model in models])
 
 
+# Functions of the module, not closures: a Partial of one is found in the cache of jit again.
 def _mean_probabilities(models: tuple[Partial, ...], images: Inputs) -> jax.Array:
     return _mean(_outputs(models, images), "probabilities")
 
@@ -48,6 +50,7 @@ def _stacked_logits(apply_fn: Partial, params: Params, images: Inputs) -> jax.Ar
 
 
 def _each(models: tuple[Partial, ...], images: Inputs) -> jax.Array:
+    # The batch first, as in every output that attacks choose from example by example.
     return jnp.swapaxes(_outputs(models, images), 0, 1)
 
 
@@ -123,6 +126,7 @@ def stacked_models(apply_fn: ApplyFn, params: Params, of: str = "probabilities")
     return Partial(mean, as_pytree_function(apply_fn), params)
 
 
+# Static and compared by its fields: equal losses share what was compiled.
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class SmallestLoss:

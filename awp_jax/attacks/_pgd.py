@@ -21,12 +21,12 @@ from awp_jax.attacks._model import (
     ranked_verdict,
 )
 from awp_jax.attacks._result import AttackResult, worse
-from awp_jax.attacks._words import known_names
 from awp_jax.balls import InputBall
 from awp_jax.balls._protocol import check_step_size, scaled
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.random import example_keys, fold_keys
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
+from awp_jax.words import known_names
 
 
 @pytree_dataclass("ball", "step_size", "loss", "success", "start")
@@ -92,7 +92,7 @@ class PGD(InBall):
         checks.positive_integer(self.restarts, "restarts")
         check_start(self.start)
         _ = self.goal  # which checks the loss
-        check_step_size(self.ball, self.step_size, "PGD")
+        check_step_size(self.ball, self.step_size, "step_size to PGD")
         if self.step_size is not None:
             size = jax.tree.map(lambda s: checks.radius(s, "step_size", None), self.step_size)
             object.__setattr__(self, "step_size", size)
@@ -125,10 +125,13 @@ class PGD(InBall):
         keys = example_keys(key, jax.tree.leaves(images)[0].shape[0])
         point = starting_point(self.ball, self.start, keys, images)
         if self.steps == 0:
+            # A start may lie outside (TRADES', another ball's), and no step has projected it.
             return self.ball.project(images, point)
+        # Momentum as a plain float: it is a constant of the compiled step.
         rule = _Rule(self.ball, self.size, self.goal, float(self.momentum), self.eot)
         function = as_pytree_function(logits_fn)
         body = Partial(_pgd_step, rule, function, images, labels, keys if self.eot else None)
+        # None is no leaf: without momentum nothing is carried but the point.
         velocity = jax.tree.map(jnp.zeros_like, images) if self.momentum else None
         return loop(body, (point, velocity), self.steps, unroll=self.unroll)[0]
 
@@ -154,8 +157,10 @@ class PGD(InBall):
         function, keys, images, _ = prepare(self, logits_fn, key, images, labels)
         result = None
         for restart in range(self.restarts):
+            # One run draws from the keys as they are. In turn: memory is that of a single run.
             keys_now = keys if self.restarts == 1 else fold_keys(keys, restart)
             point = self.perturb(function, keys_now, images, labels)
+            # The number after the last step: a draw that no gradient has followed.
             judge_key = model_key(keys_now, self.steps) if self.eot else None
             found = ranked_verdict(function, point, labels, judge_key, self.goal)
             result = found if result is None else worse(result, found)
@@ -240,7 +245,7 @@ def FGSM(
         True
     """
     ball = ball_of(epsilon, norm, ball)
-    check_step_size(ball, step_size, "FGSM")
+    check_step_size(ball, step_size, "step_size to FGSM")
     return PGD(
         ball=ball,
         steps=1,
@@ -281,7 +286,7 @@ def FGSMRS(
         10.0
     """
     ball = ball_of(epsilon, norm, ball)
-    check_step_size(ball, None, "PGD, with start='uniform'")
+    check_step_size(ball, None, "step_size to PGD, with start='uniform'")
     size = scaled(ball.radius, checks.radius(alpha, "alpha", None))
     return PGD(ball=ball, steps=1, step_size=size, loss=loss, success=success)
 
@@ -320,6 +325,7 @@ def NFGSM(
         )
     k, alpha = (checks.radius(value, name, None) for value, name in ((k, "k"), (alpha, "alpha")))
     return PGD(
+        # Wide enough for noise and step together: what the projection keeps are the bounds.
         ball=_of_radius(ball, scaled(ball.radius, k + alpha)),
         steps=1,
         step_size=scaled(ball.radius, alpha),

@@ -94,14 +94,17 @@ def worse(first: Ranked, second: Ranked) -> Ranked:
     a, b = first.result, second.result
     higher = second.ascended > first.ascended
     higher |= (second.ascended == first.ascended) & (second.margin > first.margin)
+    # A success beats any loss; among equals the higher loss wins.
     takes = (b.success & ~a.success) | ((b.success == a.success) & higher)
     steps = None
     if a.steps is not None and b.steps is not None:
+        # The count belongs to the first success, whichever images are kept.
         steps = jnp.where(a.success, a.steps, b.steps)
     return Ranked(
         AttackResult(
             choose(takes, b.images, a.images),
             a.success | b.success,
+            # The highest on the way, also where it was that of other images.
             jnp.maximum(a.loss, b.loss),
             steps,
         ),

@@ -102,6 +102,7 @@ class SPSA(SteppedAttack):
     ) -> SPSAState:
         """The clean image; a random start for restarts."""
         del rank
+        # Both are computed: `restart` is traced, and one compilation serves all runs.
         point = jax.tree.map(
             lambda drawn, clean: jnp.where(restart > 0, drawn, clean),
             self.ball.sample(keys, images),
@@ -123,14 +124,18 @@ class SPSA(SteppedAttack):
         self, function: Callable[..., Any], keys: Key, point: Inputs, labels: Labels
     ) -> Any:
         """The estimate, like ``point``."""
+        # The last pass is a whole one too, and the mean goes over all that is drawn: with samples
+        # that do not divide, a few more than asked for.
         pairs_at_once = min(self.samples_per_pass, self.samples) // 2
         passes = -(-self.samples // (2 * pairs_at_once))
+        # All examples of the first direction, then of the next: the order of the reshape below.
         many_labels = jax.tree.map(lambda leaf: _repeated(leaf, pairs_at_once), labels)
 
         def losses(points: Any) -> jax.Array:
             return self.goal.ascended(function(points), many_labels)
 
         def add(number: jax.Array, total: Any) -> Any:
+            # [directions, batch]: those of an example come from its own key, whatever its batch.
             noise_keys = jax.vmap(lambda k: jax.random.split(k, pairs_at_once), out_axes=1)(
                 fold_keys(keys, number)
             )
@@ -147,6 +152,8 @@ class SPSA(SteppedAttack):
                     noise,
                 )
 
+            # A directional derivative for each draw; times the signs, which are their own
+            # reciprocals, it estimates the gradient.
             slope = (losses(shifted(1.0)) - losses(shifted(-1.0))) / (2 * self.delta)
             slope = slope.reshape(pairs_at_once, -1)
             return jax.tree.map(
@@ -157,6 +164,7 @@ class SPSA(SteppedAttack):
                 noise,
             )
 
+        # One pass after the other: memory is that of `samples_per_pass`, not of all samples.
         total = loop(add, jax.tree.map(jnp.zeros_like, point), passes)
         return jax.tree.map(lambda t: t / (passes * pairs_at_once) if is_float(t) else t, total)
 
@@ -171,12 +179,14 @@ class SPSA(SteppedAttack):
             if not is_float(point):
                 return point
             count = (index + 1).astype(point.dtype)
+            # Both means start at zero (Adam's correction of their bias).
             unbiased_mean = mean / (1 - _DECAY**count)
             unbiased_square = square / (1 - _SQUARE_DECAY**count)
             move = unbiased_mean / (jnp.sqrt(unbiased_square) + _FLOOR)
             return point + self.learning_rate * move
 
         point = self.ball.project(s.images, jax.tree.map(moved, s.point, mean, square))
+        # A pass of its own: those of the estimate look at points around it only.
         wrong = self.goal.succeeded(function(point), s.labels)
         return s._replace(
             point=point,
@@ -211,6 +221,7 @@ def _signs(keys: Key, point: Inputs) -> Any:
             return leaf
 
         def one(key: Key) -> jax.Array:
+            # A pytree of one array draws what the array alone would.
             key = key if len(leaves) == 1 else jax.random.fold_in(key, number)
             return jax.random.rademacher(key, leaf.shape[1:])
 

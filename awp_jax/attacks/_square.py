@@ -34,16 +34,19 @@ def window_sizes(queries: int, p: float, height: int, width: int, norm: str = "l
     Returns:
         int ``[queries]``, between 1 and the shorter side of the image.
     """
+    # Left: the step of that index still has the old p.
     halvings = np.searchsorted(np.array(HALVINGS), np.arange(queries), side="left")
     sides = np.rint(np.sqrt(p * 0.5**halvings * height * width)).astype(int)
     if norm != "linf":
         sides = np.maximum(sides, 3)
         sides += 1 - sides % 2
+    # After the rounding to odd numbers: a window never exceeds the image.
     return np.clip(sides, 1, min(height, width))
 
 
 def _pyramid(rows: int, columns: int, power: int, order: int) -> np.ndarray:
     """Nested rectangles with weights 1, 1/2^power, 1/3^power, ... from the middle outwards."""
+    # A window of side 1 has no upper half, whose norm would be 0 / 0.
     if rows == 0:
         return np.zeros((rows, columns))
     middle_row, middle_column = rows // 2, columns // 2
@@ -53,6 +56,7 @@ def _pyramid(rows: int, columns: int, power: int, order: int) -> np.ndarray:
         np.abs(np.arange(columns) - middle_column)[None, :],
     )
     weights = 1.0 / np.arange(1, layers + 1) ** power
+    # A pixel lies in the rectangle of its own ring and in all outer ones, whose weights add up.
     tails = np.cumsum(weights[::-1])[::-1]
     values = tails[np.minimum(ring, layers - 1)]
     return values / np.linalg.norm(values.ravel(), order)
@@ -186,12 +190,14 @@ class Square(SteppedAttack):
     ) -> SquareState:
         """One query per example."""
         s = state
+        # From 1: the start has folded in 0.
         keys = fold_keys(s.keys, index + 1)
         propose = self._linf if self.ball.norm == "linf" else self._moved
         point = propose(keys, index, s.images, s.best)
         logits = function(point)
         loss = self.goal.ascended(logits, s.labels)
         wrong = self.goal.succeeded(logits, s.labels)
+        # A misclassified point too: where logits tie its margin need not be higher.
         keep = ~s.success & (wrong | (loss > s.loss))
         return s._replace(
             best=choose(keep, point, s.best),
@@ -203,6 +209,7 @@ class Square(SteppedAttack):
     def _linf(self, keys: Key, index: jax.Array, images: Inputs, best: jax.Array) -> jax.Array:
         """``+-2 epsilon`` per channel on a window (algorithm 2), +-epsilon once projected."""
         _, height, width, channels = images.shape
+        # A table, because the index is traced: one compiled step serves every size of window.
         side = jnp.asarray(window_sizes(self.steps, self.p, height, width))[index]
 
         def one(key: Key) -> jax.Array:
@@ -211,6 +218,7 @@ class Square(SteppedAttack):
             window = _window(corner, side, height, width, images.dtype)
             return window[..., None] * _signs(sign_key, (1, 1, channels), images.dtype)
 
+        # Twice epsilon leads from any point of the ball to its far side, or beyond and back to it.
         return self.ball.project(images, best + 2 * self._radius(images) * jax.vmap(one)(keys))
 
     def _radius(self, images: Inputs) -> jax.Array:
@@ -228,6 +236,7 @@ class Square(SteppedAttack):
         norm = self.ball.norm
         power = 2 if norm == "l2" else 1
         sides = window_sizes(self.steps, self.p, height, width, norm)
+        # A canvas for each size that occurs: there are few, but thousands of queries.
         different, which = np.unique(sides, return_inverse=True)
         canvas = np.zeros((2, len(different), height, width))
         for row, n in enumerate(different):
@@ -248,11 +257,16 @@ class Square(SteppedAttack):
             other = self._corner(other_key, side, height, width)
             source = _window(other, side, height, width, images.dtype)[..., None]
             shape = jnp.where(jax.random.bernoulli(turn_key), turned, upright)
+            # On a canvas as large as the image and rolled to its place: corner and size are traced,
+            # so that nothing can be sliced.
             bump = jnp.roll(shape, corner, axis=(0, 1))[..., None]
             bump = bump * _signs(sign_key, (1, 1, channels), images.dtype)
             old = delta * target
+            # 1e-12: a window that holds no mass yet would be 0 / 0.
             new = bump + old / (mass(old) ** (1 / power) + 1e-12)
+            # Rounding may leave more than the radius: what is unused is never less than nothing.
             unused = jnp.maximum(radius**power - mass(delta).sum(), 0.0) / channels
+            # Of both windows together: where they overlap, mass counts once.
             moved = mass(delta * jnp.maximum(target, source))
             length = ((unused + moved) * copies) ** (1 / power)
             new = new / (mass(new) ** (1 / power) + 1e-12) * length
@@ -266,6 +280,7 @@ class Square(SteppedAttack):
         places = jnp.stack([height - side, width - side]).astype(jnp.int32)
         places = jnp.maximum(places, 1) if self.released_corners else places + 1
         draw = jax.random.uniform(key, (2,))
+        # A draw just below 1 may be rounded up in the product.
         return jnp.minimum((draw * places.astype(draw.dtype)).astype(jnp.int32), places - 1)
 
     def candidate(self, state: SquareState) -> jax.Array:
@@ -279,6 +294,7 @@ def _signs(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 def _window(corner: jax.Array, side: jax.Array, height: int, width: int, dtype: Any) -> jax.Array:
     """A mask ``[height, width]`` of zeros and ones."""
+    # By comparison, because the window's size is traced.
     rows, columns = jnp.arange(height) - corner[0], jnp.arange(width) - corner[1]
     inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
     return (inside_rows[:, None] & inside_columns[None, :]).astype(dtype)

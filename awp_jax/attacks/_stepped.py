@@ -24,6 +24,7 @@ def ranked_targets(logits: Logits, labels: Labels, rank: jax.Array) -> jax.Array
     clean logits.
     """
     is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
+    # The label is sorted first whatever the model says, so that it is never a target.
     order = jnp.argsort(jnp.where(is_label, jnp.inf, logits), axis=1, descending=True)
     return jnp.take(order, rank - 1, axis=1).astype(labels.dtype)
 
@@ -63,6 +64,7 @@ class SteppedAttack(InBall):
 
     def runs(self, classes: int | None) -> list[tuple[int, int]]:
         """All runs as ``(rank of the target class or 0, restart)``."""
+        # Rank 1 is the label itself; 0 stands for no target.
         ranks = range(2, min(self.targets + 1, classes or 0) + 1) if self.targets else (0,)
         return [(rank, restart) for rank in ranks for restart in range(self.restarts)]
 
@@ -114,15 +116,19 @@ class SteppedAttack(InBall):
         """
         function, keys, images, classes = prepare(self, logits_fn, key, images, labels)
         self.check(images)
+        # The clean image is the first candidate, and no run can end with less.
         best = judged(self, function, keys, images, labels)
         check_logits(best.result.loss)
+        # No step was needed where the clean image is misclassified.
         unmoved = best.result._replace(steps=jnp.zeros(keys.shape, jnp.int32))
         best = best._replace(result=unmoved)
         for number, (rank, restart) in enumerate(self.runs(classes)):
             state = begin(self, function, keys, images, labels, rank, restart)
+            # A Partial of a function of the module: outside jit a step compiles once for all calls.
             state = loop(Partial(advance, self, function), state, self.passes, unroll=self.unroll)
             found = finish(self, function, state)
             result = found.result
+            # Runs before this one count as well: the cost of the attack up to its success.
             done = jnp.where(result.success, result.steps + number * self.passes, 0)
             best = worse(best, found._replace(result=result._replace(steps=done)))
         check_logits(best.result.loss)
@@ -140,6 +146,7 @@ def begin(
     restart: jax.Array,
 ) -> Any:
     """The first state of one run; every run has keys of its own."""
+    # Rank and restart are traced arguments: all runs share one compilation.
     run_keys = fold_keys(fold_keys(keys, rank), restart)
     return attack.begin(function, run_keys, images, labels, rank, restart)
 
@@ -154,6 +161,7 @@ def judged(
     attack: SteppedAttack, function: Partial, keys: Key, images: Inputs, labels: Labels
 ) -> Ranked:
     """The verdict on images, by a random pass for a randomised model."""
+    # No step has this number: the draw of the verdict is not one that the attack has seen.
     key = model_key(keys, attack.passes + 1) if attack.eot else None
     return ranked_verdict(function, images, labels, key, attack.goal)
 
@@ -161,6 +169,7 @@ def judged(
 @jax.jit
 def finish(attack: SteppedAttack, function: Partial, state: Any) -> Ranked:
     """Projects and judges what a run found."""
+    # Before the verdict: what is judged is what is returned.
     images = attack.ball.project(state.images, attack.candidate(state))
     found = judged(attack, function, state.keys, images, state.labels)
     loss = attack.highest_loss(state, found.result.loss)

@@ -59,6 +59,7 @@ def batch_sizes(batch_size: int, multiple: int = 1) -> tuple[int, ...]:
 
 def padded(rows: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
     """Repeats the first of ``rows`` until the smallest of ``sizes`` that fits is full."""
+    # With an example and not with zeros: it is one that model and ball are known to take.
     size = min(n for n in sizes if n >= len(rows))
     return np.concatenate([rows, np.full(size - len(rows), rows[0])]).astype(int)
 
@@ -134,6 +135,7 @@ def attack_survivors(
                 results = [(part, outcome(one(function, *data), attack))]
             before = number * attack.passes if stepped else 0  # type: ignore[attr-defined]
             for which, result in results:
+                # The call comes first: behind `and` it would be left out.
                 known = _record(found, which, result, before) and known
     report(1.0)
     return found if known else found._replace(steps=None)
@@ -180,8 +182,10 @@ def _segments(
     state = begin(attack, function, *data, rank, restart)
     body, index = Partial(advance, attack, function), 0
     while True:
+        # The device is waited for once in a segment, not in every step.
         alive = ~parallel.to_host(state.success)[: len(rows)]
         last = index >= attack.passes or not alive.any()
+        # Until they fit into a smaller compiled size, finished examples stay where they are.
         size = min(n for n in sizes if n >= alive.sum())
         if last or size < len(state.success):
             leaving = np.ones(len(rows), bool) if last else ~alive
@@ -195,6 +199,7 @@ def _segments(
                 return
             rows = rows[alive]
             state = _take(state, jnp.asarray(padded(np.flatnonzero(alive), sizes)))
+            # Radii, bounds and masks of single examples go along.
             attack = cut(padded(rows, sizes))
             body = Partial(advance, attack, function)
         steps = min(attack.segment, attack.passes - index)

@@ -1,7 +1,7 @@
 """The ball of ASAM: every weight counts in units of its own size."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,8 @@ class AdaptiveWeightBall:
         >>> print(ball.step(w, ball.start(None, w), g, 0.5)["kernel"])
         [[1.5 0. ]]
     """
+
+    moves: ClassVar[str] = "weights"
 
     radius: Radius = 0.5
     eta: Any = 0.01
@@ -76,6 +78,8 @@ class AdaptiveWeightBall:
     def step(self, centre: Params, point: Displacement, gradient: Gradients, size: Any) -> Any:
         """``project(v + size * T_w^2 g / ||T_w g||)``, ``size`` in the units of the radius."""
         scales = self._scales(centre)
+        # In units of T_w a step is plain steepest ascent: T_w takes the gradient there, and the
+        # step back to weights.
         scaled = _times(gradient, scales)
         way = _times(self._plain.direction(scaled, centre), scales)
         moved = jax.tree.map(lambda v, d: v + jnp.asarray(size, d.dtype) * d, point, way)

@@ -43,6 +43,7 @@ def measured(leaves: list[jax.Array], norm: str) -> tuple[jax.Array, jax.Array]:
     """Two factors of the norm of each example: a power of two, and the norm of what it leaves."""
     flat = [leaf.reshape(leaf.shape[0], -1) for leaf in leaves]
     most = _over_leaves(jnp.maximum, [largest(leaf, (1,))[:, 0] for leaf in flat])
+    # The largest entry is the norm itself: nothing is squared that could overflow.
     if norm == "linf":
         return jnp.ones_like(most), most
     size = power_of_two(most)
@@ -82,6 +83,7 @@ def directions(norm: str, gradients: list[jax.Array]) -> list[jax.Array]:
         factor = jnp.where(known, reciprocal(rest), 0.0)
 
         def unit(g: jax.Array) -> jax.Array:
+            # Zero before the product as well: NaN times the factor 0 would stay NaN.
             wide = jnp.where(per_example(known, g), at_least_float32(g), 0.0)
             scaled = wide / per_example(size, g).astype(wide.dtype)
             return (scaled * per_example(factor, g).astype(wide.dtype)).astype(g.dtype)
@@ -93,6 +95,7 @@ def directions(norm: str, gradients: list[jax.Array]) -> list[jax.Array]:
     every = jnp.concatenate(flat, axis=1)
     best = every.argmax(axis=1)
     chosen = jax.nn.one_hot(best, every.shape[1], dtype=every.dtype)
+    # The argmax of zeros is the first entry, which has no reason to move.
     chosen = jnp.where((every > 0) & known[:, None], chosen, jnp.zeros_like(chosen))
     parts, first = [], 0
     for end in ends:

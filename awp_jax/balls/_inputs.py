@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,8 @@ class InputBall:
         [[0.3 0.4 0. ]]
     """
 
+    moves: ClassVar[str] = "inputs"
+
     norm: str = "linf"
     radius: Radius = 8 / 255
     low: Any = 0.0
@@ -111,6 +113,7 @@ class InputBall:
         if self.norm == "linf":
             drawn = structure.flatten_up_to(noise_like(key, centre, "linf"))
             moved = [
+                # In the dtype of the inputs, which a wider radius must not change.
                 c + r.astype(c.dtype) * d if is_float(c) else c
                 for c, r, d in zip(centres, radii, drawn, strict=True)
             ]
@@ -126,7 +129,9 @@ class InputBall:
             jax.vmap(one)(k, c) if is_float(c) else (jnp.zeros(c.shape), None)
             for k, c in zip(leaf_keys_of(key, centres), centres, strict=True)
         ]
+        # The norm goes over all leaves together, so there is one length for them: the first one's.
         share = next(lengths for _, lengths in pairs if lengths is not None)
+        # Masked before it is measured, so that the whole length is left to what may move.
         directions = self._masked([direction for direction, _ in pairs], centres)
         norms = reciprocal(input_norms(directions, self.norm))
         moved = [
@@ -165,6 +170,7 @@ class InputBall:
         points, gradients = structure.flatten_up_to(point), structure.flatten_up_to(gradient)
         gradients = self._masked(gradients, centres)
         if self.norm == "l1":
+            # An L1 step moves a single entry, and would be wasted on one that is at its bound.
             gradients = self._with_room(gradients, points, centres)
         sizes = self._radii(centres, size, "step_size")
         moved = [
@@ -232,6 +238,7 @@ class InputBall:
         if self.per_feature(centres):
             radii = self._radii([c for c in centres if is_float(c)])
             moves = [
+                # A radius of 0 holds its feature: 0 / 0 there is no distance.
                 jnp.where(m == 0, 0.0, jnp.abs(m) / r.astype(m.dtype))
                 for m, r in zip(moves, radii, strict=True)
             ]
@@ -275,6 +282,7 @@ class InputBall:
             else c
             for c, w, r in zip(centres, ways, self._radii(centres), strict=True)
         ]
+        # On the sphere already, but perhaps out of the bounds.
         return self.project(centre, jax.tree.unflatten(structure, moved))
 
     def lying(self, value: jax.Array, leaf: jax.Array, name: str = "step_size") -> jax.Array:
@@ -338,6 +346,7 @@ class InputBall:
         names = ("radius", "low", "high", "mask")
         own = {name: getattr(self, name) for name in names}
         parts = {name: of_rows(value, centre, rows) for name, value in own.items()}
+        # By identity: no array is looked at, and callers see by it as well that nothing was cut.
         same = jax.tree.leaves(
             jax.tree.map(lambda a, b: a is b, list(own.values()), list(parts.values()))
         )
@@ -355,6 +364,7 @@ class InputBall:
         parts = [structure.flatten_up_to(tree) for tree in (centre, *trees)]
 
         def split(value: Any) -> list[Any]:
+            # None counts as an entry: one of the balls may have no bound.
             alike = bool(jax.tree.structure(value, is_leaf=lambda x: x is None) == structure)
             return structure.flatten_up_to(value) if alike else [value] * len(radii)
 
@@ -426,4 +436,5 @@ class InputBall:
 
 
 def _folded(key: Key, number: int, centre: Inputs) -> jax.Array:
+    # By the number of the ball: from the same keys all of them would draw the same noise.
     return fold_keys(example_keys(key, jax.tree.leaves(centre)[0].shape[0]), number)

@@ -68,6 +68,7 @@ def _threshold(size: jax.Array, room: jax.Array, radius: jax.Array) -> jax.Array
     count = points.shape[1]
     low = jnp.zeros(size.shape[0], jnp.int32)
     high = jnp.full(size.shape[0], count - 1, jnp.int32)
+    # As many turns as halving may need: a constant, the same for all examples.
     for _ in range(max(count - 1, 1).bit_length()):
         middle = (low + high) // 2
         above = norm_at(jnp.take_along_axis(points, middle[:, None], axis=1)[:, 0]) > radius
@@ -79,6 +80,7 @@ def _threshold(size: jax.Array, room: jax.Array, radius: jax.Array) -> jax.Array
         jnp.take_along_axis(points, jnp.maximum(high - 1, 0)[:, None], axis=1),
         0.0,
     )
+    # Between two points no entry changes sides: the middle tells which shrink and which are full.
     inner = 0.5 * (begin + end)
     shrinks = (size > inner) & (size - inner < room)
     full = size - inner >= room
@@ -86,6 +88,7 @@ def _threshold(size: jax.Array, room: jax.Array, radius: jax.Array) -> jax.Array
     slope = shrinks.sum(axis=1).astype(size.dtype)
     total = jnp.where(shrinks, size, 0.0).sum(axis=1) + fixed - radius
     exact = total / jnp.maximum(slope, 1.0)
+    # Rounding may lead out of the piece on which the line holds.
     exact = jnp.clip(exact, begin[:, 0], end[:, 0])
     inside = jnp.clip(size, 0.0, room).sum(axis=1) <= radius
     return jnp.where(inside, 0.0, exact)

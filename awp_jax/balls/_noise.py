@@ -36,6 +36,7 @@ def noise_like(keys: Key, images: Inputs, norm: str) -> Any:
     def one(key: Key, leaf: jax.Array) -> jax.Array:
         if not is_float(leaf):
             return leaf
+        # By key, not one draw of the whole shape: an example's noise is the same in any batch.
         return jax.vmap(functools.partial(draw, shape=leaf.shape[1:], dtype=leaf.dtype))(key)
 
     drawn = [one(k, leaf) for k, leaf in zip(leaf_keys_of(keys, leaves), leaves, strict=True)]

@@ -65,17 +65,30 @@ class Ball(Protocol[Point]):
 _METHODS = ("start", "step", "project", "sample", "distance")
 
 
-def check_ball(ball: Any) -> Any:
+def check_ball(ball: Any, moves: str) -> Any:
     """``ball`` when it has the methods of one.
 
+    Args:
+        ball: Anything.
+        moves: What shall move in it, ``"inputs"`` or ``"weights"``: balls of ours say which they
+            are for, as their points are inputs, or displacements of weights.
+
     Raises:
-        ValueError: Otherwise, with the first that is missing.
+        ValueError: Otherwise, with the first method that is missing.
     """
     missing = [name for name in _METHODS if not callable(getattr(ball, name, None))]
+    # A class has the methods too, but nobody to call them on.
     if missing or isinstance(ball, type):
         what = f"the class {ball.__name__}" if isinstance(ball, type) else f"{ball!r}"
         why = "an object of it" if isinstance(ball, type) else f"something with {missing[0]}(...)"
         raise ValueError(f"ball is {what}, but {why} was expected: see awp_jax.balls.Ball.")
+    own = getattr(ball, "moves", moves)
+    if own != moves:
+        fitting = "InputBall(norm, epsilon)" if moves == "inputs" else "WeightBall(gamma)"
+        raise ValueError(
+            f"ball is a {type(ball).__name__}, in which {own} move, but {moves} shall move: give "
+            f"{fitting}, or a ball of your own."
+        )
     return ball
 
 
@@ -85,12 +98,11 @@ def check_step_size(ball: Any, step_size: Radius, what: str) -> None:
     Args:
         ball: Any ball.
         step_size: What was given, or ``None``.
-        what: Needs it, for the message.
+        what: To give, for the message: ``"step_size to PGD"``.
     """
     if step_size is None and getattr(ball, "radius", None) is None:
         raise ValueError(
-            f"{type(ball).__name__} has no radius to derive the size of a step from: give "
-            f"step_size to {what}."
+            f"{type(ball).__name__} has no radius to derive the size of a step from: give {what}."
         )
 
 

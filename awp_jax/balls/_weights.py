@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,8 @@ class WeightBall:
         [[0.  0.5]]
     """
 
+    moves: ClassVar[str] = "weights"
+
     gamma: Radius = None
     size: str = "l2"
     scope: str = "leaf"
@@ -94,7 +96,8 @@ class WeightBall:
         name = "gamma" if self.radius is None else "radius"
         value = DEFAULT_GAMMA if self.gamma is None and self.radius is None else self.reach
         if not is_function(value):
-            usual = "linf" if name == "gamma" else None
+            # A gamma above 1 is nearly always a slip; absolute radii of any size are usual.
+            usual = "relative" if name == "gamma" else None
             value = jax.tree.map(lambda r: checks.radius(r, name, usual), value)
         several = is_function(value) or not jax.tree_util.all_leaves([value])
         if several and self.scope == "global":
@@ -196,6 +199,7 @@ class WeightBall:
         finite.
         """
         sizes = self._sizes(gradient, centre)
+        # Scaled before it was squared: a norm is finite exactly where all its entries are.
         finite = jnp.bool_(True)
         for rest in sizes.rest:
             finite &= jnp.isfinite(rest).all()
@@ -230,6 +234,7 @@ class WeightBall:
         """
         tree = self.mask(centre)
         try:
+            # Plain bools: what moves is part of the compiled program, and no number in it.
             keep = jax.tree.map(lambda k, sub: jax.tree.map(lambda _: bool(k), sub), tree, centre)
         except (ValueError, TypeError, KeyError) as error:
             first = str(error).strip().splitlines()[0]
@@ -304,10 +309,12 @@ class WeightBall:
         ]
         most = [largest(leaf, along) for leaf, along in zip(leaves, axes, strict=True)]
         if self.scope == "global" and leaves:
+            # One power of two for all leaves, without which their sums could not be added.
             all_most = most[0]
             for value in most[1:]:
                 all_most = jnp.maximum(all_most, value)
             most = [all_most] * len(leaves)
+        # Divided before it is squared: neither 1e-30 nor 1e30 would survive that in float32.
         powers = [power_of_two(value) for value in most]
         sums = [
             power_sum(leaf / power.astype(leaf.dtype), self.size, along)
@@ -320,6 +327,7 @@ class WeightBall:
     def _lengths(self, centre: Params) -> list[jax.Array]:
         """What the radius is relative to: the weights' norms, or 1."""
         if self.radius is not None:
+            # An absolute radius: the same code, with weights of norm 1.
             return [jnp.ones((), at_least_float32(w).dtype) for w in self._moving(centre, centre)]
         return self._sizes(centre, centre).norms()
 

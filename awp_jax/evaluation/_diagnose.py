@@ -150,9 +150,12 @@ def diagnose(
         return PGD(size, steps=steps, norm=norm, eot=eot)
 
     clean = accuracy(None)
+    # And the ball of all images, in which accuracy has to fall to zero.
     epsilons = sorted({min(f * radius, largest) for f in _FACTORS} | {largest})
+    # A ball of radius 0 holds the clean image alone.
     by_epsilon = [clean if e == 0 else accuracy(pgd(e, 20)) for e in epsilons]
     by_steps = [accuracy(pgd(radius, steps)) for steps in _STEPS]
+    # The better of PGD-20 and PGD-50: a masked gradient may fare worse with more steps.
     white = min(by_steps[-1], by_epsilon[epsilons.index(radius)])
     others = {} if eot else {"square": accuracy(Square(radius, queries, norm=norm))}
     if surrogate_fn is not None:
@@ -160,6 +163,7 @@ def diagnose(
         others["transfer"] = accuracy(
             lambda f, k, x, y: transfer(attack, surrogate_fn, f, k, x, y, eot=eot)
         )
+    # One batch: whether logits and gradients are sound shows on a few images.
     few, few_labels = jnp.asarray(images[:batch_size]), jnp.asarray(labels[:batch_size])
     found = [
         enough_examples(len(labels)),
@@ -172,6 +176,7 @@ def diagnose(
     if eot:
         single = accuracy(PGD(radius, steps=_STEPS[-1], norm=norm, eot=1))
         found.append(averaging_wins(single, by_steps[-1], eot))
+        # One draw for all of these: they compare passes, which fresh draws would set apart.
         function = with_key(function, model_key(keys, 0))
     found += model_checks(function, few)
     found.append(gradients("cross-entropy", function, cross_entropy, few, few_labels))

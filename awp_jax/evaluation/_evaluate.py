@@ -14,11 +14,11 @@ from awp_jax import checks
 from awp_jax.attacks import AutoAttackState, FeatureAttack, Row, autoattack, transfer
 from awp_jax.attacks._ensemble import is_random
 from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
-from awp_jax.attacks._model import as_pytree_function, number_of_classes
+from awp_jax.attacks._model import as_pytree_function, bounds_of, number_of_classes
 from awp_jax.balls import InputBall
 from awp_jax.data import as_float
 from awp_jax.evaluation._outcomes import Outcome, attack_examples, summary, union
-from awp_jax.evaluation._partial import PartialResults
+from awp_jax.evaluation._partial import PartialResults, described
 from awp_jax.random import example_keys
 
 # How many images the feature attack chooses from.
@@ -103,18 +103,22 @@ def evaluate(
     ball = ball_of(epsilon, norm, ball)
     images, labels, function = np.asarray(images), np.asarray(labels), as_pytree_function(logits_fn)
     first = as_float(images[:1])
-    checks.images_and_labels(as_float(images), labels)
+    low, high = bounds_of(ball)
+    checks.inputs_and_labels(as_float(images), labels, low=low, high=high)
     keys = example_keys(key, len(labels))
     classes = number_of_classes(function, first, keys[0] if eot else None)
-    checks.images_and_labels(first, labels[:1], classes)
+    checks.labels_below(labels, classes)
     partial = PartialResults(None, {}) if partial is None else partial
-    plain = isinstance(ball, InputBall) and ball == InputBall(ball.norm, ball.radius)
+    plain = _is_plain(ball)
     outcomes: dict[str, Outcome] = {}
     for name, attack in {"clean": None, **attacks}.items():
-        part: dict[str, Any] = {"attack": name, "settings": repr(attack)}
+        # All that the outcome depends on beside model and images: it names the stored part.
+        part: dict[str, Any] = {"attack": name, "settings": described(attack)}
         if plain:
             part["norm"] = ball.norm
-        part |= {"epsilon": ball.radius, "eot": eot} if plain else {"ball": repr(ball), "eot": eot}
+        part |= (
+            {"epsilon": ball.radius, "eot": eot} if plain else {"ball": described(ball), "eot": eot}
+        )
         if isinstance(attack, list) and surrogate_fn is not None:
             raise ValueError(
                 f"{name} looks at its own model after every attack, so it is not crafted on a "
@@ -127,6 +131,7 @@ def evaluate(
             tick = Partial(_unfinished, progress, name) if progress is not None else None
             common: dict[str, Any] = {"ball": ball, "batch_size": batch_size}
             if isinstance(attack, FeatureAttack) and attack.pool is None:
+                # From all images: drawn from the batch, results would depend on its size.
                 pool = (as_float(images[:_POOL]), labels[:_POOL])
                 attack = dataclasses.replace(attack, pool=pool)
             if attack is not None and surrogate_fn is not None:
@@ -150,6 +155,14 @@ def evaluate(
     return Evaluation(rows, union(attacked, clean), outcomes)
 
 
+def _is_plain(ball: Any) -> bool:
+    """Whether a ball is no more than a norm and a number: images in [0, 1], nothing masked."""
+    if not isinstance(ball, InputBall) or ball.mask is not None:
+        return False
+    numbers = all(checks.is_number(value) for value in (ball.radius, ball.low, ball.high))
+    return numbers and ball == InputBall(ball.norm, ball.radius)
+
+
 def _unfinished(progress, name, share):
     if share < 1:  # the end is told once, when the result is kept
         progress(name, share)
@@ -166,7 +179,9 @@ def _without_key(function, images, key):
 
 def _cascade(plan, function, keys, images, labels, partial, part, tick, eot, common) -> Outcome:
     """AutoAttack, kept after every one of its attacks."""
+    # Attacks with an eot hand over a key, which a deterministic model does not take.
     attacked = Partial(_without_key, function) if is_random(plan) and not eot else function
+    # A name of its own: an unfinished cascade is never taken for a result.
     part = {**part, "unfinished": True}
     stored = partial.load(part)
     state = None
@@ -206,6 +221,7 @@ def _cascade(plan, function, keys, images, labels, partial, part, tick, eot, com
 
 
 def _packed(outcome: Outcome) -> dict[str, Any]:
+    # What is not known has no array, and is None again when it is read.
     arrays = {k: v for k, v in outcome._asdict().items() if v is not None}
     return {**arrays, "stages": json.dumps(outcome.stages)}
 

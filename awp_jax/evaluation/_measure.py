@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax import checks, parallel
-from awp_jax.attacks._model import as_pytree_function
+from awp_jax.attacks._model import as_pytree_function, bounds_of
 from awp_jax.attacks._result import outcome
+from awp_jax.balls import InputBall
 from awp_jax.data import as_float, padded_batches
 from awp_jax.evaluation._verdict import judge_passes
 from awp_jax.random import example_keys
@@ -81,16 +82,19 @@ def measure(
     """
     n = len(labels)
     logits_fn = as_pytree_function(logits_fn)
-    checks.images_and_labels(as_float(images), labels)
+    low, high = bounds_of(getattr(attack, "ball", InputBall()))
+    checks.inputs_and_labels(as_float(images), labels, low=low, high=high)
     checks.positive_integer(batch_size, "batch_size")
     if attack is not None and key is None:
         raise ValueError("key is missing: an attack draws random starts from it.")
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     keys = example_keys(jax.random.key(0) if key is None else key, n)
+    # Sums stay on the device, so that batches can be sent ahead without waiting.
     correct, loss = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
     done = 0
     for indices, mask in padded_batches(n, min(batch_size, n), parallel.shards(logits_fn)):
         if on_batch is not None and done:
+            # Who counts batches wants those that are done, and not those that are sent.
             jax.block_until_ready(loss)
             on_batch(done)
         batch, batch_labels, batch_keys = parallel.follow(
@@ -99,6 +103,7 @@ def measure(
         if attack is not None:
             result = outcome(attack(logits_fn, batch_keys, batch, batch_labels), attack)
             batch, error, losses = result.images, result.success, result.loss
+        # An attack's result has the verdict already, but of a randomised model only one lucky draw.
         if attack is None or eot:
             error, losses = judge_passes(logits_fn, batch_keys, batch, batch_labels, eot)
         correct += jnp.sum(jnp.where(mask, 1.0 - error, 0.0))

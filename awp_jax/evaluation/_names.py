@@ -82,6 +82,7 @@ def attack_by_name(
     if eot:
         _check_randomised(name)
     if match["plain"]:
+        # FGSM makes a PGD, whose eot can be set although FGSM itself takes none.
         return dataclasses.replace(FGSM(epsilon, norm=norm), eot=eot)
     if match["pgd"]:
         return PGD(
@@ -150,6 +151,7 @@ def attacks_by_name(names: Iterable[str], **settings: Any) -> dict[str, Any]:
             plan = ensemble(_ENSEMBLES[name], norm=norm, epsilon=radius)
             if eot:
                 _check_randomised(name)
+                # The number asked for, in place of the 20 of `rand`.
                 replace: Any = dataclasses.replace
                 plan = [(stage, replace(attack, eot=eot)) for stage, attack in plan]
             found[name] = plan

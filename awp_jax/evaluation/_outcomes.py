@@ -89,10 +89,13 @@ def attack_examples(
         )
         point, result, steps = batch, None, np.zeros(len(mask), int)
         if attack is not None:
+            # Radii and masks of single examples go with their rows, padding included.
             own = ball.examples(images, indices) if isinstance(ball, InputBall) else ball
             attack_now = of_examples(attack, images, indices)
             result = attack_now(function, batch_keys, batch, batch_labels)
+            # Projected before it is judged: no attack gains by leaving the ball.
             point = own.project(batch, result.images)
+            # -1 for not known, which None could not be among arrays to be joined.
             steps = np.full(len(mask), -1) if result.steps is None else result.steps
         error, loss = judge_passes(function, batch_keys, point, batch_labels, eot)
         if result is not None and not eot:  # the highest of random draws would be no estimate
@@ -157,6 +160,7 @@ def union(outcomes: Mapping[str, Outcome], clean: Outcome) -> dict[str, Any]:
         ``attacks``: their names.
     """
     everything = [clean, *outcomes.values()]
+    # Example by example: robust is what no attack breaks, not the lowest accuracy of one.
     robust = ~np.logical_or.reduce([o.success for o in everything])
     losses = [o.loss for o in outcomes.values() if o.loss is not None]
     # The loss of clean images alone would pass for a robust loss.

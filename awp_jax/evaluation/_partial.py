@@ -6,9 +6,24 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from awp_jax import files, parallel
+
+
+def described(value: Any) -> str:
+    """Text that tells an attack or a ball from every other.
+
+    ``repr`` leaves out the middle of long arrays, so two masks may share one: a digest of each
+    array goes with it.
+    """
+    digests = [
+        hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()[:16]
+        for leaf in jax.tree.leaves(value)
+        if getattr(leaf, "ndim", 0)
+    ]
+    return " ".join([repr(value), *digests])
 
 
 class PartialResults:

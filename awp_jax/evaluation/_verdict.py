@@ -29,6 +29,7 @@ def judge_passes(
         the mean cross-entropy in nats.
     """
     pass_keys = fold_keys(keys[:1], streams.BATCH_VERDICT) if passes else None
+    # From Python: one compiled pass serves any number of them.
     found = [
         verdict(function, images, labels, None if pass_keys is None else model_key(pass_keys, i))
         for i in range(max(passes, 1))

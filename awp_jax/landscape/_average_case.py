@@ -118,6 +118,8 @@ def average_flatness(
     image_keys = examples.keys(jax.random.fold_in(key, streams.LANDSCAPE_AVERAGE_IMAGES))
 
     def one(draw: int) -> Any:
+        # Weights and attacks both by the number of the draw, so that each can be computed on its
+        # own. The attack runs anew: examples made at w would understate the loss at w + nu.
         there = moved_at_random(ball, params, jax.random.fold_in(weight_key, draw))
         return examples.losses(function, there, fold_keys(image_keys, draw), attack)
 

@@ -9,8 +9,8 @@ from jax.tree_util import Partial
 
 from awp_jax import checks, parallel
 from awp_jax.attacks import cross_entropy
-from awp_jax.attacks._model import as_pytree_function
-from awp_jax.balls import WeightBall
+from awp_jax.attacks._model import as_pytree_function, bounds_of
+from awp_jax.balls import InputBall, WeightBall
 from awp_jax.balls._protocol import check_ball, check_step_size
 from awp_jax.data import as_float
 from awp_jax.landscape._model import float_images, logits_at, looked_at
@@ -27,8 +27,8 @@ def _ball(normalisation: str, ball: Any, params: Params) -> Any:
     checks.choice(normalisation, NORMALISATIONS, "normalisation")
     if ball is None:
         ball = WeightBall(gamma=1.0, scope=NORMALISATIONS[normalisation])
-    check_ball(ball)
-    check_step_size(ball, getattr(ball, "reach", None), "its ball: give it one")
+    check_ball(ball, "weights")
+    check_step_size(ball, getattr(ball, "reach", None), "it one")
     if isinstance(ball, WeightBall):
         ball.mask_of(params)  # which says in one sentence what does not fit
     return as_argument(ball)
@@ -37,6 +37,7 @@ def _ball(normalisation: str, ball: Any, params: Params) -> Any:
 @jax.jit
 def _scaled(ball: Any, way: Any, params: Params) -> Any:
     ball = from_argument(ball)
+    # One whole step of the ball is the direction at its size: no rule beside that of the ball.
     size = default_step(ball, params, 1, None)
     return ball.step(params, ball.start(None, params), way, size)
 
@@ -103,6 +104,7 @@ def directions(
     """
     ball = _ball(normalisation, ball, params)
     _check(key, params, count)
+    # fold_in and not split: more directions leave the first ones as they are.
     keys = [jax.random.fold_in(key, index) for index in range(count)]
     return _stack([_scaled(ball, _noise(k, params), params) for k in keys])
 
@@ -157,13 +159,15 @@ def adversarial_directions(
     ball = _ball(normalisation, ball, params)
     _check(key, params, count)
     checks.positive_integer(batch_size, "batch_size")
-    checks.images_and_labels(as_float(images), labels)
+    low, high = bounds_of(getattr(attack, "ball", InputBall()))
+    checks.inputs_and_labels(as_float(images), labels, low=low, high=high)
     function = as_pytree_function(apply_fn)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     size = min(batch_size, len(labels))
     found = []
     for index in range(count):
         chosen_key, attack_key = jax.random.split(jax.random.fold_in(key, index))
+        # Without replacement, as a batch of an epoch has them.
         chosen = jax.random.choice(chosen_key, len(labels), (size,), replace=False)
         keys, batch, batch_labels = parallel.follow(
             params,

@@ -93,7 +93,8 @@ def hessian_spectrum(
     checks.positive_integer(count, "count")
     checks.choice(which, tuple(_ENDS), "which")
     checks.positive_integer(most_products, "most_products")
-    examples, mask = Examples(images, labels, batch_size, params), layers_of(params, layers)
+    examples = Examples(images, labels, batch_size, params, attack)
+    mask = layers_of(params, layers)
     check_one_key(key)
     function = as_pytree_function(apply_fn)
     leaves, structure = jax.tree.flatten(params)
@@ -111,6 +112,7 @@ def hessian_spectrum(
     zeros = jax.tree.map(jnp.zeros_like, leaves)
     products = 0
     with full_precision():
+        # Attacked once, before the first product: all products have to be of one matrix.
         batches = [
             (examples.attacked(function, params, keys, attack, index), *examples.batch(index)[1:])
             for index in range(len(examples.batches))
@@ -124,6 +126,7 @@ def hessian_spectrum(
             next(parts) if keep else zero for zero, keep in zip(zeros, mask.keep, strict=True)
         ]
         tangent = jax.tree.unflatten(structure, tangent)
+        # Summed on the host, where ARPACK wants its vectors.
         total = np.zeros(size, flat.dtype)
         with full_precision():
             for batch in batches:
@@ -139,6 +142,7 @@ def hessian_spectrum(
         np.linalg.norm(product(vector) - value * vector)
         for value, vector in zip(values, vectors.T, strict=True)
     ]
+    # NaN for what has not converged: the shape is that asked for.
     missing = count - len(values)
     padded = [np.pad(a, (0, missing), constant_values=np.nan) for a in (values, residuals)]
     return HessianSpectrum(padded[0], padded[1].astype(flat.dtype), products)

@@ -111,8 +111,10 @@ def pac_bayes(
     checks.positive_integer(draws, "draws")
     if not 0 < delta < 1:
         raise ValueError(f"delta is {delta!r}, but a probability between 0 and 1 was expected.")
-    examples, mask = Examples(images, labels, batch_size, params), layers_of(params, layers)
+    examples = Examples(images, labels, batch_size, params, attack)
+    mask = layers_of(params, layers)
     check_one_key(key)
+    # rho may be measured on a part of the training set, but the bound is about all of it.
     n = examples.count if training_examples is None else training_examples
     checks.positive_integer(n, "training_examples")
     norm = jax.tree.leaves(WeightBall(0.0, mask=mask).norms(params, params))
@@ -135,6 +137,7 @@ def pac_bayes(
         return examples.losses(function, params, keys, attack)
 
     def one(alpha: Any, draw: int) -> Any:
+        # By draw, not by alpha: along a curve a draw keeps its direction, and attacks their starts.
         moved = _moved(mask, params, jax.random.fold_in(weight_key, draw), alpha)
         return examples.losses(function, moved, keys, attack)
 
@@ -160,8 +163,8 @@ def pac_bayes(
 def _moved(mask: Any, params: Params, key: Key, alpha: Any) -> Any:
     """``w + u`` with ``u ~ N(0, (alpha * ||w||)^2 I)`` on the layers that count."""
     norms = WeightBall(0.0, mask=mask).norms(params, params)
-    norms = WeightBall(0.0, mask=mask).norms(params, params)
     squares = [jnp.square(norm) for norm in jax.tree.leaves(norms)]
+    # One sigma for all layers, from the norm of all weights together, as in the text below eq. 12.
     sigma = alpha * jnp.sqrt(sum(squares))
 
     def add(kept: bool, leaf: Any, leaf_key: Key) -> Any:

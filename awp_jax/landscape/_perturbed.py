@@ -92,7 +92,8 @@ def perturbed_loss(
     sizes = [float(checks.radius(gamma, "gamma")) for gamma in gammas]
     if not sizes:
         raise ValueError("gammas is empty: at least one was expected.")
-    examples, mask = Examples(images, labels, batch_size, params), layers_of(params, layers)
+    examples = Examples(images, labels, batch_size, params, attack)
+    mask = layers_of(params, layers)
     check_one_key(key)
     function, keep = as_pytree_function(apply_fn), keep or compute_only
     # The keys of robust_loss's first restart, so that gamma 0 is its `single`.
@@ -102,6 +103,7 @@ def perturbed_loss(
 
     def adversarial(gamma: Radius) -> Any:
         nonlocal gradient
+        # On demand: where all parts are stored it is never needed.
         if gradient is None:
             gradient = _mean_gradient(function, params, examples, keys, attack)
         moved = _moved_along(mask, params, gradient, gamma)
@@ -136,6 +138,7 @@ def _mean_gradient(
         for index in range(len(examples.batches)):
             point = examples.attacked(function, params, keys, attack, index)
             _, labels, valid = examples.batch(index)
+            # Sums over batches are enough, because the ball normalises what it is given.
             found = _gradient(function, params, point, labels, valid)
             total = found if total is None else jax.tree.map(jnp.add, total, found)
     return total

@@ -70,6 +70,7 @@ def prepared(
     """
     examples = Examples(images, labels, batch_size, params, attack)
     ball = flatness_ball(params, xi, ball)
+    # All checks come before the reference, the first thing here that takes time.
     check_one_key(key)
     if reference is None:
         reference = robust_loss(

@@ -53,6 +53,7 @@ def rescaled(
         np.asarray(look(p, s, images)[0])
         for p, s in ((params, batch_stats), (new_params, new_stats))
     )
+    # Tried out instead of derived: whether the function stays depends on how layers are wired.
     if not np.allclose(before, after, rtol=0, atol=_TOLERANCE * np.abs(before).max()):
         raise ValueError(
             f"{classifier.name} cannot be rescaled: its function would change, as BatchNorm does "
@@ -81,6 +82,7 @@ def _pair(layer: Any, norm: Any, factor: float) -> tuple[Any, Any]:
     grown = jax.tree.map(lambda leaf: leaf * factor, layer)
     if "var" not in norm:  # lists of layers, as in VGG
         return grown, {key: _pair(layer[key], norm[key], factor)[1] for key in norm}
+    # Exactly, epsilon included: var + epsilon is what grows by the square of the factor.
     variance = factor**2 * (norm["var"] + EPSILON) - EPSILON
     return grown, {**norm, "mean": norm["mean"] * factor, "var": variance}
 

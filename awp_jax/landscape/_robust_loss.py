@@ -99,6 +99,7 @@ def robust_loss(
     keys = examples.keys(jax.random.fold_in(check_one_key(key), streams.LANDSCAPE_IMAGES))
 
     def one(restart: int) -> Any:
+        # By example and restart: neither batch size nor what was stored before changes a draw.
         return examples.losses(function, params, fold_keys(keys, restart), attack)
 
     parts = [
@@ -163,9 +164,11 @@ class Examples:
             raise ValueError("images and labels must be arrays, not lists or numbers.")
         low, high = bounds_of(getattr(attack, "ball", InputBall()))
         checks.inputs_and_labels(as_float(images), labels, low=low, high=high)
+        # On the host, as uint8 where they are: a batch becomes floats on its way to the devices.
         self.images, self.labels = np.asarray(images), np.asarray(labels)
         self.count = len(labels)
         self._params = params
+        # No padding beyond the devices' where one batch holds everything.
         size = min(batch_size, self.count)
         self.batches = list(padded_batches(self.count, size, parallel.shards(params)))
 
@@ -203,6 +206,7 @@ class Examples:
     def losses(self, apply_fn: Partial, params: Params, keys: Key, attack: Attack | None) -> Part:
         """Loss and verdict of every example after one run of the attack on ``params``."""
         logits_fn, parts = logits_at(apply_fn, params), []
+        # Differences of losses are what is asked for: TF32 on a GPU would show in them.
         with full_precision():
             for index, (_, mask) in enumerate(self.batches):
                 images, labels, _ = self.batch(index)
@@ -217,11 +221,13 @@ class Examples:
             ValueError: When a loss is NaN.
         """
         masks = [mask for _, mask in parts]
+        # One transfer for all batches; of several processes all make it together.
         found = parallel.to_host([(verdict.loss, verdict.success) for verdict, _ in parts])
         losses, success = (
             np.concatenate([part[mask] for part, mask in zip(which, masks, strict=True)])
             for which in zip(*found, strict=True)
         )
+        # A single one would make every mean NaN.
         if np.isnan(losses).any():
             raise ValueError(
                 f"The model returns NaN for {int(np.isnan(losses).sum())} of {self.count} images: "

@@ -10,7 +10,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from awp_jax import checks, parallel
-from awp_jax.attacks._model import as_pytree_function, number_of_classes
+from awp_jax.attacks._model import as_pytree_function, bounds_of, number_of_classes
+from awp_jax.balls import InputBall
 from awp_jax.data import as_float, padded_batches
 from awp_jax.landscape._model import float_images, full_precision, logits_at, looked_at
 from awp_jax.random import example_keys
@@ -143,11 +144,13 @@ def surface(
         raise ValueError("key is missing: an attack draws random starts from it.")
     coordinates = tuple(_coordinates(values) for values in axes)
     _check_directions(params, directions, len(coordinates))
-    checks.images_and_labels(as_float(images), labels)
+    low, high = bounds_of(getattr(attack, "ball", InputBall()))
+    checks.inputs_and_labels(as_float(images), labels, low=low, high=high)
     function = as_pytree_function(apply_fn)
     images, labels, n = np.asarray(images), np.asarray(labels), len(labels)
     classes = number_of_classes(logits_at(function, params), float_images(images[:1], params))
-    checks.images_and_labels(as_float(images), labels, classes)
+    checks.labels_below(labels, classes)
+    # Without an attack nobody draws, but compiled functions take keys all the same.
     keys = example_keys(jax.random.key(0) if key is None else key, n)
     batches = list(padded_batches(n, min(batch_size, n), parallel.shards(params)))
     found = _begun(coordinates, start)
@@ -161,6 +164,7 @@ def surface(
             attack = None
         look = _look if points_per_call is None else _look_compiled
         size = min(points_per_call or 1, max(len(todo), 1))
+        # A pytree can be an argument of the compiled function, whatever the attack is.
         attack = None if attack is None else as_pytree_function(attack)
         # On their devices once for all points.
         placed = [
@@ -177,7 +181,9 @@ def surface(
             )
             masks = [mask for _, mask in batches]
             losses, shares = (_gathered(results, masks, kind) for kind in range(2))
+            # Not strict: the points that only fill up the last call have no place.
             for place, loss, share in zip(places, losses, shares, strict=False):
+                # The argmax of NaN is a class, and would give such a point an accuracy.
                 share = np.nan if np.isnan(loss) else share
                 found.loss[tuple(place)], found.accuracy[tuple(place)] = loss, share
                 done[tuple(place)] = True
@@ -220,6 +226,7 @@ def _attacked(
 def _move(params: Params, directions: Any, where: Any) -> Any:
     def moved(leaf: Any, ways: Any) -> Any:
         for way, by in zip(ways, where, strict=True):
+            # In the weights' dtype, whatever that of the coordinates.
             leaf = leaf + by.astype(leaf.dtype) * way
         return leaf
 
@@ -265,6 +272,7 @@ def _look_compiled(
         result = looked_at(attack, logits_at(function, moved), keys, images, labels)
         return result.loss, ~result.success
 
+    # map, not vmap: activations of one network at a time.
     return jax.lax.map(one, jnp.asarray(where))
 
 
@@ -282,6 +290,7 @@ def _begun(coordinates: tuple[np.ndarray, ...], start: Surface | None) -> Surfac
     same = len(start.axes) == len(shape) and all(map(np.array_equal, start.axes, coordinates))
     if not same or start.loss.shape != shape or start.accuracy.shape != shape:
         raise ValueError("start was computed on other axes.")
+    # Copies: what was handed in as `start` is not written to.
     done = np.array(start.done, bool)
     return Surface(coordinates, np.array(start.loss), np.array(start.accuracy), done)
 

@@ -121,6 +121,7 @@ def worst_case_flatness(
     if xi is None and ball is None:
         xi = XI
     xi = xi if xi is None else checks.radius(xi, "xi")
+    # Paper and released code differ in the step as well as in what shares a nu.
     if weight_step is None:
         weight_step = 0.01 if shared_across_batches else 0.001
     weight_step = checks.radius(weight_step, "weight_step")
@@ -146,9 +147,11 @@ def worst_case_flatness(
     weight_key = jax.random.fold_in(key, streams.LANDSCAPE_WORST_WEIGHTS)
     image_keys = examples.keys(jax.random.fold_in(key, streams.LANDSCAPE_WORST_IMAGES))
     every = range(len(examples.batches))
+    # Batches that share one nu: each by itself in the paper, all together in the released code.
     groups = [list(every)] if shared_across_batches else [[index] for index in every]
 
     def one(restart: int) -> Any:
+        # By restart and group: what `keep` has stored changes no draw of the others.
         keys, parts = fold_keys(image_keys, restart), []
         for number, group in enumerate(groups):
             nu_key = jax.random.fold_in(jax.random.fold_in(weight_key, restart), number)
@@ -160,6 +163,7 @@ def worst_case_flatness(
 
     parts = [keep(f"worst {restart}", Partial(one, restart)) for restart in range(restarts)]
     losses, success = stacked(parts)
+    # One nu has one restart: the worst is chosen by the sum over all examples that share it.
     sums = [_sum_of(losses, [examples.batches[index] for index in group]) for group in groups]
     worst = np.max(np.stack(sums), axis=1).sum() / examples.count
     per_batch = np.asarray(worst - reference.loss)
@@ -187,6 +191,7 @@ def _ascent(
     steps: int,
 ) -> list[tuple[AttackResult, np.ndarray]]:
     """Joint ascent on the batches of a group, which share nu; their losses and verdicts."""
+    # Steps of nu are a thousandth of the weights, of which TF32 and bfloat16 would round much away.
     with full_precision():
         batches = [examples.batch(index) for index in group]
         points = [images for images, _, _ in batches]
@@ -196,12 +201,15 @@ def _ascent(
                 starting_point(attack.ball, attack.start, k, p)
                 for k, p in zip(chosen, points, strict=True)
             ]
+        # From Python: a group may hold any number of batches, and no number compiles anew.
         for _ in range(steps):
+            # All batches look at the same nu, which moves when the last one has been seen.
             total = None
             for place, (images, labels, valid) in enumerate(batches):
                 points[place], gradient = _gradients(
                     attack, function, params, nu, points[place], images, labels, valid
                 )
+                # A sum is enough: a step has its length from nu's ball, not from the gradient.
                 total = gradient if total is None else _sum(total, gradient)
             nu = _step(ball, params, nu, total, weight_step)
         return [
@@ -215,6 +223,7 @@ def _start(ball: Any, params: Params, key: Key, random: bool) -> Any:
     ball = from_argument(ball)
     if not random:
         return ball.start(None, params)
+    # Starts inside the ball, so that restarts differ in length as well as in direction.
     direction_key, length_key = jax.random.split(key)
     nu = ball.sample(direction_key, params)
     length = jax.random.uniform(length_key, (), jnp.result_type(*jax.tree.leaves(params)))
@@ -237,10 +246,12 @@ def _gradients(
 
     def total(nu: Any, point: Inputs) -> jax.Array:
         logits = logits_at(function, moved(params, nu))(point)
+        # Padding repeats an example, which would pull twice.
         return jnp.where(valid, goal.ascended(logits, labels), 0.0).sum()
 
     if attack is None:
         return point, jax.grad(total)(nu, point)
+    # Both at the same (delta, nu), and both moves made from there: joint ascent, not alternating.
     in_weights, in_images = jax.grad(total, argnums=(0, 1))(nu, point)
     return attack.ball.step(images, point, in_images, attack.size), in_weights
 

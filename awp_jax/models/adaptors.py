@@ -57,6 +57,7 @@ def from_linen(
     name = name or type(module).__name__
 
     def init(key: Array) -> tuple[Tree, Tree]:
+        # For their shape alone, and in evaluation mode, in which no stream of dropout is asked for.
         images = jnp.zeros((1, *image_shape), jnp.float32)
         variables = module.init(key, images, **call_arguments(False, False))
         others = sorted(set(variables) - {"params", "batch_stats"})
@@ -66,6 +67,7 @@ def from_linen(
                 'carries "params" and "batch_stats" alone: keep what changes in training in '
                 '"batch_stats", and constants in fields of the module.'
             )
+        # Modules without parameters or without BatchNorm have no such collection.
         return variables.get("params", {}), variables.get("batch_stats", {})
 
     def forward(
@@ -80,10 +82,12 @@ def from_linen(
         variables = {"params": params, "batch_stats": batch_stats}
         if mode == "running":
             return module.apply(variables, images, **call_arguments(False, False)), batch_stats
+        # Without BatchNorm padding touches nobody, and the mask may be forgotten.
         if mask is not None and batch_stats:
             raise ValueError(f"{name} is a linen module, whose BatchNorm takes no mask.")
         dropout = has_dropout and key is not None
         arguments = call_arguments(True, dropout)
+        # One flag for batch statistics and dropout: the first would bring the second along.
         if has_dropout and key is None and arguments == call_arguments(True, True):
             raise ValueError(f'{name} has dropout that mode "{mode}" cannot turn off: give a key.')
         if key is not None and key.ndim:
@@ -92,6 +96,7 @@ def from_linen(
             variables,
             images,
             **arguments,
+            # In mode "batch" too, where BatchNorm insists on writing; `Classifier.apply` drops it.
             mutable=["batch_stats"],
             rngs={"dropout": key} if dropout else None,
         )
@@ -162,6 +167,7 @@ def from_callable(
     def init(key: Array) -> tuple[Tree, Tree]:
         return init_fn(key), {}
 
+    # Mode, key and mask say nothing to a function without statistics and dropout.
     def forward(params: Tree, batch_stats: Tree, images: Array, **_: Any) -> tuple[Array, Tree]:
         return apply_fn(params, images), batch_stats
 

@@ -76,6 +76,7 @@ class Classifier:
         shape = check_sizes(self.image_shape, self.num_classes)
         object.__setattr__(self, "image_shape", shape)
         for what in ("mean", "std"):
+            # Plain numbers: a classifier holds no arrays.
             values = tuple(float(value) for value in getattr(self, what) or ())
             if values and len(values) != shape[-1]:
                 raise ValueError(
@@ -144,12 +145,15 @@ class Classifier:
             raise ValueError(f"{self.name} is randomised: every pass needs a key.")
         if mode == "update" and self.has_dropout and key is None:
             raise ValueError(f'{self.name} has dropout: mode "update" needs a key.')
+        # Normalised in the parameters' dtype; layers go over to their compute dtype themselves.
         dtype = _dtype(params)
         logits, new_batch_stats = self.forward_fn(
             params, batch_stats, self._normalise(images, dtype), mode=mode, key=key, mask=mask
         )
+        # Whatever the model's function has done to them: only "update" moves statistics.
         if mode != "update":
             new_batch_stats = batch_stats
+        # Losses and margins are differences of logits, and are taken in the wider dtype.
         return logits.astype(dtype), new_batch_stats
 
     def features(self, params: Tree, batch_stats: Tree, images: Array) -> Array:
@@ -229,6 +233,7 @@ class Classifier:
             ValueError: for another mode.
         """
         choice(mode, ("running", "batch"), "mode")
+        # What is static compares by value, and what is trained are leaves: one compilation for all.
         return jax.tree_util.Partial(_LogitsFunction(self, mode), params, batch_stats)
 
     def apply_fn(self, batch_stats: Tree) -> jax.tree_util.Partial:
@@ -253,6 +258,7 @@ class Classifier:
 
     def _normalise(self, images: Array, dtype: Any) -> Array:
         per_channel = (1, 1, 1, -1)
+        # Normalisation belongs to the model: attacks and balls see pixels in [0, 1].
         images = jnp.asarray(images).astype(dtype)
         if self.mean:
             images = images - jnp.asarray(self.mean, dtype).reshape(per_channel)
@@ -276,6 +282,7 @@ class _LogitsFunction:
     @property
     def features_fn(self) -> Callable[[Tree, Tree, Array], Array] | None:
         """The features, called like the logits: what the feature attack looks for."""
+        # None and no function that fails: the attack asks first, and says what is missing.
         known = self.classifier.features_fn is not None
         return _FeaturesFunction(self.classifier) if known else None
 
@@ -296,6 +303,7 @@ class _ApplyFunction:
 
     classifier: Classifier
 
+    # Statistics first, because a Partial binds its arguments from the left.
     def __call__(self, batch_stats: Tree, params: Tree, images: Array) -> Array:
         return self.classifier.apply(params, batch_stats, images, mode="running")[0]
 

@@ -58,6 +58,7 @@ def normal(variance: float) -> Initial:
 
 def draw(key: Array, initials: Sequence[Initial], shapes: Sequence[tuple[int, ...]]) -> list[Array]:
     """Float32 initial values of leaves with these shapes."""
+    # A key for each distribution, or uniform and normal draws would be made of the same bits.
     keys = dict(zip(("uniform", "normal"), jax.random.split(key), strict=True))
     pools = {}
     for kind in ("uniform", "normal"):

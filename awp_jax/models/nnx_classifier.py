@@ -31,6 +31,7 @@ class _Labels:
         with_paths, self.treedef = jax.tree_util.tree_flatten_with_path(state)
         self.what = what
         # The last entry of a path is the NNX Variable's own.
+        # Places in an nnx.List become text as well: parameters have string keys only.
         self.paths: list[Path] = [
             tuple(str(entry.key) for entry in path[:-1]) for path, _ in with_paths
         ]
@@ -51,6 +52,7 @@ class _Labels:
 
     def state(self, tree: Tree) -> nnx.State:
         leaves = dict(_walk(tree))
+        # By name and not by order: a dict from elsewhere may be sorted otherwise.
         if leaves.keys() != self.known:
             wrong = sorted(self.known.symmetric_difference(leaves))[0]
             problem = "lacks" if wrong in self.known else "has an unknown"
@@ -59,6 +61,7 @@ class _Labels:
 
 
 def _split(network: Network) -> Any:
+    # These two and nothing else: a variable of another kind is refused here, not lost.
     return nnx.split(network, nnx.Param, nnx.BatchStat)
 
 
@@ -128,12 +131,14 @@ def from_network(
         return network
 
     if positive_integer(auxiliary, "auxiliary", minimum=0):
+        # The second head needs the width of the features, which the network knows once it is built.
         width = nnx.eval_shape(
             lambda: construct(jax.random.key(0)).features(
                 jnp.zeros((1, *image_shape)), Context("running")
             )
         ).shape[-1]
 
+    # Abstract: structure, names and shapes are wanted, and no numbers drawn.
     abstract = nnx.eval_shape(lambda: construct(jax.random.key(0)))
     graphdef, params_state, stats_state = _split(abstract)
     params_labels = _Labels("params", params_state)
@@ -142,6 +147,7 @@ def from_network(
     initials = params_labels.initials + stats_labels.initials
 
     def init(key: Array) -> tuple[Tree, Tree]:
+        # All layers say how they start: one draw for all, which compiles many times faster.
         if None not in initials:
             values = draw(key, initials, params_labels.shapes + stats_labels.shapes)
             params_count = len(params_labels.paths)
@@ -164,6 +170,7 @@ def from_network(
         key: Array | None,
         mask: Array | None,
     ) -> tuple[Array, Tree]:
+        # A module of this pass alone: what BatchNorm writes ends in the statistics returned.
         network = merge(params, batch_stats)
         context = Context(mode, key, mask)
         logits = network.classify(network.features(images, context), context)
@@ -172,11 +179,13 @@ def from_network(
     def auxiliary_forward(
         params: Tree, batch_stats: Tree, images: Array, *, mode: str, key: Array | None
     ) -> tuple[Array, Tree]:
+        # Without a mask: no step with rotations is padded.
         network = merge(params, batch_stats)
         logits = network.auxiliary(network.features(images, Context(mode, key)))
         return logits, stats_labels.nested(nnx.state(network, nnx.BatchStat))
 
     def features(params: Tree, batch_stats: Tree, images: Array) -> Array:
+        # On running statistics, as the verdict that a feature attack is after.
         return merge(params, batch_stats).features(images, Context("running"))
 
     return Classifier(

@@ -63,6 +63,7 @@ def _kernels(network: Tree, noise: Tree):
 def _alphas(network: Tree, alpha: float) -> Tree:
     found: Tree = {}
     for name, value in network.items():
+        # Branches without a kernel are left out, so that `noise` names what is drawn.
         if isinstance(value, dict):
             inside = _alphas(value, alpha)
             if inside:
@@ -117,6 +118,7 @@ def with_parametric_noise(classifier: Classifier, alpha: float = 0.25) -> Classi
                 f"{classifier.name} with noise draws its kernels once for a batch: give one key, "
                 f"not {key.shape[0]}."
             )
+        # A number of its own is folded in: dropout may draw from the key itself.
         network = noisy_kernels(
             params[NETWORK], params[NOISE], jax.random.fold_in(key, streams.PASS_KERNEL_NOISE)
         )

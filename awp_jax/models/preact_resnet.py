@@ -37,6 +37,7 @@ class PreActBlock(nnx.Module):
 
     def __call__(self, x: Array, context: Context) -> Array:
         out = self.activation(self.bn1(x, context))
+        # As released: activated input into the 1x1 convolution, raw input past the block.
         shortcut = self.shortcut(out) if self.projects else x
         out = self.conv1(out)
         out = self.conv2(self.activation(self.bn2(out, context)))

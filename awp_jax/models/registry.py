@@ -86,6 +86,7 @@ def create(name: str, *, image_shape: ImageShape, num_classes: int, **options: A
         11172170
     """
     family, in_name = _parse(name)
+    # Read off the signatures: an option is written down once, with its default.
     shared = _keyword_options(from_network) - {"name"}
     own = _keyword_options(family.network.__init__) - in_name.keys()
     for option in options:
@@ -107,6 +108,7 @@ def _parse(name: str) -> tuple[_Family, dict[str, int]]:
         match = re.fullmatch(family.pattern, name)
         if match:
             return family, {key: int(value) for key, value in match.groupdict().items()}
+    # Which raises, with the nearest name.
     choice(name, names(), "model")
     raise AssertionError("a pattern lacks one of its examples")
 

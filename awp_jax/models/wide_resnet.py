@@ -83,6 +83,7 @@ class WideResNet(Residual):
 
         channels = self.add_stages(block, 16, stages)
         self.bn1 = make.batch_norm(channels)
+        # Its bias starts at zero in TRADES' models/wideresnet.py too.
         self.fc = make.dense(channels, num_classes, classifies=True, bias_init=ZEROS)
 
     def features(self, images: Array, context: Context) -> Array:

@@ -53,6 +53,7 @@ def natural() -> Objective:
     )
 
 
+# One function for AT and MART, which takes the clean logits that only TRADES asks for.
 def _attack_cross_entropy(logits, labels, clean_logits):
     del clean_logits
     return cross_entropy(logits, labels)
@@ -90,6 +91,7 @@ def trades(beta: float = 6.0) -> Objective:
     beta = _weight(beta, "beta")
 
     def loss(logits, labels):
+        # No stop_gradient on either side, as released: the KL moves the clean logits as well.
         robust = kl_divergence(logits[CLEAN], logits[ADVERSARIAL])
         return cross_entropy(logits[CLEAN], labels) + beta * robust
 
@@ -116,6 +118,7 @@ def boosted_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Returns:
         ``[batch]``, in nats.
     """
+    # 1.0001 keeps the logarithm finite at probability 1; the released code adds 1e-12 as well.
     wrong = largest_wrong(jax.nn.softmax(logits), labels)
     return cross_entropy(logits, labels) - jnp.log(1.0001 - wrong + 1e-12)
 
@@ -132,6 +135,8 @@ def mart(lambda_: float = 5.0) -> Objective:
     lambda_ = _weight(lambda_, "lambda")
 
     def loss(logits, labels):
+        # By way of the log-softmax; 1.0000001, as released, leaves the KL a weight above 0 where
+        # the model is sure, in float32 too.
         label_probability = jnp.exp(-cross_entropy(logits[CLEAN], labels))
         divergence = kl_divergence(logits[CLEAN], logits[ADVERSARIAL])
         misclassified = lambda_ * divergence * (1.0000001 - label_probability)
@@ -179,6 +184,7 @@ def smoothed(objective: Objective, amount: float) -> Objective:
         sharp = labels if labels.ndim == 2 else jax.nn.one_hot(labels, classes, dtype=dtype)
         return objective.loss(logits, (1 - amount) * sharp + amount / classes)
 
+    # The attack keeps the sharp labels, so its gradient is not that of what weights ascend.
     return dataclasses.replace(objective, loss=loss, attacks_its_loss=False)
 
 
@@ -224,6 +230,7 @@ def self_supervised(
     if images.shape[1] != images.shape[2]:
         raise ValueError(f"Rotations need square images, not of shape {images.shape[1:]}.")
     batch = images.shape[0]
+    # By turn, then by image: the reshape at the end takes it apart in this order.
     rotated = jnp.concatenate([jnp.rot90(images, turns, (1, 2)) for turns in range(ROTATIONS)])
     turns = jnp.repeat(jnp.arange(ROTATIONS), batch)
     logits, batch_stats = classifier.auxiliary(params, batch_stats, rotated, mode=mode, key=key)
@@ -257,6 +264,7 @@ def create(
         ValueError: For an unknown name (says which are known) or a negative weight.
     """
     checks.choice(name, NAMES, "objective")
+    # Called only by name: a bad beta does not matter to MART.
     known = {
         "natural": natural,
         "at": at,
@@ -267,4 +275,5 @@ def create(
     if not rotation_weight:
         return objective
     rotation_weight = _weight(rotation_weight, "rotation_weight")
+    # Weights ascend the rotations as well, which the attack knows nothing of.
     return dataclasses.replace(objective, rotation_weight=rotation_weight, attacks_its_loss=False)

@@ -53,9 +53,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
     """Split along the leading axis; replicated where ``batch`` does not divide.
 
-    Evaluation pads its batches to a multiple of the devices. The last batch of an epoch of training
-    is not padded, because examples that only fill it up would have to be kept out of BatchNorm's
-    statistics and every mean: each device computes all of it, at the cost of at most one step.
+    Evaluation pads its batches to a multiple of the devices, and training pads the last batch of an
+    epoch to the size of the others, where ``Experiment.padded`` allows it. Where not, each device
+    computes all of that batch, at the cost of at most one step.
     """
     return NamedSharding(mesh, P(AXIS) if batch % mesh.size == 0 else P())
 

@@ -115,6 +115,7 @@ def make_attack(
 
         clean_logits = None
         if objective.attack_uses_clean_logits:
+            # Once for all steps and not differentiated: a constant of the attack's loss.
             clean_logits, batch_stats = forward(params, images, batch_stats)
 
         def loss(x: Any, params: Params, stats: Any) -> tuple[jax.Array, tuple[Any, Any]]:
@@ -122,9 +123,11 @@ def make_attack(
             losses = attack_loss(logits, labels, clean_logits)
             if mask is not None:  # padding is normalised by the statistics of the others
                 losses = jnp.where(mask, losses, 0)
+            # The sum: the gradient of an image does not depend on how many others are in its batch.
             return losses.sum(), (logits, stats)
 
         def gradient_fn(point: Inputs, carry: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+            # Statistics are carried, because each forward pass of the released attack moves them.
             stats, left = carry
             gradient, (logits, stats) = jax.grad(loss, has_aux=True)(point, params, stats)
             if left is not None:
@@ -134,7 +137,9 @@ def make_attack(
         left = None
         if attack.early_stop is not None:
             left = jnp.full(images.shape[:1], attack.early_stop, jnp.int32)
+            # What comes out of the loop differs from device to device, and so must what goes in.
             left = mapped.vary(left, axis_name)
+        # The last step is made below, where its backward pass yields the weights' gradient too.
         rolled = attack.steps - 1 if share_backward else attack.steps
         point, (batch_stats, _) = ascend(
             gradient_fn,
@@ -151,12 +156,14 @@ def make_attack(
             both = jax.grad(loss, argnums=(0, 1), has_aux=True)
             at = mapped.vary(params, axis_name)
             (gradient, summed), (_, batch_stats) = both(point, at, batch_stats)
+            # Sums over the mean count of a device: their mean over devices is that of all examples.
             count = images.shape[0] if mask is None else mapped.mean(mask.sum(), axis_name)
             own = jax.tree.map(lambda g: g / count, summed)
             weight_gradient = mapped.mean(own, axis_name)
             point = ball.step(images, point, gradient, attack.step_size)
         if released:  # one more forward pass, by which the released code picks among restarts
             _, batch_stats = forward(params, point, batch_stats)
+        # Without steps nothing else has projected the start, which may lie outside.
         return Crafted(ball.project(images, point), batch_stats, weight_gradient)
 
     return craft, released

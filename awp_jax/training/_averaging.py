@@ -43,6 +43,7 @@ def averaging_rate(
         done = step + 1
         if name == "ema":
             return jnp.where(done > start_epoch * steps_per_epoch, 1 - decay, 1.0)
+        # 1 / count makes a running mean; within an epoch the rate is 0, and the average rests.
         count = jnp.maximum(done // steps_per_epoch - start_epoch, 1)
         later = jnp.where(done % steps_per_epoch == 0, 1.0 / count, 0.0)
         return jnp.where(done < (start_epoch + 1) * steps_per_epoch, 1.0, later)

@@ -76,6 +76,7 @@ def batch_function(
 
     def choose(step: Any, order: Any, key: Key, *, batch_size: Any) -> Any:
         if padded:
+            # Filled up from the beginning of the order; the mask below leaves these out.
             return order[(first_of(step) + jnp.arange(batch_size)) % labelled]
         chosen = jax.lax.dynamic_slice(order, (first_of(step),), (batch_size,))
         if not unlabelled:
@@ -91,6 +92,7 @@ def batch_function(
         step: Any, images: Images, labels: Labels, order: Any, key: Key, *, batch_size: Any
     ) -> Any:
         chosen = choose(step, order, key, batch_size=batch_size)
+        # Known by their place behind the labelled ones, also after shuffling.
         weights = jnp.where(chosen < labelled, 1.0, d.unlabelled_weight) if unlabelled else None
         step_key = jax.random.fold_in(key, step)
         keys = augmentation_keys(key, step, chosen.shape[0])
@@ -103,10 +105,12 @@ def batch_function(
         batch = data.augment(keys, images, **moves)
         if d.autoaugment:
             batch = data.autoaugment(keys, batch)
+        # Floats come last: uint8 images are moved as uint8, a quarter of the traffic.
         batch = data.as_float(data.cutout(keys, batch, d.cutout))
         if d.mixup:
             mixup_key = jax.random.fold_in(step_key, streams.STEP_MIXUP)
             batch, labels = data.mixup(mixup_key, batch, labels, d.mixup, num_classes)
+        # In every step, not in the last alone: one program serves all steps of an epoch.
         mask = first_of(step) + jnp.arange(batch_size) < labelled if padded else None
         return Batch(batch, labels, weights, mask)
 

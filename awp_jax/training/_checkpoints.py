@@ -125,7 +125,7 @@ class Checkpoints:
     ) -> tuple[Any, dict[str, Any]]:
         """The newest checkpoint that is whole.
 
-        A damaged one is reported, moved aside (unless read-only) and the one before it is taken.
+        A damaged one is reported, and the one before it is taken; ``discard_after`` moves it aside.
 
         Args:
             kind: Of ``KINDS``.

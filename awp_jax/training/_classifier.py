@@ -51,6 +51,7 @@ def create_classifier(config: ConfigDict, image_shape: Any, num_classes: int) ->
         options["mean"], options["std"] = one_for_all
     height, width, channels = image_shape
     shape = (height, width, channels)
+    # Sorted and hashable, because the options are the key of a cache.
     classifier = _created(m.name, shape, num_classes, tuple(sorted(options.items())))
     return models.with_parametric_noise(classifier) if m.pni else classifier
 

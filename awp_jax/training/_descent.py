@@ -44,8 +44,10 @@ class StepModel:
         """A key for each example, where its place on this device is not that in the batch."""
         if key is None or self.axis_name is None:
             return key
+        # A randomised network draws its kernels once for the batch, from one key.
         if self.classifier.is_random or not self.classifier.has_dropout:
             return key
+        # Rotated copies of the batch lie one behind the other, in the whole batch as on a device.
         first = mapped.first_example(batch, self.axis_name)
         whole = batch * mapped.devices(self.axis_name)
         return jnp.concatenate(
@@ -65,6 +67,7 @@ class StepModel:
         """``[batch]`` losses, with the logits of each input and the new statistics beside them."""
         logits, objective, batch = {}, self.objective, labels.shape[0]
         for place, name in enumerate(objective.inputs):
+            # Each input has dropout of its own; running statistics move from one pass to the next.
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
             logits[name], batch_stats = self.classifier.apply(
                 params,
@@ -93,6 +96,7 @@ class StepModel:
         right = logits.argmax(axis=1) == truth
         if mask is None:
             return mapped.mean(jnp.mean(right), self.axis_name)
+        # Means first and then their ratio: devices may hold different numbers of examples.
         shares = mapped.mean((jnp.mean(right & mask), jnp.mean(mask)), self.axis_name)
         return shares[0] / shares[1]
 
@@ -135,12 +139,16 @@ class Descent:
             values, aux = model.losses(
                 "update", params, batch_stats, inputs, labels, dropout_key, mask
             )
+            # The penalty is one of w + v, and only here: weights do not ascend it.
             return weighted(values, relative).mean() + self.regularisation.penalty(params), aux
 
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
+            # Each device differentiates its own part, whatever JAX does with replicated arguments.
             mapped.vary(perturbed, model.axis_name)
         )
         loss, grads = mapped.mean((loss, grads), model.axis_name)
+        # At w + v, weight decay included; the update is a difference, so added to w it is the way
+        # back (eq. 11). Clipping comes last and holds for the weights that are kept.
         updates, opt_state = self.optimizer.update(grads, state.opt_state, perturbed)
         params = self.regularisation.constrain(optax.apply_updates(state.params, updates))
         metrics = {
@@ -171,6 +179,7 @@ class Descent:
     def _average(self, state: TrainState, params: Params) -> Any:
         if self.average_rate is None:
             return state.average
+        # Towards the weights after the step: v never enters an average.
         rate = self.average_rate(state.step)
         return jax.tree.map(
             lambda a, w: ((1 - rate) * a + rate * w).astype(w.dtype), state.average, params
@@ -188,6 +197,7 @@ class Descent:
             after = jax.tree.map(
                 lambda new, old: jnp.where(finite, new, old),
                 after,
+                # The step counts all the same, or batch and keys of the next would be these again.
                 before._replace(step=after.step),
             )
         return after, metrics | {"finite": finite}

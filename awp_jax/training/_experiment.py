@@ -48,6 +48,7 @@ def _ball(norm: str, epsilon: Radius) -> InputBall:
 def weight_perturbation(config: ConfigDict) -> WeightPerturbation:
     """The weight perturbation of a config."""
     w = config.weights
+    # One ratio over all tensors for RWP, as released, and one for each with AWP (eq. 8).
     scope = w.scope or ("global" if w.method == "rwp" else "leaf")
     return WeightPerturbation(
         w.method,
@@ -122,6 +123,7 @@ class Experiment:
 
     def init(self) -> TrainState:
         """A fresh state; ``initial_state`` also looks at ``init_from``."""
+        # Compiled with its place: parameters arise on all devices, and are not copied there.
         everywhere = parallel.replicated(self.mesh)
         return jax.jit(self._init, out_shardings=everywhere)(
             jax.random.fold_in(self.key, streams.RUN_PARAMETERS)
@@ -132,6 +134,7 @@ class Experiment:
         everywhere = parallel.replicated(self.mesh)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+            # Any typed key will do for shapes.
             jax.eval_shape(self._init, self.key),
         )
 
@@ -163,8 +166,10 @@ class Experiment:
         """The order of the training examples in an epoch (from 0), int32 ``[n]``."""
         return self._order(jax.random.fold_in(self.key, streams.RUN_ORDER), epoch)
 
+    # Cached properties hold compiled functions: made anew, each would compile anew.
     @functools.cached_property
     def _order(self) -> Any:
+        # A function of key and epoch alone, so a run that goes on finds the order again.
         shuffled = functools.partial(data.epoch_order, n=len(self.splits.train))
         return jax.jit(shuffled, out_shardings=parallel.replicated(self.mesh))
 
@@ -183,6 +188,7 @@ class Experiment:
         Not where what is beside an example counts: groups of BatchNorm, mixup, rotations.
         """
         c = self.config
+        # There padding would shift the groups, be mixed into others, or be rotated without a mask.
         together = c.model.batch_norm_groups > 1 or c.data.mixup or c.objective.rotation_weight
         whole = len(self.splits.train) % self._labelled_batch == 0
         return not (together or whole or self.unlabelled is not None)
@@ -217,6 +223,7 @@ class Experiment:
 
     def perturbs_weights(self, step: int) -> bool:
         """Whether weights are perturbed in a step (from 0): not before ``weights.start_epoch``."""
+        # A plain bool, not a traced one: steps without perturbation are compiled without it.
         started = step >= self.config.weights.start_epoch * self.steps_per_epoch
         return started and self.config.weights.method != "none"
 
@@ -242,6 +249,7 @@ class Experiment:
             skip_non_finite=self.config.optimizer.non_finite == "skip",
         )
         _, gather = self._batch_functions
+        # Both change the shape of the program, and each takes two values in a run at most.
         static = ("batch_size", "perturb_weights")
         # On CPU RWP stops early only outside jit; the parts of the step are compiled there.
         in_parts = weights.method == "rwp" and jax.default_backend() == "cpu"
@@ -272,6 +280,8 @@ class Experiment:
 
         if in_parts:
             return step
+        # Donated: the old state is not read again, and its memory serves the new one. Replicated,
+        # as it came in, so that the next step compiles nothing.
         return jax.jit(
             step,
             donate_argnums=0,
@@ -295,6 +305,7 @@ class Experiment:
         size (a smaller last one is left out).
         """
         train, size = self.splits.train, self.config.batch_size
+        # One size compiles once; what is left out changes a mean over batches by little.
         whole = len(train) // size * size
         batches = (
             data.as_float(jax.numpy.asarray(train.images[start : start + size]))
@@ -363,6 +374,7 @@ def build(
         factor=config.schedule.factor,
         peak=config.schedule.peak,
     )
+    # Made in place on all devices of the mesh, also those of other processes.
     key = jax.jit(jax.random.key, out_shardings=parallel.replicated(mesh))(config.seed)
     experiment = Experiment(
         config=config,

@@ -37,8 +37,10 @@ class Feed:
             steps: Those of the epoch that are left.
             order: The order of its examples.
         """
+        # What was fetched ahead belongs to the order before.
         self._next = None
         if self._worker is not None:
+            # For all steps at once: looked up one by one, each would wait for the step before it.
             chosen = [self._experiment.chosen(step, order) for step in steps]
             self._rows = dict(zip(steps, parallel.to_host(chosen), strict=True))
 
@@ -52,6 +54,7 @@ class Feed:
             batch = self._batch(step)
         self._next = None
         if step + 1 in self._rows:
+            # While the device computes this step; one thread, so at most one batch lies ready.
             self._next = (step + 1, self._worker.submit(self._batch, step + 1))
         return batch
 

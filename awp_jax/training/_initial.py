@@ -70,6 +70,7 @@ def start_from(state: TrainState, workdir: str, which: str = BEST) -> TrainState
     )
     params, fresh = _fitting(state.params, found.params)
     batch_stats, others = _fitting(state.batch_stats, found.batch_stats)
+    # Statistics have no class in them: any that differ mean another architecture.
     if others or len(fresh) > _MOST_FRESH:
         wrong = (others + fresh)[0]
         raise ValueError(
@@ -78,6 +79,7 @@ def start_from(state: TrainState, workdir: str, which: str = BEST) -> TrainState
         )
     if fresh:
         print(f"Not taken from {workdir}, but fresh: {', '.join(fresh)}.", file=sys.stderr)
+    # Copies: the step donates the state, and no buffer can be donated twice.
     average = jax.tree.map(lambda leaf: leaf.copy(), params) if state.average else state.average
     return state._replace(params=params, batch_stats=batch_stats, average=average)
 

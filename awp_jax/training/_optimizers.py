@@ -84,6 +84,7 @@ def entropy_sgd(
     checks.positive_integer(steps, "inner_steps")
 
     def init(params: Params) -> Any:
+        # Copies, because the step donates parameters and state, and no buffer twice.
         copy, zeros = jax.tree.map(jnp.copy, params), jax.tree.map(jnp.zeros_like, params)
         return EntropySGDState(
             jnp.zeros([], jnp.int32), copy, jax.tree.map(jnp.copy, params), zeros, key
@@ -92,6 +93,7 @@ def entropy_sgd(
     def update(grads: Any, state: Any, params: Params = None) -> Any:
         if params is None:
             raise ValueError("params is missing: call update(grads, state, params).")
+        # The key stays: the noise of a step follows from its count, also after a restart.
         drawn_key = jax.random.fold_in(state.key, state.count)
         outer = state.count // steps
         pull = gamma * (1 + growth) ** outer
@@ -105,6 +107,7 @@ def entropy_sgd(
         moved = jax.tree.map(inner, params, grads, state.anchor, leaf_keys(drawn_key, params))
         mean = jax.tree.map(lambda m, w: averaging * m + (1 - averaging) * w, state.mean, moved)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        # With every gradient, and chosen where an inner loop ends: a branch would save a few sums.
         velocity = jax.tree.map(
             lambda b, x, m: momentum * b + (x - m), state.momentum, state.anchor, mean
         )
@@ -157,5 +160,6 @@ def make_optimizer(settings: Any, learning_rate: Callable[..., Any], key: Key) -
     if o.name == "adam":
         own = optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8)  # torch.optim.Adam
     else:
+        # None for 0: optax would carry a trace of zeros through the state otherwise.
         own = optax.sgd(learning_rate, momentum=o.momentum or None, nesterov=o.nesterov)
     return optax.chain(optax.add_decayed_weights(o.weight_decay), own)

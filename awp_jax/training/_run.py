@@ -44,11 +44,13 @@ class Run:
             CheckpointError: When there is none, or none is whole.
         """
         epoch = _epoch(which)
+        # Kept ones are saved at the end of an epoch, so the epoch gives the step.
         step = None if epoch is None else epoch * self.experiment.steps_per_epoch
         if epoch is not None and epoch not in self.kept_epochs():
             raise CheckpointError(
                 f"{self.workdir} has no checkpoint of epoch {epoch}: {self._kept()}"
             )
+        # The run may still be training: nothing of it is moved or deleted.
         checkpoints = Checkpoints(self.workdir / "checkpoints", read_only=True)
         try:
             return checkpoints.restore(
@@ -58,6 +60,7 @@ class Run:
                 report=report,
             )
         finally:
+            # Orbax's threads would stay otherwise.
             checkpoints.close()
 
     def kept_epochs(self) -> list[int]:
@@ -82,9 +85,11 @@ class Run:
             CheckpointError: For ``"every"`` where none was kept.
             ValueError: For any other name.
         """
+        # A dict and no set: in the order asked for, each once.
         found: dict[str, None] = {}
         for name in names:
             if name != "every":
+                # Called for the error that it raises; the name is kept as it is.
                 _epoch(name)
                 found[name] = None
                 continue

@@ -30,6 +30,7 @@ class TrainState(NamedTuple):
 def init_state(classifier: Any, optimizer: Any, key: Key, *, averaged: bool = False) -> TrainState:
     """A fresh state: parameters from ``key``, optimiser state, step 0; the average starts there."""
     params, batch_stats = classifier.init(key)
+    # A copy: the step donates the state, and no buffer can be donated twice.
     average = jax.tree.map(jnp.copy, params) if averaged else {}
     opt_state = optimizer.init(params)
     return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, opt_state, average)
@@ -66,6 +67,7 @@ def digest(tree: PyTree) -> jax.Array:
         words = _words(jnp.asarray(leaf))
         index = jnp.arange(words.size, dtype=jnp.uint32)
         weights = index * jnp.uint32(2654435769) * jnp.uint32(2) + jnp.uint32(2 * place + 1)
+        # Spreads the highest bit, which no odd factor moves: two of them flipped would cancel.
         mixed = words ^ (words >> 16)
         total = total + jnp.sum(mixed * weights, dtype=jnp.uint32)
     return total

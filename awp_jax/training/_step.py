@@ -108,6 +108,7 @@ def make_train_step(
         axis_name=axis_name,
     )
     model = StepModel(classifier, objective, axis_name)
+    # Compiled parts, for whoever calls the step outside jit; inside one, XLA inlines them.
     story = _Story(
         model=model,
         craft=jax.jit(craft),
@@ -173,9 +174,11 @@ def _step(
         if adversarial is None:
             crafted = _attack(story, batch, perturbed, batch_stats, alternation)
             attacked, batch_stats = crafted.images, crafted.batch_stats
+        # From w with the v so far: it is the whole of v that is projected (eq. 15).
         v = _ascend(story, method, batch, state.params, batch_stats, attacked, v, crafted)
         if v is not None:
             perturbed = moved(state.params, v)
+    # The images of the last alternation, made at the w + v before its ascent (algorithm 2).
     inputs = {CLEAN: images, ADVERSARIAL: attacked}
     return descend(
         state, batch_stats, perturbed, inputs, labels, batch.relative, batch.dropout_key, mask
@@ -197,8 +200,10 @@ def _drawn(
     relative = None
     if mask is not None:
         counts = 1.0 if example_weights is None else example_weights
+        # Padding weighs nothing, neither in the loss nor in the mean it is divided by.
         example_weights = jnp.where(mask, counts, 0.0)
     if example_weights is not None:
+        # Relative to their mean, so that the plain mean of weighted losses is the weighted mean.
         relative = example_weights / mapped.mean(example_weights.mean(), model.axis_name)
     return _Batch(
         images=images,
@@ -215,6 +220,7 @@ def _attack(
     story: _Story, batch: _Batch, params: Params, batch_stats: BatchStats, alternation: int
 ) -> Crafted:
     """Adversarial images at w + v."""
+    # Each alternation starts anew (line 6 of algorithm 2), from a point of its own.
     keys = fold_keys(batch.keys, alternation)
     dropout_keys = story.model.dropout_keys(batch.dropout_key, batch.images.shape[0])
     return story.craft(
@@ -234,6 +240,7 @@ def _ascend(
 ) -> Any:
     """The displacement of the weights on the attacked images, or ``None``."""
     inputs = {CLEAN: batch.images, ADVERSARIAL: attacked}
+    # Its arrays are leaves: RWP's step, compiled outside jit, serves every batch.
     losses_fn = Partial(
         story.ascent_losses,
         batch_stats,
@@ -270,6 +277,7 @@ def _ascent_losses(
     values, (logits, _) = model.losses(
         "batch", params, batch_stats, inputs, labels, dropout_key, mask
     )
+    # RWP compares the cross-entropy of the adversarial images, for TRADES too.
     last = logits[model.objective.inputs[-1]]
     criterion = cross_entropy(last, labels)
     if mask is not None:  # no range of losses selects padding

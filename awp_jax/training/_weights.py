@@ -84,7 +84,7 @@ class WeightPerturbation:
         robust = self.method == "rwp"
         scope = "global" if robust else "leaf"
         object.__setattr__(self, "ball", weight_ball(gamma, self.ball, GAMMA, scope=scope))
-        check_step_size(self.ball, getattr(self.ball, "reach", None), "its ball: give it one")
+        check_step_size(self.ball, getattr(self.ball, "reach", None), "it one")
         if self.steps is None:
             object.__setattr__(self, "steps", 10 if robust else 1)
         checks.positive_integer(self.steps, "steps")
@@ -123,8 +123,10 @@ def _none(settings: WeightPerturbation, ascent: Ascent) -> None:
 
 
 def _awp(settings: WeightPerturbation, ascent: Ascent) -> Any:
+    # Padding has an infinite cross-entropy: it is left out of this range too, whose end is open.
     low, high = settings.loss_range or (-jnp.inf, jnp.inf)
     ball = settings.ball
+    # A * K2: all alternations together reach the radius, and not each by itself.
     taken = settings.alternations * settings.steps
     where = {
         "displacement": ascent.displacement,

@@ -63,9 +63,11 @@ def accumulated(
             return jax.tree.map(jnp.add, total, gradient), aux
 
         first = jax.tree.map(lambda leaf: leaf[0], parts)
+        # scan needs its carry before the first part is computed.
         shapes = jax.eval_shape(one, first)[0]
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         total, aux = jax.lax.scan(add, zero, parts)
+        # Parts are of one size, so the mean of their means is the mean of the batch.
         gradient = jax.tree.map(lambda leaf: leaf / micro_batches, total)
         return (gradient, aux) if has_aux else gradient
 

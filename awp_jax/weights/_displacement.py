@@ -74,12 +74,16 @@ def weight_ball(gamma: Radius, ball: Any, default: float = 5e-3, **settings: Any
             f"Both gamma {gamma!r} and a ball were given, but gamma is only short for "
             "ball=WeightBall(gamma): give one of them."
         )
-    return check_ball(ball)
+    return check_ball(ball, "weights")
 
 
 def as_weight_ball(ball: Any, scope: str = "leaf") -> Any:
     """A ball as it is; anything else is the gamma of a ``WeightBall``, or refused as such."""
-    return check_ball(ball) if isinstance(ball, Ball) else WeightBall(gamma=ball, scope=scope)
+    return (
+        check_ball(ball, "weights")
+        if isinstance(ball, Ball)
+        else WeightBall(gamma=ball, scope=scope)
+    )
 
 
 def default_step(ball: Any, params: Params, steps: int, step_size: Radius) -> Any:
@@ -87,8 +91,9 @@ def default_step(ball: Any, params: Params, steps: int, step_size: Radius) -> An
     if step_size is not None:
         return step_size
     if isinstance(ball, WeightBall):
+        # Leaf by leaf, because radii may differ; gamma / (A * K2), the default of appendix D.2.
         return ball.radii(params, 1 / steps)
-    check_step_size(ball, None, "the weight perturbation")
+    check_step_size(ball, None, "step_size, or a ball with a radius")
     return jax.tree.map(lambda r: r / steps, ball.radius)
 
 
@@ -96,6 +101,7 @@ def moved(params: Params, displacement: Displacement) -> Any:
     """``w + v``; integers, random keys and other leaves that are no floats stay as they are."""
 
     def add(w: Any, v: Any) -> Any:
+        # Others are not displaced: balls give zeros for integers, and random keys as they are.
         return jnp.add(w, v) if jnp.issubdtype(jnp.result_type(w), jnp.inexact) else w
 
     return jax.tree.map(add, params, displacement)
@@ -151,6 +157,7 @@ def perturb(
     check_gradient(grads, params, "grads")
     ball = weight_ball(gamma, ball)
     size = default_step(ball, params, 1, step_size)
+    # Weight ascent starts at w: no key is needed.
     start = ball.start(None, params) if displacement is None else displacement
     return ball.step(params, start, grads, size)
 
@@ -193,6 +200,7 @@ def adversarial_displacement(
     v = ball.start(None, params) if displacement is None else displacement
 
     def gradient_at(v: Displacement) -> Any:
+        # Always from w: v is the whole displacement, not that of the last step.
         return check_gradient(grad_fn(moved(params, v)), params, "grad_fn's result")
 
     def gradient_fn(point: Displacement, carry: Any) -> tuple[Any, Any]:
@@ -202,6 +210,7 @@ def adversarial_displacement(
         # No loop, so nothing is compiled for it when this is called outside jit.
         first_gradient = gradient_at(v)
     if first_gradient is not None:
+        # With the gradient at w at hand, K2 = 1 costs no pass of its own.
         v = ball.step(params, v, first_gradient, eta)
         steps -= 1
     v, _ = ascend(gradient_fn, ball, params, v, steps=steps, step_size=eta, unroll=unroll)

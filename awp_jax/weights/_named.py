@@ -15,6 +15,7 @@ from awp_jax.typing import GradFn, Key, Params, Radius
 from awp_jax.weights._displacement import random_displacement, weight_ball
 from awp_jax.weights._robust import C_MIN, STEPS, check_c_min, robust_displacement
 from awp_jax.weights._transform import around, perturbed, state_of
+from awp_jax.words import known_names
 
 GAMMA_OF_RWP = 1e-2  # section 5.1 of the paper, for AT
 
@@ -36,6 +37,7 @@ def _scheduled(gamma: Radius, make: Callable[[Any], Any]) -> Any:
     return make(gamma)
 
 
+@known_names
 def awp(
     inner: optax.GradientTransformation,
     gamma: Radius = None,
@@ -80,11 +82,13 @@ def awp(
 
 
 def _ball_of(gamma: Radius, ball: Any, **settings: Any) -> Any:
+    # Both together go on to `weight_ball`, which refuses them.
     if ball is not None and gamma is None:
         return ball
     return _scheduled(gamma, lambda g: weight_ball(g, ball, **settings))
 
 
+@known_names
 def sam(
     inner: optax.GradientTransformation,
     rho: Radius = 0.05,
@@ -121,6 +125,7 @@ def sam(
     return perturbed(inner, ball, aux=aux)
 
 
+@known_names
 def asam(
     inner: optax.GradientTransformation,
     rho: Radius = 0.5,
@@ -148,6 +153,7 @@ def asam(
     return perturbed(inner, ball, aux=aux)
 
 
+@known_names
 def rwp(
     inner: optax.GradientTransformation,
     gamma: Radius = None,
@@ -199,6 +205,7 @@ def rwp(
     def displace(
         params: Params, updates: Any, grad_fn: GradFn, ball_now: Any, state: Any, extra_args: Any
     ) -> Any:
+        # Not the mean gradient that was handed in: which examples count is seen in their losses.
         del updates, grad_fn, state
         losses_fn = extra_args.get("losses_fn")
         if losses_fn is None:
@@ -214,6 +221,7 @@ def rwp(
     return around(inner, ball, displace, state_of(aux), aux)
 
 
+@known_names
 def random_weight_perturbation(
     inner: optax.GradientTransformation,
     gamma: Radius = None,
@@ -244,6 +252,7 @@ def random_weight_perturbation(
         params: Params, updates: Any, grad_fn: GradFn, ball_now: Any, state: Any, extra_args: Any
     ) -> Any:
         del updates, grad_fn, extra_args
+        # The key stays and the count is folded in: a restored state draws as an unbroken run does.
         return random_displacement(params, jax.random.fold_in(state.key, state.count), ball_now)
 
     def make_state(inner_state: Any) -> RandomWeightPerturbationState:

@@ -26,6 +26,7 @@ def functional(
     Raises:
         ValueError: For a module inside a pytree of other parameters.
     """
+    # No module can have come in where nobody has imported Flax.
     flax = sys.modules.get("flax.nnx")
     if flax is None:
         return _as_it_is(params)
@@ -41,6 +42,7 @@ def functional(
     graph, own, rest = flax.split(params, flax.Param, ...)
 
     def rebuilt(state: Any) -> Any:
+        # A copy: the pass writes into its own variables, and `rest` stays as it was.
         return flax.merge(graph, state, rest, copy=True)
 
     def left_of(module: Any) -> Any:

@@ -44,6 +44,7 @@ def _evaluate(
             f"losses_fn returned losses of shape {losses.shape} and a criterion of shape "
             f"{criterion.shape}, but [batch] and [batch] were expected: one loss per example."
         )
+    # One forward pass gives both; as released, the mean is over all examples, selected or not.
     return lambda mask: pullback(mask.astype(losses.dtype) / losses.size)[0], criterion
 
 
@@ -102,6 +103,7 @@ def _accumulate(
     mask = criterion <= c_min
     selected = mask.any()
     if axis_name is not None:
+        # Every device has to take the same branch, or the mean inside it would wait for ever.
         selected = jax.lax.pmax(selected.astype(jnp.int32), axis_name) > 0
 
     def add(summed: Any) -> Any:

@@ -42,6 +42,7 @@ Displace = Callable[[Any, Any, Callable[..., Any], Any, Any, dict[str, Any]], An
 
 
 def _reject_masked(params: Params) -> None:
+    # MaskedNode is a pytree without leaves, and would not be seen otherwise.
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
         raise ValueError(
@@ -53,11 +54,11 @@ def _reject_masked(params: Params) -> None:
 
 def _check_ball_or_schedule(ball: Any) -> None:
     if isinstance(ball, Ball) or not callable(ball):
-        check_ball(ball)
+        check_ball(ball, "weights")
         return
     try:
         # Balls are no arrays, so only what is made inside is looked at.
-        jax.eval_shape(lambda count: check_ball(ball(count)) and 0, jnp.int32(0))
+        jax.eval_shape(lambda count: check_ball(ball(count), "weights") and 0, jnp.int32(0))
     except ValueError:
         raise
     except Exception as error:
@@ -107,6 +108,7 @@ def around(
     def update(
         updates: Any, state: Any, params: Params = None, *, grad_fn: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
+        # From a wrapper that hands on no extra arguments, and has grad_fn in place of the gradient.
         if grad_fn is None and is_function(updates):
             updates, grad_fn = None, updates
         if params is None or grad_fn is None:
@@ -144,20 +146,33 @@ def around(
         step, inner_state = wrapped.update(
             _only_floats(grads), state.inner, _only_floats(perturbed_params), **extra_args
         )
+        # Only this decides: v is zero where the gradient at w is not finite, and a step is taken.
         known = all_finite(grads)
         finite = known if updates is None else known & all_finite(updates)
+        # Selected, not multiplied: NaN times 0 is NaN.
         step = jax.tree.map(lambda u: jnp.where(known, u, jnp.zeros_like(u)), step)
         inner_state = jax.tree.map(
             lambda new, old: jnp.where(known, new, old), inner_state, state.inner
         )
         return step, state._replace(
             inner=inner_state,
+            # Also without a step: schedules and keys follow the number of calls.
             count=optax.safe_increment(state.count),
-            aux=new_aux if has_aux else state.aux,
+            aux=_kept(known, new_aux, state.aux) if has_aux else state.aux,
             finite=finite,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _kept(known: Any, new: Any, old: Any) -> Any:
+    """What came from w + v where a step is taken; else NaN statistics would go into the model."""
+
+    def chosen(n: Any, o: Any) -> Any:
+        n, o = jnp.asarray(n), jnp.asarray(o)
+        return jnp.where(known, n, o if o.dtype == n.dtype else o.astype(n.dtype))
+
+    return jax.tree.map(chosen, new, old)
 
 
 def perturbed(
@@ -190,7 +205,8 @@ def perturbed(
         steps: K2, the number of ascent steps.
         step_size: eta2, in the units of the ball's radius; ``None`` for the radius over ``steps``.
         aux: ``None``, or a first value like what ``grad_fn`` returns as second output (for instance
-            BatchNorm statistics): ``state.aux`` then holds what came from w + v.
+            BatchNorm statistics): ``state.aux`` then holds what came from w + v in the last step
+            that was taken.
 
     Returns:
         A transformation whose ``update(grads, state, params, grad_fn=...)`` takes the gradient at w
@@ -222,7 +238,7 @@ def perturbed(
     """
     checks.positive_integer(steps, "steps")
     if isinstance(ball, Ball) and not isinstance(ball, WeightBall):
-        check_step_size(ball, step_size, "perturbed")
+        check_step_size(ball, step_size, "step_size to awp_jax.weights.perturbed")
 
     def displace(
         params: Params, updates: Any, grad_fn: GradFn, ball_now: Any, state: Any, extra_args: Any

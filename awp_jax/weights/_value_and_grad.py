@@ -29,6 +29,7 @@ def _split(args: tuple[Any, ...], argnums: int | Sequence[int]) -> tuple[Any, Ca
 
     def with_params(params: Params) -> list[Any]:
         filled = list(args)
+        # One number is no sequence of one: the gradient then is no tuple, as in jax.value_and_grad.
         for number, value in zip(numbers, params if several else (params,), strict=True):
             filled[number] = value
         return filled
@@ -109,6 +110,7 @@ def value_and_grad(
         params, loss, finish = _loss_of(loss_fn, args, kwargs, argnums, has_aux)
 
         def ascent_gradient(p: Any) -> Any:
+            # All devices have to ascend along one gradient, or each would have weights of its own.
             return mean(_gradient(loss, vary(p, axis_name)), axis_name)
 
         v = adversarial_displacement(
@@ -145,6 +147,7 @@ def random_value_and_grad(
     @functools.wraps(loss_fn)
     def at_perturbed(key: Key, *args: Any, **kwargs: Any) -> Any:
         params, loss, finish = _loss_of(loss_fn, args, kwargs, argnums, has_aux)
+        # The same v on all devices, as the key is the same: nothing has to be sent.
         v = random_displacement(params, key, ball)
         return finish(_at(loss, params, v, axis_name))
 
@@ -205,10 +208,12 @@ def robust_value_and_grad(
         params, losses, finish = _loss_of(losses_fn, args, kwargs, argnums, has_aux)
 
         def compared(p: Any) -> Any:
+            # What the ascent sees: one loss for each example, of which it takes those up to c_min.
             values, (aux, _) = losses(p)
             return values if criterion is None else (values, criterion(aux))
 
         def loss(p: Any) -> tuple[jax.Array, Any]:
+            # All examples descend; it is only the ascent that leaves some out.
             values, aux = losses(p)
             return values.mean(), aux
 
@@ -235,12 +240,14 @@ def _loss_of(
     params, rebuilt, left_of, write = functional(params)
 
     def loss(p: Any) -> tuple[Any, tuple[Any, Any]]:
+        # A copy for each pass, so that both begin with the same statistics and dropout keys.
         module = rebuilt(p)
         value, aux = _with_aux(loss_fn(*with_params(module), **kwargs), has_aux)
         return value, (aux, left_of(module))
 
     def finish(found: Any) -> Any:
         (value, (aux, left)), grads = found
+        # Only what the pass at w + v has done: that of the ascent is thrown away.
         write(left)
         return ((value, aux), grads) if has_aux else (value, grads)
 
@@ -248,11 +255,14 @@ def _loss_of(
 
 
 def _gradient(loss: Callable[..., Any], params: Params) -> Any:
+    # Integers among the parameters get gradients of dtype float0, which balls leave alone.
     return jax.grad(loss, has_aux=True, allow_int=True)(params)[0]
 
 
 def _at(loss: Callable[..., Any], params: Params, v: Displacement, axis_name: str | None) -> Any:
+    # Marked after v is added: it is in w + v that the gradient is taken.
     perturbed = vary(moved(params, v), axis_name)
     (value, aux), grads = jax.value_and_grad(loss, has_aux=True, allow_int=True)(perturbed)
+    # Not aux: nobody knows whether a mean of it makes sense (counts, predictions).
     value, grads = mean((value, grads), axis_name)
     return (value, aux), grads

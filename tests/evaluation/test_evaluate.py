@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 from awp_jax import models
 from awp_jax.attacks import APGD, FGSM, PGD, AttackResult, Square
-from awp_jax.balls import input_norms
+from awp_jax.balls import InputBall, input_norms
 from awp_jax.evaluation import PartialResults, attacks_by_name, evaluate
 
 KEY = jax.random.key(0)
@@ -40,6 +40,33 @@ def run(problem, attacks, **options):
     logits_fn, images, labels, _ = problem
     options = {"epsilon": EPSILON, "batch_size": 10, **options}
     return evaluate(logits_fn, KEY, images, labels, attacks, **options)
+
+
+def test_a_ball_with_bounds_of_its_own(problem):
+    logits_fn, images, labels, worst = problem
+    ball = InputBall("linf", EPSILON, low=np.full((4, 4, 1), -3.0), high=3.0)
+    shifted = Partial(lambda w, x: linear(w, x + 2.0), logits_fn.args[0])
+    below_zero = images - 2.0
+    found = evaluate(shifted, KEY, below_zero, labels, {"fgsm": FGSM(ball=ball)}, ball=ball)
+    assert found.attacks["fgsm"]["accuracy"] == np.mean(worst > 0)
+    with pytest.raises(ValueError, match="hold \\[-6"):
+        evaluate(shifted, KEY, below_zero - 5.0, labels, {"fgsm": FGSM(ball=ball)}, ball=ball)
+
+
+def test_what_was_kept_for_one_mask_is_not_taken_for_another(tmp_path):
+    # Of arrays above 1,000 entries repr shows the ends alone.
+    images = np.full((4, 40, 40, 1), 0.5, np.float32)
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(1600, 2)), jnp.float32)
+    model, found = Partial(linear, weights), {}
+    labels = np.asarray(model(images).argmax(1), np.int32)
+    for column in (12, 25):
+        mask = np.zeros((40, 40, 1), bool)
+        mask[20, column] = True
+        ball, partial = InputBall("linf", 0.5, mask=mask), PartialResults(tmp_path, {})
+        attacks = {"fgsm": FGSM(ball=ball)}
+        outcomes = evaluate(model, KEY, images, labels, attacks, ball=ball, partial=partial)[2]
+        found[column] = np.unique(np.nonzero(outcomes["fgsm"].images[0] != 0.5)[1]).tolist()
+    assert found == {12: [12], 25: [25]}
 
 
 def test_against_the_closed_form(problem):

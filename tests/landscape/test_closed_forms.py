@@ -13,12 +13,15 @@ from landscape.quadratic import (
 )
 
 from awp_jax.attacks import PGD
-from awp_jax.balls import WeightBall, everything
+from awp_jax.balls import InputBall, WeightBall, everything
 from awp_jax.landscape import (
+    adversarial_directions,
     average_flatness,
     hessian_spectrum,
+    pac_bayes,
     perturbed_loss,
     robust_loss,
+    surface,
     worst_case_flatness,
 )
 
@@ -186,3 +189,26 @@ def test_the_hessian_of_a_robust_loss_against_jax_hessian():
 
     exact = np.linalg.eigvalsh(jax.jit(jax.hessian(loss))(flat))[::-1]
     np.testing.assert_allclose(found.eigenvalues, exact[:4], rtol=1e-6)
+
+
+def test_bounds_are_those_of_the_attack_s_ball():
+    """Standardised inputs lie outside [0, 1]."""
+
+    def apply_fn(params, images):
+        return images.reshape(len(images), -1) @ params["kernel"]
+
+    params = {"kernel": jnp.array([[1.0, -1.0]] * 4)}
+    images, labels = jnp.full((3, 2, 2, 1), -1.5), jnp.array([0, 1, 0])
+    attack = PGD(ball=InputBall("linf", 0.1, low=-2.0, high=2.0), steps=2, step_size=0.1)
+    common, key = (apply_fn, params, images, labels), jax.random.key(0)
+    hessian_spectrum(*common, key, attack=attack, count=1)
+    pac_bayes(*common, key, attack=attack, draws=1, alphas=[0.1])
+    perturbed_loss(*common, key, attack=attack, draws=1, gammas=[0.1])
+    ways = adversarial_directions(apply_fn, params, key, images, labels, attack)
+    at_centre = {"axes": [[0.0]], "attack": attack, "key": key}
+    found = surface(apply_fn, params, ways, images, labels, **at_centre)
+    # The margin of class 0 is 8 * (-1.5 -+ 0.1).
+    worst = jnp.logaddexp(0.0, jnp.array([12.8, -11.2, 12.8])).mean()
+    np.testing.assert_allclose(found.loss, [worst], rtol=1e-6)
+    with pytest.raises(ValueError, match="-2"):
+        surface(apply_fn, params, ways, images - 1, labels, **at_centre)

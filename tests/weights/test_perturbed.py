@@ -188,6 +188,23 @@ def test_one_bad_number_moves_nothing_and_is_reported(bad):
     assert norm(after.inner) == 0
 
 
+def test_aux_of_a_step_that_was_not_taken_is_not_kept():
+    params, statistics = mlp(), {"mean": jnp.ones(3), "count": jnp.array(4)}
+    optimizer = awp(optax.sgd(0.1), gamma=0.01, aux=statistics)
+    clean = jax.grad(mlp_loss)(params)
+
+    def grad_fn(scale):
+        broken = {"mean": scale * jnp.full(3, 2.0), "count": jnp.array(5)}
+        return lambda p: (jax.tree.map(lambda g: scale * g, clean), broken)
+
+    state = optimizer.init(params)
+    _, bad = jax.jit(lambda s: optimizer.update(clean, s, params, grad_fn=grad_fn(jnp.nan)))(state)
+    jax.tree.map(np.testing.assert_array_equal, bad.aux, statistics)
+    assert not bad.finite
+    _, good = optimizer.update(clean, bad, params, grad_fn=grad_fn(1.0))
+    assert good.aux["mean"].tolist() == [2, 2, 2] and int(good.aux["count"]) == 5
+
+
 def test_a_radius_by_path_by_prefix_and_by_schedule():
     params, grads = mlp(), jax.grad(mlp_loss)(mlp())
     by_path = {"hidden/kernel": 0.01, "output/kernel": 0.03}

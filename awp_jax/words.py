@@ -9,6 +9,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _HERE = {
+    "gamma": "rho",
     "eps": "epsilon",
     "epsilons": "epsilon",
     "alpha": "step_size",
@@ -35,6 +36,10 @@ _HERE = {
     "clip_max": "high",
 }
 _ELSEWHERE = {
+    "rho": "gamma is relative; an absolute radius is ball=WeightBall(radius=rho, scope='global')",
+    "mask": "it belongs to the ball: ball=WeightBall(gamma, mask=...), InputBall(..., mask=...)",
+    "scope": "it belongs to the ball: ball=WeightBall(gamma, scope=...)",
+    "size": "it belongs to the ball: ball=WeightBall(gamma, size=...)",
     "verbose": "an attack prints nothing",
     "log_path": "an attack prints nothing",
     "seed": "random numbers come from the key of the call",
