@@ -1,52 +1,124 @@
-"""What a person sees while a run goes on: a bar in a terminal, plain lines elsewhere."""
+"""What a person sees while long work goes on: a bar, plain lines, or a function's doing."""
 
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from awp_jax import checks
 from awp_jax.parallel import is_main
+
+# Seconds between two lines where there is no bar.
+_EVERY = 10.0
+# The share of the work from which the rest can be told: before, nearly all of it is compilation.
+_ENOUGH = 0.02
+
+
+class Moment(NamedTuple):
+    """Where long work stands.
+
+    Attributes:
+        what: What is being done, for a person.
+        done: The share of all that is done, in [0, 1].
+        seconds_left: How long the rest takes, or ``None`` where too little is done to tell.
+        values: Numbers of the work itself, such as the loss.
+    """
+
+    what: str
+    done: float
+    seconds_left: float | None
+    values: dict[str, float]
+
+    def __str__(self) -> str:
+        parts = [f"{self.what}: {self.done:.0%} done" if self.what else f"{self.done:.0%} done"]
+        parts += [f"{name} {_short(value)}" for name, value in self.values.items()]
+        parts += [f"about {_duration(self.seconds_left)} left"] if self.seconds_left else []
+        return ", ".join(parts)
+
+
+# How progress is shown: not at all, as lines on standard error, as a bar there, or by a function;
+# "auto" is a bar on a terminal and lines elsewhere.
+Show = str | Callable[[Moment], Any] | None
 
 
 class Progress:
-    """A tqdm bar on a terminal, one line per report otherwise, on standard error.
+    """Progress of long work, with the time that is left.
 
     Args:
-        total: Steps of the whole job.
-        initial: Steps done before.
-        unit: What a step is called.
-        quiet: Whether to show nothing; of several processes only the first shows anything.
+        total: All of the work, in any unit.
+        initial: How much was done before.
+        unit: What a unit is called, beside a bar.
+        show: ``None``, ``"text"``, ``"bar"``, ``"auto"`` or a function that gets a ``Moment``; of
+            several processes only the first shows anything.
+
+    Raises:
+        ValueError: For another ``show``.
     """
 
     def __init__(
-        self,
-        total: int,
-        initial: int = 0,
-        unit: str = "step",
-        quiet: bool = False,
+        self, total: float, initial: float = 0.0, *, unit: str = "step", show: Show = "auto"
     ):
-        self._quiet = quiet = quiet or not is_main()
+        if show is not None and not callable(show):
+            checks.choice(show, ("auto", "text", "bar"), "progress")
+        if show == "auto":
+            show = "bar" if sys.stderr.isatty() else "text"
+        self._show: Show = show if is_main() else None
+        self._total, self._done = total, initial
+        self._computed = 0.0  # what took time: not what was found on disk
+        self._kept = initial
+        self._first: tuple[float, float] | None = None
+        self._said = time.monotonic()
+        self._estimated = False
         self._bar: Any = None
-        if not quiet and sys.stderr.isatty():
+        if self._show == "bar":
             self._bar = tqdm(total=total, initial=initial, unit=unit, file=sys.stderr)
-        self._done: float = initial
 
-    def advance(self, done: float, **values: Any) -> None:
-        """Moves on to ``done`` steps and shows ``values`` beside the bar."""
-        if self._bar is not None:
-            self._bar.set_postfix(
-                {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in values.items()},
-                refresh=False,
-            )
-            self._bar.update(done - self._done)
-        self._done = done
+    def advance(
+        self, amount: float, what: str = "", *, kept: bool = False, say: bool = False, **values: Any
+    ) -> None:
+        """So much more is done.
+
+        Args:
+            amount: Of the unit of ``total``.
+            what: What is being done.
+            kept: Whether it was found on disk, which says nothing about the time left.
+            say: Whether to print a line now, where lines are printed.
+            values: Numbers of the work, such as the loss.
+        """
+        now = time.monotonic()
+        self._done += amount
+        if kept:
+            self._kept += amount
+        else:
+            self._computed += amount
+            if self._first is None:  # has compiled: it says nothing about what follows
+                self._first = (now, self._computed)
+        moment = Moment(what, self._done / max(self._total, 1e-9), self._left(now), values)
+        if callable(self._show):
+            self._show(moment)
+        elif self._bar is not None:
+            shown = {name: _short(value) for name, value in values.items()}
+            self._bar.set_postfix({"at": what, **shown} if what else shown, refresh=False)
+            self._bar.update(amount)
+        elif self._is_news(moment) or say or now - self._said > _EVERY:
+            self._said = now
+            self.line(str(moment))
+
+    def _is_news(self, moment: Moment) -> bool:
+        """Whether it is the first that knows how long the rest takes, or the last."""
+        first = moment.seconds_left is not None and not self._estimated
+        self._estimated = self._estimated or first
+        return first or moment.done >= 1 - 1e-9
 
     def line(self, text: str) -> None:
-        """Prints a line, above the bar when there is one."""
-        if self._bar is not None:
+        """Prints a line, above the bar where there is one."""
+        if callable(self._show):
+            self._show(Moment(text, self._done / max(self._total, 1e-9), None, {}))
+        elif self._bar is not None:
             self._bar.write(text, file=sys.stderr)
-        elif not self._quiet:
+        elif self._show is not None:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
@@ -54,41 +126,21 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
+    def _left(self, now: float) -> float | None:
+        if self._first is None:
+            return None
+        began, before = self._first
+        computed = self._computed - before
+        if computed <= _ENOUGH * (self._total - self._kept):
+            return None
+        return (now - began) / computed * max(self._total - self._done, 0.0)
 
-class PartsProgress:
-    """Progress over the parts of a long job, with the time left; plain lines where there is no bar.
 
-    Args:
-        total: Parts of the whole job.
-        unit: What a part is called.
-    """
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
-    def __init__(self, total: int, unit: str = "part"):
-        self._total, self._done, self._measured = total, 0, 0
-        self._unit, self._began = unit, time.monotonic()
-        self._bar = Progress(total, unit=unit)
-        self._told = 0.0
 
-    def done(self, what: str, parts: int = 1, *, measured: bool = True) -> None:
-        """Moves on.
-
-        Args:
-            what: What has been done, for the person who waits.
-            parts: How many parts it was.
-            measured: False for what was read from disk, which says nothing about the time left.
-        """
-        self._done += parts
-        self._measured += parts if measured else 0
-        self._bar.advance(self._done, part=what)
-        seconds = time.monotonic() - self._began
-        # A log wants no line for every one of thousands of short parts.
-        if sys.stderr.isatty() or (self._done < self._total and seconds - self._told < 10):
-            return
-        self._told = seconds
-        rate = seconds / self._measured if self._measured else 0.0
-        left = f", about {rate * (self._total - self._done):.0f} s left" if rate else ""
-        self._bar.line(f"{what}: {self._done} of {self._total} {self._unit}s done{left}")
-
-    def close(self) -> None:
-        """Leaves the bar as it stands."""
-        self._bar.close()
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -15,15 +15,13 @@ import jax
 from ml_collections import ConfigDict
 
 from awp_jax import config as schema
-from awp_jax import data
+from awp_jax import data, runs
 from awp_jax.files import read_json, write_json
 from awp_jax.landscape import rescaled
 from awp_jax.training import (
-    Run,
     TrainState,
     WorkdirError,
     create_classifier,
-    open_run,
     plain,
     read_metrics,
     train,
@@ -194,7 +192,7 @@ class Opened:
         self.directory = place.directory(job)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "weights.gamma is")
-            self._run: Run = open_run(job.cell.imported or self.directory, dtype="float32")
+            self._run = runs.open(job.cell.imported or self.directory)
         self.experiment = self._run.experiment
         self.config = self.experiment.config
         train_set = self.experiment.splits.train
@@ -316,7 +314,7 @@ def _train(place: Place, job: Job, quiet: bool) -> None:
             raise data.DataError(f"Cell {job.cell.name!r} {missing}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "weights.gamma is")  # as published, see Cell
-            train(place.config(job), place.directory(job), quiet=quiet)
+            train(place.config(job), place.directory(job), progress=None if quiet else "auto")
     measures.mkdir(parents=True, exist_ok=True)
 
 

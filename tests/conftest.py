@@ -12,8 +12,6 @@ from awp_jax.compilation import knows_cpu_flags, use_fast_convolutions
 # Tests compile far more than they compute: cheap code generation halves their time, and without
 # XLA's own fusion kernels the rest takes a third. XLA reads them when a device is first used.
 _FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-# One worker for each core: to generate code in several threads costs more than it gains.
-_FLAGS.append("--xla_cpu_parallel_codegen_split_count=1")
 if knows_cpu_flags():
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])

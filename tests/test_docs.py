@@ -59,8 +59,9 @@ GUIDES = pathlib.Path(__file__).parents[1].joinpath("docs")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in GUIDES.glob("*.md")))
-def test_guides_run(name):
+def test_guides_run(name, tmp_path, monkeypatch):
     """The Python blocks of a page, one after the other, as a reader would paste them."""
+    monkeypatch.chdir(tmp_path)
     text = (GUIDES / name).read_text()
     blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S))
     page = {}

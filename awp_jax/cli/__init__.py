@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import jax
 
     from awp_jax import parallel
-    from awp_jax.cli._flags import Help, UsageError
+    from awp_jax.cli._command import Help
+    from awp_jax.cli._errors import UsageError
     from awp_jax.compilation import use_compilation_cache, use_fast_convolutions
     from awp_jax.files import StorageError
     from awp_jax.training import NonFiniteError

@@ -1,137 +1,15 @@
-"""Flags of one command: fresh for every call, so that commands can be called from Python."""
+"""What flags of several commands stand for."""
 
-from collections.abc import Sequence
+import pathlib
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from awp_jax import checks
-from awp_jax.cli._config import read_config_flags
-from awp_jax.cli._errors import UsageError as UsageError
+from awp_jax import checks, runs
+from awp_jax.cli._command import Command
+from awp_jax.cli._errors import UsageError
 from awp_jax.config import validate
-
-
-class Help(Exception):
-    """Help was asked for; the message is the help."""
-
-
-class _Integer(flags.IntegerParser):
-    """An integer flag that says itself what was expected of it."""
-
-    def __init__(self, name: str, minimum: int):
-        super().__init__()
-        self._name, self._minimum = name, minimum
-
-    def parse(self, argument: str | int) -> int:
-        """The integer that ``argument`` stands for."""
-        try:
-            value = int(argument)
-        except ValueError:
-            value = None
-        if value is None or value < self._minimum:
-            raise UsageError(
-                f"--{self._name} is {argument!r}, but an integer of at least {self._minimum} was "
-                "expected."
-            )
-        return value
-
-
-class Command:
-    """The flags of one command.
-
-    Args:
-        name: Of the command.
-        summary: What it does, shown by ``--help``.
-        with_config: Whether it takes ``--config``.
-        instead: Flags of which one may be given in place of ``--config``.
-        argument: What its one argument without a flag is called; ``None`` for a command that takes
-            none. ``given`` holds it after ``parse``, empty when it was left out.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        summary: str,
-        *,
-        with_config: bool = False,
-        instead: Sequence[str] = (),
-        argument: str | None = None,
-    ):
-        self.name = name
-        self.summary = summary
-        self.with_config = with_config
-        self.instead = instead
-        self.argument = argument
-        self.given = ""
-        self.config: ConfigDict | None = None
-        self.values = flags.FlagValues()
-
-    def string(self, name: str, default: str | None, text: str) -> None:
-        """Declares a text flag."""
-        flags.DEFINE_string(name, default, text, flag_values=self.values)
-
-    def integer(self, name: str, default: int | None, text: str, minimum: int = 1) -> None:
-        """Declares an integer flag."""
-        flags.DEFINE(_Integer(name, minimum), name, default, text, flag_values=self.values)
-
-    def switch(self, name: str, text: str) -> None:
-        """Declares a flag that is off unless it is given."""
-        flags.DEFINE_boolean(name, False, text, flag_values=self.values)
-
-    def help(self) -> str:
-        """The text of ``--help``."""
-        argument = f" {self.argument}" if self.argument else ""
-        lines = [f"usage: awp-jax {self.name}{argument} [--flags]", "", self.summary, "", "flags:"]
-        if self.with_config:
-            lines += [
-                "  --config=FILE[:ARGUMENT]  a Python file with get_config(ARGUMENT), such as "
-                "configs/quickstart.py:at,",
-                "                            or a .yaml file, such as awp-jax describe prints",
-                "  --config.KEY=VALUE        overrides a value, e.g. --config.weights.gamma=0.005",
-            ]
-        for name in self.values:
-            default = self.values[name].default
-            shown = "" if default in (None, False) else f" (default: {default})"
-            value = "" if default is False else "="
-            lines.append(f"  --{name}{value}  {self.values[name].help}{shown}")
-        return "\n".join(lines)
-
-    def parse(self, argv: Sequence[str]) -> flags.FlagValues:
-        """Reads the command line.
-
-        Raises:
-            Help: When ``--help`` or ``-h`` is among the arguments.
-            UsageError: For unknown flags, stray arguments, and configs that cannot be read.
-        """
-        argv = [_with_underscores(a) for a in argv]
-        if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv):
-            raise Help(self.help())
-        if self.with_config:
-            self.config, argv = read_config_flags(argv)
-        try:
-            rest = self.values([f"awp-jax {self.name}", *argv])
-        except flags.Error as error:
-            raise UsageError(str(error)) from None
-        if self.argument and len(rest) > 1:
-            self.given = rest.pop(1)
-        if len(rest) > 1:
-            raise UsageError(f"{rest[1]!r} was not expected: flags are written --name=value.")
-        if self.with_config:
-            self._check_config_given()
-        return self.values
-
-    def _check_config_given(self) -> None:
-        given = [name for name in self.instead if self.values[name].value]
-        given += ["config"] * (self.config is not None)
-        if len(given) > 1:
-            both = " and ".join(f"--{name}" for name in sorted(given))
-            raise UsageError(f"{both} are both given: give one of them.")
-        if not given:
-            others = ", or " * bool(self.instead) + " or ".join(f"--{n}" for n in self.instead)
-            raise UsageError(
-                "--config is missing: give a config file, such as "
-                f"--config=configs/quickstart.py{others}."
-            )
 
 
 def read_config(command: Command) -> ConfigDict:
@@ -170,8 +48,52 @@ def declare_dtype(command: Command) -> None:
     )
 
 
+def declare_data_path(command: Command) -> None:
+    """Adds ``--data_path`` to a command that looks at the images of a run."""
+    command.string("data_path", None, "where the run's data is now, when it has moved")
+
+
+def given(values: flags.FlagValues, *flag_names: str) -> dict[str, Any]:
+    """The flags that were given or have a default, as keywords of settings."""
+    return {name: values[name].value for name in flag_names if values[name].value is not None}
+
+
+def workdirs_of(values: flags.FlagValues) -> list[pathlib.Path]:
+    """The run directories of ``--workdir``, which tables call by their names.
+
+    Raises:
+        UsageError: When two have the same name.
+    """
+    paths = [pathlib.Path(name) for name in names(required(values, "workdir"), "workdir")]
+    called = [path.name for path in paths]
+    for name in called:
+        if called.count(name) > 1:
+            raise UsageError(f"Two run directories are called {name!r}.")
+    return paths
+
+
+def open_several(values: flags.FlagValues, devices: int | None) -> list[runs.Run]:
+    """The runs of ``--workdir``, in what ``--dtype`` says, where the command has it."""
+    dtype = chosen_dtype(values) if "dtype" in values else "float32"
+    where = values["data_path"].value
+    return [
+        runs.open(path, devices=devices, dtype=dtype, data_path=where)
+        for path in workdirs_of(values)
+    ]
+
+
+def open_one(values: flags.FlagValues, devices: int | None) -> runs.Run:
+    """The run of ``--workdir``."""
+    return runs.open(
+        required(values, "workdir"),
+        devices=devices,
+        dtype=chosen_dtype(values),
+        data_path=values["data_path"].value,
+    )
+
+
 def chosen_dtype(values: flags.FlagValues) -> str | None:
-    """What ``open_run`` takes for ``--dtype``.
+    """What ``runs.open`` takes for ``--dtype``.
 
     Raises:
         ValueError: For anything but float32 and model.
@@ -190,11 +112,3 @@ def names(text: str | None, flag: str) -> list[str]:
     if not found:
         raise UsageError(f"--{flag} is empty.")
     return found
-
-
-def _with_underscores(argument: str) -> str:
-    """``--process-id=1`` and ``--process_id=1`` are the same flag, in configs as well."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value

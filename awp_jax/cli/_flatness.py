@@ -1,27 +1,23 @@
 """``awp-jax flatness``."""
 
-import dataclasses
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from awp_jax import parallel
+from awp_jax import parallel, runs
 from awp_jax.cli import _processes as processes
-from awp_jax.cli._flags import Command, UsageError, boolean, names, required
-from awp_jax.cli._flatness_run import (
-    ALSO,
-    PARTIAL,
-    Settings,
-    chosen_sets,
-    measure_run,
+from awp_jax.cli._command import Command
+from awp_jax.cli._flags import (
+    boolean,
+    declare_data_path,
+    given,
+    names,
+    open_several,
+    workdirs_of,
 )
-from awp_jax.files import read_json, write_json, write_text
-from awp_jax.progress import PartsProgress
+from awp_jax.files import write_text
 from awp_jax.reporting import flatness_figures, flatness_report, save_figure
-from awp_jax.training import WorkdirError, open_run
-
-FLATNESS = "flatness.json"
+from awp_jax.runs import FLATNESS_ALSO as ALSO
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,44 +51,43 @@ def main(argv: Sequence[str]) -> int:
     command.integer("batch_size", 128, "examples per batch; those of one batch share nu")
     command.string("measure", "true", "false: only draw, from the flatness.json that are there")
     command.string("output", None, "folder for table and figures of all runs together")
+    declare_data_path(command)
     processes.declare(command)
     values = command.parse(argv)
-    workdirs = names(required(values, "workdir"), "workdir")
-    paths = [pathlib.Path(workdir) for workdir in workdirs]
-    for name in {path.name for path in paths}:
-        if sum(path.name == name for path in paths) > 1:
-            raise UsageError(f"Two run directories are called {name!r}.")
+    paths = workdirs_of(values)
     devices = processes.join(values)
     if boolean(values, "measure"):
         also = values["also"].value
-        given: dict[str, Any] = {
-            field.name: values[field.name].value
-            for field in dataclasses.fields(Settings)
-            if field.name not in ("also", "shared_across_batches")
-        }
-        settings = Settings(
-            **given,
-            shared_across_batches=boolean(values, "shared_across_batches"),
+        settings = runs.FlatnessSettings(
+            checkpoints=names(values["checkpoints"].value, "checkpoints"),
+            sets=names(values["sets"].value, "sets"),
             also=tuple(names(also, "also")) if also else (),
+            shared_across_batches=boolean(values, "shared_across_batches"),
+            **given(
+                values,
+                "examples",
+                "epsilon",
+                "step_size",
+                "steps",
+                "restarts",
+                "draws",
+                "xi",
+                "worst_xi",
+                "weight_step",
+                "batch_size",
+            ),
         )
-        results = _measure_all(
-            workdirs,
-            settings,
-            names(values["checkpoints"].value, "checkpoints"),
-            names(values["sets"].value, "sets"),
-            values["examples"].value,
-            devices,
-        )
+        found = runs.flatness_runs(open_several(values, devices), settings)
     else:
-        results = {path.name: _read(path) for path in paths}
+        found = [runs.read_flatness(path) for path in paths]
     if not parallel.is_main():
         return 0
+    results = {path.name: one.values for path, one in zip(paths, found, strict=True)}
     report = flatness_report(results)
     print(report)
     files: list[pathlib.Path] = []
     if values["output"].value:
         output = pathlib.Path(values["output"].value)
-        output.mkdir(parents=True, exist_ok=True)
         write_text(output / "flatness.md", report + "\n")
         files += [output / "flatness.md", *_draw(results, output)]
     else:
@@ -101,43 +96,6 @@ def main(argv: Sequence[str]) -> int:
     if files:
         print(f"\nWritten: {', '.join(map(str, files))}")
     return 0
-
-
-def _measure_all(
-    workdirs: Sequence[str],
-    settings: Settings,
-    checkpoints: Sequence[str],
-    sets: Sequence[str],
-    examples: int | None,
-    devices: int | None,
-) -> dict[str, Any]:
-    # Everything that can be wrong is looked at before anything is measured.
-    # bfloat16 would round perturbations away.
-    runs = [open_run(workdir, devices=devices, dtype="float32") for workdir in workdirs]
-    plans = [
-        (run, run.checkpoint_names(checkpoints), chosen_sets(run, sets, examples)) for run in runs
-    ]
-    total = sum(len(which) * len(images) for _, which, images in plans) * settings.parts()
-    progress = PartsProgress(total)
-    results = {}
-    for run, which, images in plans:
-        results[run.workdir.name] = measure_run(run, settings, which, images, progress)
-        if parallel.is_main():
-            write_json(run.workdir / FLATNESS, results[run.workdir.name])
-    progress.close()
-    if parallel.is_main():
-        for run in runs:  # only now: the whole command can be given again until then
-            shutil.rmtree(run.workdir / PARTIAL, ignore_errors=True)
-    return results
-
-
-def _read(workdir: pathlib.Path) -> dict[str, Any]:
-    path = workdir / FLATNESS
-    if not path.is_file():
-        raise WorkdirError(
-            f"{workdir} holds no {FLATNESS}: run awp-jax flatness --workdir={workdir} first."
-        )
-    return read_json(path, WorkdirError)
 
 
 def _draw(results: dict[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:

@@ -3,7 +3,7 @@
 from absl import flags
 
 from awp_jax import checks, parallel
-from awp_jax.cli._flags import Command
+from awp_jax.cli._command import Command
 
 
 def declare(command: Command) -> None:

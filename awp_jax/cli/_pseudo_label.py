@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from awp_jax import data
-from awp_jax.cli._flags import Command, UsageError, required
+from awp_jax import data, runs
+from awp_jax.cli._command import Command
+from awp_jax.cli._errors import UsageError
+from awp_jax.cli._flags import required
 from awp_jax.evaluation import predict
 from awp_jax.files import write_arrays
-from awp_jax.training import open_run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(
             f"--output is {str(output)!r}, but a file name ending in .npz was expected."
         )
-    run = open_run(required(values, "workdir"), dtype="float32")
+    run = runs.open(required(values, "workdir"))
     images = data.read_images(required(values, "images"))
     shape = run.experiment.classifier.image_shape
     if images.shape[1:] != shape:

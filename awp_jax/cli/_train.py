@@ -8,7 +8,8 @@ import jax
 
 from awp_jax import parallel
 from awp_jax.cli import _processes as processes
-from awp_jax.cli._flags import Command, read_config, required
+from awp_jax.cli._command import Command
+from awp_jax.cli._flags import read_config, required
 from awp_jax.training import train
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on. Schedulers can requeue it.
@@ -21,8 +22,9 @@ def main(argv: Sequence[str]) -> int:
         "train",
         "Trains as the config says and writes the run directory: config.json, metrics.jsonl,\n"
         "checkpoints/. The same command goes on where a stopped run was. After SIGTERM the run is\n"
-        f"saved and the exit status is {PREEMPTED}.",
+        f"saved and the exit status is {PREEMPTED}. A run that is there needs no --config.",
         with_config=True,
+        resumes=True,
     )
     command.string("workdir", None, "the run directory, made when it is not there")
     command.integer("max_steps", None, "stop and save after this many optimiser steps")

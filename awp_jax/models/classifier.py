@@ -51,6 +51,8 @@ class Classifier:
             new_batch_stats)``, without the checks that ``apply` makes.
         features_fn: ``features_fn(params, batch_stats, images) -> features``, or ``None``.
         auxiliary_fn: as ``forward_fn`` without mask, for a second head; ``None`` without one.
+        nnx_fn: ``nnx_fn(params, batch_stats)`` is the network as a Flax NNX module; ``None`` where
+            it is none.
         has_dropout: whether ``apply`` with mode "update" needs a key.
         is_random: whether every pass draws from a key, also at test (see
             ``with_parametric_noise``).
@@ -66,6 +68,7 @@ class Classifier:
     forward_fn: ForwardFn = dataclasses.field(repr=False)
     features_fn: FeaturesFn | None = dataclasses.field(default=None, repr=False)
     auxiliary_fn: ForwardFn | None = dataclasses.field(default=None, repr=False)
+    nnx_fn: Callable[[Tree, Tree], Any] | None = dataclasses.field(default=None, repr=False)
     has_dropout: bool = False
     is_random: bool = False
     mean: tuple[float, ...] = ()
@@ -210,6 +213,23 @@ class Classifier:
             params, batch_stats, self._normalise(images, dtype), mode=mode, key=key
         )
         return logits.astype(dtype), new_batch_stats if mode == "update" else batch_stats
+
+    def as_nnx(self, params: Tree, batch_stats: Tree) -> Any:
+        """The network with these weights as a Flax NNX module: ``module(images) -> logits``.
+
+        It runs on running statistics and without dropout, on images that are normalised already:
+        ``(images - mean) / std`` where the classifier has a mean.
+
+        Args:
+            params: as ``init`` returns them.
+            batch_stats: as ``init`` returns them.
+
+        Raises:
+            ValueError: for an architecture that is no NNX module, and for parametric noise.
+        """
+        if self.nnx_fn is None or self.is_random:
+            raise ValueError(f"{self.name} is no Flax NNX module.")
+        return self.nnx_fn(params, batch_stats)
 
     def logits_fn(
         self, params: Tree, batch_stats: Tree, mode: str = "running"

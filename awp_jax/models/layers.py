@@ -129,6 +129,11 @@ class Network(nnx.Module):
     auxiliary: Any = None  # a second head on the features, see `from_network`
     remat: bool = False  # see `from_network`
 
+    def __call__(self, images: Array) -> Array:
+        """Logits on running statistics, without dropout: what others expect of a module."""
+        context = Context("running")
+        return self.classify(self.features(images, context), context)
+
     def run(self, block: Callable[[Array, Context], Array], x: Array, context: Context) -> Array:
         """A residual block; with ``remat`` the backward pass computes what is inside again."""
         if not self.remat:

@@ -196,6 +196,7 @@ def from_network(
         forward_fn=forward,
         features_fn=features,
         auxiliary_fn=auxiliary_forward if auxiliary else None,
+        nnx_fn=merge,
         has_dropout=abstract.dropout_rate > 0,
         mean=mean,
         std=std,

@@ -16,9 +16,16 @@ from awp_jax.training._feed import Feed
 from awp_jax.training._initial import initial_state
 from awp_jax.training._loop import NonFiniteError, Outcome, train
 from awp_jax.training._optimizers import EntropySGDState, entropy_sgd
-from awp_jax.training._records import WorkdirError, plain, read_config, read_metrics
+from awp_jax.training._records import (
+    CONFIG,
+    WorkdirError,
+    absolute_paths,
+    plain,
+    read_config,
+    read_metrics,
+)
 from awp_jax.training._regularisation import Regularisation
-from awp_jax.training._run import Run, open_run
+from awp_jax.training._restore import checkpoint_names, kept_epochs, restore
 from awp_jax.training._schedules import schedule
 from awp_jax.training._state import TrainState, digest, init_state
 from awp_jax.training._step import augmentation_keys, make_train_step
@@ -27,6 +34,7 @@ from awp_jax.training._weights import WeightPerturbation
 __all__ = [
     "AVERAGE",
     "BEST",
+    "CONFIG",
     "CheckpointError",
     "Checkpoints",
     "EntropySGDState",
@@ -37,15 +45,16 @@ __all__ = [
     "NonFiniteError",
     "Outcome",
     "Regularisation",
-    "Run",
     "StorageError",
     "TrainState",
     "TrainingAttack",
     "WeightPerturbation",
     "WorkdirError",
+    "absolute_paths",
     "augmentation_keys",
     "averaging_rate",
     "build",
+    "checkpoint_names",
     "create_classifier",
     "digest",
     "entropy_sgd",
@@ -53,12 +62,13 @@ __all__ = [
     "evaluation_attack",
     "init_state",
     "initial_state",
+    "kept_epochs",
     "make_train_step",
     "objective_of",
-    "open_run",
     "plain",
     "read_config",
     "read_metrics",
+    "restore",
     "schedule",
     "train",
     "weight_perturbation",

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 
 from awp_jax import parallel
+from awp_jax.config import from_dict
 from awp_jax.training._checkpoints import BEST
-from awp_jax.training._experiment import Experiment
+from awp_jax.training._experiment import Experiment, build
 from awp_jax.training._records import WorkdirError, read_config
-from awp_jax.training._run import open_run
+from awp_jax.training._restore import restore
 from awp_jax.training._state import TrainState
 
 # Kernel and bias of the classifying layer, of which another number of classes has others.
@@ -65,8 +66,12 @@ def start_from(state: TrainState, workdir: str, which: str = BEST) -> TrainState
         ValueError: In one sentence, when there is no such run, its checkpoint is damaged, or it
             holds another architecture.
     """
-    found, _ = open_run(pathlib.Path(workdir)).restore(
-        which, report=lambda text: print(text, file=sys.stderr)
+    path = pathlib.Path(workdir)
+    found, _ = restore(
+        path,
+        build(from_dict(read_config(path))),
+        which,
+        report=lambda text: print(text, file=sys.stderr),
     )
     params, fresh = _fitting(state.params, found.params)
     batch_stats, others = _fitting(state.batch_stats, found.batch_stats)

@@ -1,6 +1,7 @@
 """The training loop: a run directory from a config, resumable at any step."""
 
 import contextlib
+import copy
 import math
 import pathlib
 import sys
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from awp_jax import data, parallel
 from awp_jax.files import StorageError
-from awp_jax.progress import Progress
+from awp_jax.progress import Progress, Show
 from awp_jax.training import _records as records
 from awp_jax.training._checkpoints import BEST, KEPT, LAST, Checkpoints
 from awp_jax.training._experiment import Experiment, build
@@ -57,7 +58,7 @@ def train(
     max_steps: int | None = None,
     devices: int | None = None,
     should_stop: Callable[[], bool] | None = None,
-    quiet: bool = False,
+    progress: Show = "auto",
     extend: bool = False,
 ) -> Outcome:
     """Trains as ``config`` says, in ``workdir``; a started run goes on where it was.
@@ -79,7 +80,8 @@ def train(
             made when the run goes on); once it says so, the run is saved and returns. With
             several processes the notice of preemption that JAX's service passes on counts instead,
             and an evaluation is finished first.
-        quiet: Whether to show no progress.
+        progress: ``None`` for none, ``"text"`` for lines, ``"bar"``, ``"auto"`` for a bar on a
+            terminal and lines elsewhere, or a function that gets an ``awp_jax.progress.Moment``.
         extend: Whether a run in ``workdir`` may go on to more epochs than it was begun with, with
             its optimiser's state; the schedule is that of the new number from there on.
 
@@ -95,6 +97,7 @@ def train(
             state as it was, and only 100 of them one after the other stop the run.
     """
     workdir = pathlib.Path(workdir)
+    config = records.absolute_paths(copy.deepcopy(config))
     experiment = build(config, splits, devices=devices)
     batch_size, count = experiment.config.batch_size, experiment.mesh.size
     if batch_size % count:
@@ -117,7 +120,7 @@ def train(
             raise problem or parallel.DistributedError(
                 f"Process 0 of this run cannot use {workdir}, and says why."
             )
-        return _Run(experiment, workdir, quiet, should_stop).go(max_steps, started)
+        return _Run(experiment, workdir, progress, should_stop).go(max_steps, started)
 
 
 class _Run:
@@ -127,13 +130,13 @@ class _Run:
         self,
         experiment: Experiment,
         workdir: pathlib.Path,
-        quiet: bool,
+        progress: Show,
         should_stop: Callable[[], bool] | None,
     ) -> None:
         self.experiment = experiment
         self.config = experiment.config
         self.workdir = workdir
-        self.quiet = quiet
+        self.show = progress
         self.should_stop = should_stop
         self.preempted = False
         self.unmeasured = False  # stopped while it measured its last epoch
@@ -153,7 +156,7 @@ class _Run:
         state = self._first_state()
         step = int(state.step)
         self.feed = Feed(experiment)
-        self.progress = Progress(total, step, quiet=self.quiet)
+        self.progress = Progress(total, step, show=self.show)
         measured = self.selection.is_measured(step)
         self.metrics = records.Metrics(self.workdir, step, measured) if parallel.is_main() else None
         if step:
@@ -310,7 +313,9 @@ class _Run:
             values_shown["clean"] = self.clean_accuracy
         if self.skipped:
             values_shown["skipped"] = self.skipped
-        self.progress.advance(steps[-1] + 1, **values_shown, img_s=int(record["images_per_second"]))
+        values_shown["images/s"] = int(record["images_per_second"])
+        where = f"step {steps[-1] + 1} of {self.experiment.total_steps}"
+        self.progress.advance(len(steps), where, **values_shown)
 
     @property
     def _skips(self) -> bool:

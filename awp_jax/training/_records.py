@@ -48,6 +48,16 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix[:-1]} is {old!r} there and {new!r} here"]
 
 
+def absolute_paths(config: ConfigDict) -> ConfigDict:
+    """``config`` with absolute paths: a run is opened again from other directories."""
+    for key in ("init_from", "data.path", "data.unlabelled", "data.pseudo_labels"):
+        group, _, name = key.rpartition(".")
+        held = config[group] if group else config
+        if held[name]:
+            held[name] = str(pathlib.Path(held[name]).expanduser().absolute())
+    return config
+
+
 def claim(workdir: pathlib.Path, config: ConfigDict, extend: bool = False) -> bool:
     """Writes ``config.json``, or checks that the one that is there says the same.
 
@@ -65,7 +75,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict, extend: bool = False) -> bo
     values = plain(config)
     if (workdir / CONFIG).exists():
         # A key that a later version has added counts with its default.
-        old = plain(from_dict(read_config(workdir)))
+        old = plain(absolute_paths(from_dict(read_config(workdir))))
         found = _differences(old, values)
         grown = old | {"epochs": values["epochs"]} == values and values["epochs"] > old["epochs"]
         if grown and extend:

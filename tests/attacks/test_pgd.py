@@ -405,7 +405,7 @@ BAD_CALLS = {
     "raw key": (lambda x, y: (jax.random.PRNGKey(0), x, y), r"jax.random.key\(seed\)"),
     "seed": (lambda x, y: (0, x, y), r"key is int, .*jax.random.key\(seed\)"),
     "too many keys": (lambda x, y: (jax.random.split(KEY, 5), x, y), r"shape \(5,\)"),
-    "order": (lambda x, y: (x, y, KEY), "images have dtype int32"),
+    "order": (lambda x, y: (x, y, KEY), r"the order is attack\(logits_fn, key, images, labels\)"),
 }
 
 

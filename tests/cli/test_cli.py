@@ -214,7 +214,7 @@ def test_misuse_is_one_sentence_and_writes_nothing(
         (["--attacks=pgdd-20"], "Unknown attack 'pgdd-20'.*Did you mean 'pgd-20'"),
         (["--attacks=,"], "--attacks is empty"),
         (["--sets=tset"], "Did you mean 'test'"),
-        (["--examples=5000"], "--examples is 5000, but train has 64"),
+        (["--examples=5000"], "examples is 5000, but train of .* has 64"),
         (["--checkpoints=first"], "checkpoint is 'first'"),
         (["--epsilon=-0.1"], "epsilon is '-0.1'"),
         (["--examples=0"], "examples"),

@@ -10,12 +10,12 @@ import pytest
 
 from awp_jax import cli, models
 from awp_jax import config as schema
+from awp_jax import progress as shown
 from awp_jax.attacks import APGD, Square
-from awp_jax.cli import _earlier, _evaluate, _evaluation_progress
-from awp_jax.cli._evaluation_progress import EvaluationProgress
-from awp_jax.cli._flags import UsageError
-from awp_jax.cli._surrogate import open_surrogate
 from awp_jax.evaluation import _names
+from awp_jax.runs import _evaluate, _kept
+from awp_jax.runs._method import method_name
+from awp_jax.runs._surrogate import open_surrogate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
@@ -59,7 +59,7 @@ def test_a_row_per_attack_and_all_together(run, capsys):
     printed = capsys.readouterr()
     for text in ("loss if wrong", "- apgd-ce", "all together (strongest:"):
         assert text in printed.out
-    assert "best test autoattack: 4 of 4 attacks done" in printed.err
+    assert "best test autoattack: 100% done" in printed.err
     result = json.loads((run / "evaluation.json").read_text())
     found, union = result["checkpoints"]["best"]["test"], result["unions"]["best"]["test"]
     assert list(found) == ["clean", "pgd-2", "square-10", "autoattack"]
@@ -153,16 +153,16 @@ def test_results_of_earlier_weights_are_kept_and_no_longer_shown():
     def result(digest, examples, **changes):
         cell = {"accuracy": 0.5, "examples": examples}
         measured = {"digest": digest, "step": 3, "epoch": 1.0, "test": {"clean": cell}}
-        same = dict.fromkeys(_earlier._SAME) | {"epsilon": "0.05"} | changes
+        same = dict.fromkeys(_kept._SAME) | {"epsilon": "0.05"} | changes
         union = {"test": {"attacks": [], "accuracy": 0.5}}
         return {**same, "checkpoints": {"last": measured}, "unions": {"last": union}}
 
     config = {"evaluation": {"epsilon": None}, "attack": {"epsilon": "0.05"}}
-    first, _, words = _earlier.with_earlier(None, result(1, 797), config)
+    first, _, words = _kept.with_earlier(None, result(1, 797), config)
     assert first == result(1, 797) and not words
-    whole, mine, words = _earlier.with_earlier(first, result(2, 20), config)
+    whole, mine, words = _kept.with_earlier(first, result(2, 20), config)
     assert whole == {**mine, "others": [{**first, "superseded": True}]} and not words
-    again, *_ = _earlier.with_earlier(whole, result(2, 797, dtype="bfloat16"), config)
+    again, *_ = _kept.with_earlier(whole, result(2, 797, dtype="bfloat16"), config)
     assert [again["dtype"], *(o["dtype"] for o in again["others"])] == ["bfloat16", None, None]
 
 
@@ -192,7 +192,7 @@ def test_diagnose_writes_a_verdict_and_a_figure(run, capsys):
     }
     for arguments, message in (
         ([], "--workdir is missing"),
-        ([f"--workdir={run}", "--surrogate_checkpoint=last"], "is given without --surrogate"),
+        ([f"--workdir={run}", "--surrogate_checkpoint=last"], "is given without surrogate"),
         ([f"--workdir={run}", "--epsilon=999999999"], "epsilon is '999999999', but a number above"),
     ):
         assert cli.main(["diagnose", *arguments]) == 2
@@ -257,13 +257,15 @@ def test_surrogates_that_do_not_fit(run, capsys):
         options = {"image_shape": (8, 8, 1), "num_classes": 10, **change}
         classifier = models.create("linear", **options)
         target = types.SimpleNamespace(
-            experiment=types.SimpleNamespace(classifier=classifier), workdir="target"
+            experiment=types.SimpleNamespace(classifier=classifier),
+            workdir="target",
+            dtype=None,
         )
-        with pytest.raises(UsageError, match=f"is for {what} .* images crafted on it do not fit"):
+        with pytest.raises(ValueError, match=f"is for {what} .* images crafted on it do not fit"):
             open_surrogate(str(run), None, target)
     for arguments, message in (
-        (["--eot=3"], "--eot is 3, but the model is deterministic"),
-        (["--surrogate_checkpoint=best"], "without --surrogate"),
+        (["--eot=3"], "eot is 3, but the model is deterministic"),
+        (["--surrogate_checkpoint=best"], "is given without surrogate"),
         (["--surrogate=/nowhere"], "no config.json"),
     ):
         assert evaluate(run, *arguments) == 2
@@ -272,22 +274,21 @@ def test_surrogates_that_do_not_fit(run, capsys):
 
 def test_the_time_left_counts_work_and_not_what_was_kept(monkeypatch, capsys):
     now = [0.0]
-    monkeypatch.setattr(_evaluation_progress.time, "monotonic", lambda: now[0])
-    progress = EvaluationProgress({"clean": 1.0, "a": 99.0, "b": 300.0}, {"test": 10}, 1)
-    progress.begin("best", "test")
-    progress.tell("clean", 1.0)  # kept from before
+    monkeypatch.setattr(shown.time, "monotonic", lambda: now[0])
+    progress = shown.Progress(4000, unit="pass", show="text")
+    tell = _evaluate._Tell(progress, "best test", {"clean": 1.0, "a": 99.0, "b": 300.0}, 10)
+    tell("clean", 1.0)  # kept from before
     now[0] = 10.0
-    progress.tell("a", 1.0)
-    now[0] = 41.0
-    progress.tell("b", 0.5)  # was kept up to here
-    now[0] = 56.0
-    progress.tell("b", 1.0)
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert lines == [
-        "best test clean: 1 of 3 attacks done",
-        "best test a: 2 of 3 attacks done, about 30 s left",
-        "best test b: 50%, 2 of 3 attacks done, about 62 s left",
-        "best test b: 3 of 3 attacks done, about 0 s left",
+    tell("a", 0.1)  # with the compilation, which says nothing about the rest
+    now[0] = 19.0
+    tell("a", 1.0)
+    tell("b", 0.5)  # was kept up to here
+    now[0] = 34.0
+    tell("b", 1.0)
+    assert capsys.readouterr().err.strip().splitlines() == [
+        "best test clean: 0% done",
+        "best test a: 25% done, about 30 s left",
+        "best test b: 100% done",
     ]
 
 
@@ -310,7 +311,7 @@ def test_the_time_left_counts_work_and_not_what_was_kept(monkeypatch, capsys):
 def test_methods_have_names(changes, expected):
     config = schema.default()
     config.update_from_flattened_dict(changes)
-    assert _evaluate.method_name(config) == expected
+    assert method_name(config) == expected
 
 
 def test_a_run_trained_in_bfloat16_is_judged_in_float32_unless_asked(run, tmp_path):

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from awp_jax import cli
-from awp_jax.cli import _flatness_run
+from awp_jax.runs import _flatness
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 CONFIG = """
@@ -55,7 +55,7 @@ def test_both_sets_and_every_checkpoint(run, capsys):
     printed = capsys.readouterr()
     for text in ("top eigenvalue", "clean worst case", "test minus train, last", "10 test, 10"):
         assert text in printed.out
-    assert "parts done" in printed.err
+    assert "100% done" in printed.err
     result = json.loads((run / "flatness.json").read_text())
     assert list(result["checkpoints"]) == ["best", "last", "epoch-1"]
     last = result["checkpoints"]["last"]
@@ -88,7 +88,7 @@ def test_a_stopped_command_goes_on_over_several_runs(run, tmp_path, monkeypatch,
     both = ",".join(map(str, runs))
     arguments = ["--checkpoints=last", "--sets=test"]
 
-    class Stopping(_flatness_run.PartialResults):
+    class Stopping(_flatness.PartialResults):
         left, computed = 8, 0
 
         def save(self, part, arrays):
@@ -98,7 +98,7 @@ def test_a_stopped_command_goes_on_over_several_runs(run, tmp_path, monkeypatch,
             if not self.left:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(_flatness_run, "PartialResults", Stopping)
+    monkeypatch.setattr(_flatness, "PartialResults", Stopping)
     assert flatness(both, *arguments) == 130  # in the second run: each has 6 parts
     assert (runs[0] / "flatness.json").exists() and not (runs[1] / "flatness.json").exists()
     Stopping.left, Stopping.computed = 100, 0
@@ -111,7 +111,7 @@ def test_a_stopped_command_goes_on_over_several_runs(run, tmp_path, monkeypatch,
         "flatness.png",
         "flatness.pdf",
     }
-    monkeypatch.setattr(_flatness_run, "measure_run", None)  # only drawn
+    monkeypatch.setattr(_flatness, "flatness_runs", None)  # only drawn
     capsys.readouterr()
     assert flatness(both, "--measure=false") == 0
     assert capsys.readouterr().out.startswith("| run | method")
@@ -120,10 +120,10 @@ def test_a_stopped_command_goes_on_over_several_runs(run, tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--examples=21"], "--examples is 21, but test of"),
+        (["--examples=21"], "examples is 21, but test of"),
         (["--xi=-1"], "xi is '-1', but a finite number of at least 0 was expected"),
         (["--worst_xi=much"], "worst_xi is 'much', but a number"),
-        (["--also=hesian"], "Unknown measure in --also 'hesian'; known: .*'hessian'"),
+        (["--also=hesian"], "Unknown measure in also 'hesian'; known: .*'hessian'"),
         (
             ["--checkpoints=lst"],
             "checkpoint is 'lst', but last, best, average or epoch-N was expected",

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from awp_jax import cli, data, evaluation
+from awp_jax import runs as room
 from awp_jax.attacks import PGD
-from awp_jax.cli import _landscape_run
 from awp_jax.reporting import read_landscape
-from awp_jax.training import open_run
+from awp_jax.runs import _landscape
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
@@ -65,7 +65,7 @@ def test_files_figures_and_the_centre(runs, capsys, tmp_path):
     np.testing.assert_array_equal(last["anew"]["loss"][:, 1], last["centre"]["loss"][:, 1])
     np.testing.assert_array_equal(last["anew"]["loss"], twin["checkpoints"]["last"]["anew"]["loss"])
     assert np.ptp(last["anew"]["loss"][:, 0]) > 0, "draws differ"
-    run = open_run(runs / "at")
+    run = room.open(runs / "at", dtype=None)
     part = data.subset(run.experiment.splits.train, 20)
     reference = evaluation.measure(
         run.logits_fn(run.restore("last")[0]),
@@ -98,7 +98,7 @@ def test_planes_in_the_ascent_direction(runs, capsys):
 
 
 def test_it_goes_on_where_it_was_stopped(runs, capsys, monkeypatch):
-    whole, counted = _landscape_run.surface, []
+    whole, counted = _landscape.surface, []
 
     def stopping(*arguments, on_points, **options):
         def tell(now, left):
@@ -109,8 +109,8 @@ def test_it_goes_on_where_it_was_stopped(runs, capsys, monkeypatch):
 
         return whole(*arguments, on_points=tell, **options)
 
-    monkeypatch.setattr(_landscape_run, "_SAVE_EVERY", -1.0)
-    monkeypatch.setattr(_landscape_run, "surface", stopping)
+    monkeypatch.setattr(_landscape, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr(_landscape, "surface", stopping)
     arguments = ["--name=stopped", "--checkpoints=last"]
     assert landscape(runs / "at", *arguments) == 130
     assert not (runs / "at" / "stopped.json").exists()
@@ -118,7 +118,7 @@ def test_it_goes_on_where_it_was_stopped(runs, capsys, monkeypatch):
     assert landscape(runs / "at", *arguments) == 0
     assert counted[4:] == [1, 0], "three points and one were done; two were left"
     again = read_landscape(runs / "at", "stopped")
-    monkeypatch.setattr(_landscape_run, "surface", whole)
+    monkeypatch.setattr(_landscape, "surface", whole)
     assert landscape(runs / "at", "--name=fresh") == 0
     fresh = read_landscape(runs / "at", "fresh")
     np.testing.assert_array_equal(
@@ -132,8 +132,8 @@ def test_it_goes_on_where_it_was_stopped(runs, capsys, monkeypatch):
         (["--range=0"], "range is 0.0, but a finite number above 0"),
         (["--range=wide"], "--range is 'wide'"),
         (["--points=4"], "points is 4, but an odd number"),
-        (["--dims=3"], "--dims is 3"),
-        (["--examples=65"], "--examples is 65, but train has 64"),
+        (["--dims=3"], "dims is 3"),
+        (["--examples=65"], "examples is 65, but train of"),
         (["--checkpoints=epoch-7"], "no checkpoint of epoch 7: kept were 1, 2"),
         (["--checkpoints=lst"], "'lst', but last, best, average or epoch-N"),
         (["--directions=adversary"], "Did you mean 'adversarial'"),

@@ -84,7 +84,7 @@ def test_a_cell_that_was_cut_goes_on(finished, tmp_path):
     config = one.config(job(one))
     directory = one.run(config)
     one.claim(job(one), config)
-    train(config, directory, max_steps=7, quiet=True)  # in the first of two epochs
+    train(config, directory, max_steps=7, progress=None)  # in the first of two epochs
     assert main([NAME, f"--workdir={tmp_path}", "--only=cifar10,linf,at"]) == 0
     assert directory.name == reference.run(config).name
     for key, line in numbers(tmp_path).items():
@@ -220,7 +220,7 @@ def test_a_surrogate_that_is_not_finished_is_finished_first(tmp_path):
     """With cells spread over machines it may not be there, or be half trained by another one."""
     one = place(tmp_path, "arxiv_v1.table3")
     copy = job(one, "mnist,at,copy")
-    train(one.config(copy), one.directory(copy), max_steps=7, quiet=True)
+    train(one.config(copy), one.directory(copy), max_steps=7, progress=None)
     assert run_job(one, job(one, "mnist,at"), quiet=True) == []
     lines = (one.directory(copy) / "metrics.jsonl").read_text().splitlines()
     epochs = [r["epoch"] for r in map(json.loads, lines) if r["kind"] == "evaluation"]

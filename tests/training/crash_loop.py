@@ -73,7 +73,7 @@ def attempt(workdir, after_step=None, said=None):
             os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
         absl.logging.set_verbosity(absl.logging.FATAL)  # as the command line does
         jax.config.update("jax_platforms", "cpu")
-        training.train(small_config(), workdir, devices=1, quiet=True, should_stop=stepped)
+        training.train(small_config(), workdir, devices=1, progress=None, should_stop=stepped)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(1)

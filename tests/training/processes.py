@@ -20,7 +20,7 @@ import numpy as np
 import sklearn.datasets  # noqa: F401  # so that no process has to
 from small_run import tiny_config
 
-from awp_jax import attacks, cli, evaluation, landscape, parallel, training
+from awp_jax import attacks, cli, evaluation, landscape, parallel, runs, training
 
 # An optional copy of metrics.jsonl, whose import loads PyTorch: most of what a start would take.
 sys.modules["tensorboardX"] = None  # type: ignore[assignment]
@@ -48,7 +48,7 @@ def long_config():
 
 def measurements(workdir, devices=None):
     """What evaluation, AutoAttack, landscapes and flatness say of the last state of a run."""
-    run = training.open_run(workdir, devices=devices)
+    run = runs.open(workdir, devices=devices, dtype=None)
     state, _ = run.restore("last")
     test, key, attack = run.experiment.splits.test, run.experiment.key, attacks.PGD("0.1", steps=2)
     images, labels = test.images[:45], test.labels[:45]
@@ -77,10 +77,10 @@ def measurements(workdir, devices=None):
 
 def train_and_measure(folder, measures):
     """One process of a run that is stopped, kept as it is then, and goes on."""
-    training.train(config(), folder / "run", max_steps=2, quiet=True)
+    training.train(config(), folder / "run", max_steps=2, progress=None)
     if parallel.is_main():
         shutil.copytree(folder / "run", folder / "cut")
-    training.train(config(), folder / "run", quiet=True)
+    training.train(config(), folder / "run", progress=None)
     if measures:
         found = measurements(folder / "run")
         np.savez(folder / f"measured-{jax.process_index()}.npz", **found)

@@ -216,11 +216,11 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_says_so(
 
 def test_a_damaged_last_checkpoint_of_a_run_costs_only_its_steps(tmp_path, tiny_config, capsys):
     config = tiny_config()
-    whole = training.train(config, tmp_path / "whole", quiet=True)
-    training.train(config, tmp_path / "cut", max_steps=6, quiet=True)
+    whole = training.train(config, tmp_path / "whole", progress=None)
+    training.train(config, tmp_path / "cut", max_steps=6, progress=None)
     file = array_files(tmp_path / "cut" / "checkpoints", 6)[0]
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    again = training.train(config, tmp_path / "cut", quiet=True)
+    again = training.train(config, tmp_path / "cut", progress=None)
     assert "step 6 is damaged" in capsys.readouterr().err
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -228,14 +228,14 @@ def test_a_damaged_last_checkpoint_of_a_run_costs_only_its_steps(tmp_path, tiny_
 
 _AS_A_LIBRARY = """
 import logging, sys
-from awp_jax import config, training
+from awp_jax import config, runs, training
 chosen = config.from_dict({values!r})
 if {asked}:
     import absl.logging
     absl.logging.set_verbosity(absl.logging.INFO)
 before = logging.getLogger("absl").level, logging.getLogger().level
-training.train(chosen, sys.argv[1], quiet=True)
-training.open_run(sys.argv[1]).restore("best")
+training.train(chosen, sys.argv[1], progress=None)
+runs.open(sys.argv[1], dtype=None).restore("best")
 logger = logging.getLogger("absl")
 assert before == (logger.level, logging.getLogger().level) and not logger.filters
 logger.warning("A line of somebody else.")

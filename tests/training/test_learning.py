@@ -25,7 +25,7 @@ def config_for(model, **attack):
 
 
 def robust_test_accuracy(config, splits, workdir):
-    training.train(config, workdir, splits=splits, quiet=True)
+    training.train(config, workdir, splits=splits, progress=None)
     last = [r for r in training.read_metrics(workdir) if r["kind"] == "evaluation"][-1]
     return last["test"]["robust_accuracy"]
 

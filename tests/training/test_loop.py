@@ -11,7 +11,7 @@ import pytest
 from small_run import poison
 from small_run import tiny_config as small_config
 
-from awp_jax import cli, training
+from awp_jax import cli, runs, training
 from awp_jax.training import _records, _selection
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -22,7 +22,7 @@ def flat(state):
 
 
 def run(config, workdir, **kwargs):
-    return training.train(config, workdir, quiet=True, **kwargs)
+    return training.train(config, workdir, progress=None, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_before_the_start_epoch_training_is_plain_adversarial_training(
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint_before(tmp_path, tiny_config):
     run(tiny_config(), tmp_path, max_steps=3)
-    before = training.open_run(tmp_path).restore("last")[0]
+    before = runs.open(tmp_path, dtype=None).restore("last")[0]
     broken = tiny_config()
     broken.optimizer.learning_rate = 1e30
     with pytest.raises(
@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint_before(tmp_pat
     assert not training.read_metrics(tmp_path / "broken") or all(
         math.isfinite(r.get("loss", 0.0)) for r in training.read_metrics(tmp_path / "broken")
     )
-    after = training.open_run(tmp_path).restore("last")[0]
+    after = runs.open(tmp_path, dtype=None).restore("last")[0]
     for a, b in zip(flat(before), flat(after), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -277,7 +277,7 @@ def test_metrics_hold_what_the_readers_need(whole):
 
 def test_the_best_checkpoint_is_the_one_selection_picked(whole):
     outcome, workdir = whole
-    state, info = training.open_run(workdir).restore("best")
+    state, info = runs.open(workdir, dtype=None).restore("best")
     assert int(state.step) == outcome.best["step"] == info["step"]
 
 
@@ -285,7 +285,7 @@ def test_checkpoints_in_the_middle_of_an_epoch(tmp_path, tiny_config):
     config = tiny_config()
     config.checkpoint.every_steps = 2
     run(config, tmp_path, max_steps=2)
-    assert int(training.open_run(tmp_path).restore("last")[0].step) == 2
+    assert int(runs.open(tmp_path, dtype=None).restore("last")[0].step) == 2
 
 
 def test_kept_checkpoints_are_those_of_their_epochs(tmp_path, tiny_config):
@@ -294,7 +294,7 @@ def test_kept_checkpoints_are_those_of_their_epochs(tmp_path, tiny_config):
     config.epochs = 4
     run(config, tmp_path, max_steps=7)
     outcome = run(config, tmp_path)
-    opened = training.open_run(tmp_path)
+    opened = runs.open(tmp_path, dtype=None)
     assert opened.checkpoint_names(["best", "every"]) == ["best", "epoch-2", "epoch-4"]
     assert int(opened.restore("epoch-2")[0].step) == 6
     for a, b in zip(flat(opened.restore("epoch-4")[0]), flat(outcome.state), strict=True):
@@ -308,7 +308,7 @@ def test_kept_checkpoints_are_those_of_their_epochs(tmp_path, tiny_config):
 def test_without_kept_checkpoints_every_says_how_to_keep_them(tmp_path, tiny_config):
     run(tiny_config(), tmp_path, max_steps=1)
     with pytest.raises(training.CheckpointError, match="no epochs were kept; train with --config"):
-        training.open_run(tmp_path).checkpoint_names(["every"])
+        runs.open(tmp_path, dtype=None).checkpoint_names(["every"])
 
 
 @pytest.mark.parametrize("room", [0, 20])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_run import poison
 
-from awp_jax import models, objectives, training
+from awp_jax import models, objectives, runs, training
 from awp_jax.training import TrainingAttack, WeightPerturbation, _loop
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -85,7 +85,10 @@ def test_skipped_steps_are_counted_also_over_a_restart(tmp_path, overflowing, ca
     assert outcome.finished
     assert leaves_equal(outcome.state.params, training.build(overflowing).init().params)
     counts = [r["skipped_steps"] for r in training.read_metrics(tmp_path) if r["kind"] == "train"]
-    assert counts == [1, 3] and training.open_run(tmp_path).restore("last")[1]["skipped_steps"] == 3
+    assert (
+        counts == [1, 3]
+        and runs.open(tmp_path, dtype=None).restore("last")[1]["skipped_steps"] == 3
+    )
     assert (
         "Steps 2 to 3: 2 skipped, loss or gradient not finite; 3 in all." in capsys.readouterr().err
     )
@@ -99,7 +102,7 @@ def test_many_skipped_steps_in_a_row_stop_the_run(tmp_path, overflowing, monkeyp
         "steps before; training stops, and the checkpoints before are kept.$"
     )
     with pytest.raises(training.NonFiniteError, match=expected):
-        training.train(overflowing, tmp_path, quiet=True)
+        training.train(overflowing, tmp_path, progress=None)
 
 
 def test_what_is_skipped_is_no_part_of_the_averages(tmp_path, tiny_config, monkeypatch):
@@ -107,7 +110,7 @@ def test_what_is_skipped_is_no_part_of_the_averages(tmp_path, tiny_config, monke
     config.optimizer.non_finite = "skip"
     wrong = {"loss": jnp.float32(jnp.nan), "finite": jnp.bool_(False)}
     poison(monkeypatch, 1, lambda found: {**found, **wrong})
-    training.train(config, tmp_path, max_steps=3, quiet=True)
+    training.train(config, tmp_path, max_steps=3, progress=None)
     (record,) = [r for r in training.read_metrics(tmp_path) if r["kind"] == "train"]
     assert record["skipped_steps"] == 1 and np.isfinite(record["loss"])
 

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from awp_jax import data, models, objectives
-from awp_jax.cli._flatness_run import chosen_sets
+from awp_jax import data, models, objectives, runs
 from awp_jax.objectives import ADVERSARIAL, CLEAN
 from awp_jax.training import (
     Regularisation,
@@ -24,7 +23,6 @@ from awp_jax.training import (
     entropy_sgd,
     estimate_batch_stats,
     make_train_step,
-    open_run,
     train,
 )
 from awp_jax.training._optimizers import make_optimizer
@@ -385,12 +383,12 @@ def test_statistics_of_the_training_images_stay_with_the_run(tmp_path, tiny_conf
     config.data.update(train_examples=None, validation_examples=0)
     config.evaluation.selection = "test"
     config.model.normalize = True
-    train(config, tmp_path / "run", max_steps=1, quiet=True)
+    train(config, tmp_path / "run", max_steps=1, progress=None)
     expected = images.mean() / 255, images.std() / 255
     np.savez(tmp_path / "data.npz", **arrays | {"x_train": images // 2})  # the data is another
-    run = open_run(tmp_path / "run")
+    run = runs.open(tmp_path / "run", dtype=None)
     found = run.experiment.classifier
     np.testing.assert_allclose((*found.mean, *found.std), expected, atol=1e-6)
     # A file sorted by class: all classes are measured on.
-    part = chosen_sets(run, ["test"], 8)["test"]
+    part = run.data("test", 8)
     assert np.bincount(part.labels).tolist() == [2] * 4

@@ -126,9 +126,11 @@ def test_groups_that_lie_on_devices_need_no_communication(tiny_config, groups, c
 
 def test_a_state_saved_on_eight_devices_goes_on_on_one_and_back(tmp_path, tiny_config):
     config = tiny_config("linear", width=None)
-    whole = training.train(config, tmp_path / "whole", devices=1, quiet=True)
+    whole = training.train(config, tmp_path / "whole", devices=1, progress=None)
     for devices, stop in ((8, 4), (1, 7), (8, None)):
-        cut = training.train(config, tmp_path / "cut", devices=devices, max_steps=stop, quiet=True)
+        cut = training.train(
+            config, tmp_path / "cut", devices=devices, max_steps=stop, progress=None
+        )
     assert cut.finished and len(jax.tree.leaves(cut.state)[0].devices()) == 8
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(cut.state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -148,7 +150,7 @@ def test_images_that_stay_on_the_host_give_the_same_numbers(tmp_path, tiny_confi
         config.epochs, config.evaluation.train_examples = 1, 0
         config.data.device_megabytes = megabytes
         workdir = tmp_path / str(megabytes)
-        ends.append(training.train(config, workdir, devices=4, max_steps=stop, quiet=True))
+        ends.append(training.train(config, workdir, devices=4, max_steps=stop, progress=None))
         assert bool(looked_up) == (megabytes == 0)
     # Each device is handed its part: of 32 rows 8, also of the last batch, which is filled up.
     assert {len(part) for part in looked_up} == {8}
@@ -245,13 +247,13 @@ def test_more_devices_than_there_are_is_one_sentence(tiny_config, devices):
 
 def test_asked_to_stop_it_saves_and_goes_on_to_the_same_end(tmp_path, tiny_config):
     config = tiny_config("linear", width=None)
-    whole = training.train(config, tmp_path / "whole", devices=1, quiet=True)
+    whole = training.train(config, tmp_path / "whole", devices=1, progress=None)
     asked = iter([False, True])
     cut = training.train(
-        config, tmp_path / "cut", devices=1, quiet=True, should_stop=lambda: next(asked)
+        config, tmp_path / "cut", devices=1, progress=None, should_stop=lambda: next(asked)
     )
     assert cut.preempted and not cut.finished and int(cut.state.step) == 2
-    rest = training.train(config, tmp_path / "cut", devices=1, quiet=True)
+    rest = training.train(config, tmp_path / "cut", devices=1, progress=None)
     assert rest.finished and not rest.preempted
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(rest.state), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -11,7 +11,7 @@ import numpy as np
 import processes
 import pytest
 
-from awp_jax import parallel, training
+from awp_jax import parallel, runs, training
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -50,14 +50,14 @@ def nearly_equal(one, other):
 
 
 def last_of(workdir, devices):
-    return training.open_run(workdir, devices=devices).restore("last")[0]
+    return runs.open(workdir, devices=devices, dtype=None).restore("last")[0]
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_train_evaluate_and_go_on_as_one_process_with_as_many_devices(tmp_path, count):
     found, said = run(tmp_path, str(count))
     assert found["statuses"] == [0] * count, said
-    alone = training.train(processes.config(), tmp_path / "alone", devices=count, quiet=True)
+    alone = training.train(processes.config(), tmp_path / "alone", devices=count, progress=None)
     same = equal if count == 2 else nearly_equal
     same(alone.state, last_of(tmp_path / "run", count))
     lines = [training.read_metrics(tmp_path / name) for name in ("alone", "run")]
@@ -65,7 +65,7 @@ def test_processes_train_evaluate_and_go_on_as_one_process_with_as_many_devices(
     assert len(evaluations[0]) == len(evaluations[1]) == 1
     same(evaluations[0], evaluations[1])
     # What several processes have saved, one goes on with.
-    rest = training.train(processes.config(), tmp_path / "cut", devices=count, quiet=True)
+    rest = training.train(processes.config(), tmp_path / "cut", devices=count, progress=None)
     same(alone.state, rest.state)
     if count == 4:  # measured once is enough
         return
@@ -87,7 +87,7 @@ def test_a_stopped_a_killed_and_a_hanging_run_of_two_processes_goes_on(tmp_path)
     assert said.count("another process of this run has ended or cannot be reached") == 4
     assert found["finished"] == 0 and "finished at step 120" in found["said"]
     assert f"step {found['reached']} is damaged" in found["said"]
-    alone = training.train(processes.long_config(), tmp_path / "alone", devices=2, quiet=True)
+    alone = training.train(processes.long_config(), tmp_path / "alone", devices=2, progress=None)
     equal(alone.state, last_of(tmp_path / "run", 2))
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from awp_jax import cli, data, parallel, training
+from awp_jax import cli, data, parallel, runs, training
 from awp_jax.training._batch import batch_function
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -66,7 +66,7 @@ def config_of(workdir, **changes):
 
 def test_the_average_is_a_state_of_its_own(natural, capsys):
     """SWA of two epochs: evaluated, checkpointed, and what `evaluate` restores."""
-    run = training.open_run(natural)
+    run = runs.open(natural, dtype=None)
     last, _ = run.restore("last")
     average, info = run.restore("average")
     assert int(average.step) == int(last.step) == 4
@@ -97,7 +97,7 @@ def label(natural, images, output):
 def test_pseudo_labels_are_what_the_model_says(natural, unlabelled, tmp_path, capsys):
     assert label(natural, unlabelled, tmp_path / "labels.npz") == 0
     assert "labelled 30 images with the last checkpoint" in capsys.readouterr().out
-    run = training.open_run(natural)
+    run = runs.open(natural, dtype=None)
     state, _ = run.restore("last")
     logits = run.logits_fn(state)(np.load(unlabelled)["images"])
     with np.load(tmp_path / "labels.npz") as found:
@@ -124,14 +124,14 @@ def test_training_with_them_and_fine_tuning(natural, unlabelled, tmp_path, capsy
     experiment = training.build(config)
     assert (experiment.steps_per_epoch, experiment.batch_size_of(0)) == (4, 16)
     assert len(experiment.pool) == 94
-    start, _ = training.open_run(natural).restore("average")
+    start, _ = runs.open(natural, dtype=None).restore("average")
     for mine, theirs in zip(
         jax.tree.leaves(training.initial_state(experiment).params),
         jax.tree.leaves(start.params),
         strict=True,
     ):
         np.testing.assert_array_equal(mine, theirs)
-    outcome = training.train(config, tmp_path / "rst", quiet=True)
+    outcome = training.train(config, tmp_path / "rst", progress=None)
     assert outcome.finished and int(outcome.state.step) == 4
 
 
@@ -145,7 +145,7 @@ def test_init_from_another_architecture_is_one_sentence(natural):
 def test_init_from_nowhere_is_one_sentence_before_anything_is_written(natural, tmp_path):
     config = config_of(natural, init_from=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="init_from is .*nowhere, but a run to start from"):
-        training.train(config, tmp_path / "new", quiet=True)
+        training.train(config, tmp_path / "new", progress=None)
     assert not (tmp_path / "new").exists()
 
 

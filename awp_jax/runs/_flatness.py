@@ -1,31 +1,39 @@
-"""Flatness of the checkpoints of one run, part by part, so that a stopped command goes on."""
+"""Flatness of the checkpoints of runs, part by part, so that a stopped call goes on."""
 
 import dataclasses
+import pathlib
+import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from awp_jax import checks, data, landscape, streams
+from awp_jax import checks, data, landscape, parallel, streams
 from awp_jax.attacks import PGD
-from awp_jax.cli._evaluate import method_name
-from awp_jax.cli._flags import UsageError
 from awp_jax.evaluation import PartialResults
-from awp_jax.progress import PartsProgress
-from awp_jax.training import Run
+from awp_jax.files import read_json, write_json
+from awp_jax.progress import Progress, Show
+from awp_jax.reporting import flatness_figures, flatness_report
+from awp_jax.runs._directory import SETS, RunDirectory
+from awp_jax.runs._method import method_name
+from awp_jax.training import BEST, LAST, WorkdirError
 
-PARTIAL = "flatness.partial"  # removed when the command is finished
+FLATNESS = "flatness.json"
+PARTIAL = "flatness.partial"  # removed when the call is finished
 ALSO = ("clean", "hessian", "histograms", "gammas", "pac-bayes")
 MOST_EXAMPLES = 1000  # as many as Stutz et al.
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class FlatnessSettings:
     """What is measured, and how; see ``awp_jax.landscape`` for the meaning of each.
 
     Attributes:
+        checkpoints: ``"best"``, ``"last"``, ``"average"``, ``"epoch-N"``, or ``"every"``.
+        sets: Of ``"train"``, ``"validation"``, ``"test"``.
+        examples: By ``Run.data``; ``None`` for 1000, or all where there are fewer.
         epsilon: ``None`` for the config's.
         step_size: Of PGD in pixel units; ``None`` for the config's.
         steps: Of PGD and of the joint ascent.
@@ -39,6 +47,9 @@ class Settings:
         also: Of ``ALSO``.
     """
 
+    checkpoints: Sequence[str] = (BEST, LAST)
+    sets: Sequence[str] = ("test", "train")
+    examples: int | None = None
     epsilon: str | None = None
     step_size: str | None = None
     steps: int = 20
@@ -51,14 +62,18 @@ class Settings:
     batch_size: int = 128
     also: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        for name in self.sets:
+            checks.choice(name, SETS, "set")
+        if self.examples is not None:
+            checks.positive_integer(self.examples, "examples")
         for name in ("steps", "restarts", "draws", "batch_size"):
             checks.positive_integer(getattr(self, name), name)
         for name in ("xi", "worst_xi", "weight_step"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, checks.radius(getattr(self, name), name))
         for name in self.also:
-            checks.choice(name, ALSO, "measure in --also")
+            checks.choice(name, ALSO, "measure in also")
 
     def parts(self) -> int:
         """How many parts one set of one checkpoint has."""
@@ -73,46 +88,98 @@ class Settings:
         return 2 * self.restarts + self.draws + sum(extra[name] for name in self.also)
 
 
-def chosen_sets(run: Run, sets: Sequence[str], examples: int | None) -> dict[str, data.Dataset]:
-    """The images to measure on, by name of the set.
+class RunFlatness(NamedTuple):
+    """Flatness of one run, as its ``flatness.json`` holds it.
+
+    Attributes:
+        name: Of the run.
+        values: Settings and device; under ``checkpoints`` the measures by checkpoint and set; under
+            ``differences`` test minus train and last minus best.
+    """
+
+    name: str
+    values: dict[str, Any]
+
+    def table(self) -> str:
+        """Markdown: tables, and everything that a number needs."""
+        return flatness_report({self.name: self.values})
+
+    def plot(self) -> dict[str, Any]:
+        """Matplotlib figures by name; needs the extra ``plot``."""
+        return flatness_figures({self.name: self.values})
+
+    def save(self, path: Any) -> None:
+        """Writes the values as JSON."""
+        write_json(path, self.values)
+
+    def __repr__(self) -> str:
+        return self.table()
+
+
+def read_flatness(workdir: pathlib.Path) -> RunFlatness:
+    """What ``Run.flatness`` has written.
 
     Raises:
-        UsageError: For a set that the run has not, or more examples than there are.
+        WorkdirError: When there is none, or it is damaged.
     """
-    found = {}
-    for name in sets:
-        checks.choice(name, ("train", "validation", "test"), "set")
-        part = getattr(run.experiment.splits, name)
-        if part is None:
-            raise UsageError(f"{run.workdir} kept no validation images back.")
-        if examples is not None and examples > len(part):
-            raise UsageError(
-                f"--examples is {examples}, but {name} of {run.workdir} has {len(part)}."
-            )
-        found[name] = data.subset(part, examples or MOST_EXAMPLES)
+    path = workdir / FLATNESS
+    if not path.is_file():
+        raise WorkdirError(
+            f"{workdir} holds no {FLATNESS}: run awp-jax flatness --workdir={workdir} first."
+        )
+    return RunFlatness(workdir.resolve().name, read_json(path, WorkdirError))
+
+
+def flatness_runs(
+    runs: Sequence[RunDirectory], settings: FlatnessSettings, *, progress: Show = "auto"
+) -> list[RunFlatness]:
+    """Measures flatness and writes it to the run directories; a stopped call goes on.
+
+    Everything that can be wrong is found before anything is measured.
+
+    Args:
+        runs: From ``awp_jax.runs.open``, in float32: bfloat16 would round perturbations away.
+        settings: What to measure.
+        progress: See ``awp_jax.progress.Progress``.
+
+    Returns:
+        One for each run.
+
+    Raises:
+        ValueError: For sets that a run has not, more examples than there are, missing checkpoints.
+    """
+    plans = [
+        (run, run.checkpoint_names(settings.checkpoints), _images(run, settings)) for run in runs
+    ]
+    total = sum(len(which) * len(images) for _, which, images in plans) * settings.parts()
+    shown = Progress(total, unit="part", show=progress)
+    found = []
+    for run, which, images in plans:
+        values = _measure_run(run, settings, which, images, shown)
+        found.append(RunFlatness(run.name, values))
+        if parallel.is_main():
+            write_json(run.workdir / FLATNESS, values)
+    shown.close()
+    if parallel.is_main():
+        for run in runs:  # only now: until then the whole call may be made again
+            shutil.rmtree(run.workdir / PARTIAL, ignore_errors=True)
     return found
 
 
-def measure_run(
-    run: Run,
-    settings: Settings,
+def _images(run: RunDirectory, settings: FlatnessSettings) -> dict[str, data.Dataset]:
+    parts = {name: run.data(name, settings.examples) for name in settings.sets}
+    if settings.examples:
+        return parts
+    return {name: data.subset(part, MOST_EXAMPLES) for name, part in parts.items()}
+
+
+def _measure_run(
+    run: RunDirectory,
+    settings: FlatnessSettings,
     checkpoints: Sequence[str],
     sets: Mapping[str, data.Dataset],
-    progress: PartsProgress,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Measures checkpoints of a run; what ``flatness.json`` holds.
-
-    Args:
-        run: From ``open_run`` with ``dtype`` "float32".
-        settings: What to measure.
-        checkpoints: Names that ``run.restore`` takes.
-        sets: From ``chosen_sets``.
-        progress: Told of every part.
-
-    Returns:
-        Plain values: settings and device; under ``checkpoints`` the measures by checkpoint and
-        set; under ``differences`` test minus train and last minus best.
-    """
     config = run.experiment.config
     epsilon = settings.epsilon or config.evaluation.epsilon or config.attack.epsilon
     step_size = settings.step_size or config.evaluation.step_size or config.attack.step_size
@@ -121,7 +188,7 @@ def measure_run(
         "method": method_name(config),
         "seed": config.seed,
         "norm": attack.ball.norm,
-        **dataclasses.asdict(settings),
+        **_measures(settings),
         "epsilon": epsilon,
         "step_size": step_size,
         "selection": config.evaluation.selection,
@@ -140,7 +207,7 @@ def measure_run(
         twin = twins.setdefault(info["step"], which)
         if twin != which:  # best and last are often the same state
             result["checkpoints"][which] = result["checkpoints"][twin]
-            progress.done(f"{which} is {twin}", settings.parts() * len(sets), measured=False)
+            progress.advance(settings.parts() * len(sets), f"{which} is {twin}", kept=True)
             continue
         measured: dict[str, Any] = {
             "step": info["step"],
@@ -153,7 +220,7 @@ def measure_run(
                 "model": config.model.to_json(),
                 "images": [zlib.crc32(a.tobytes()) for a in (part.images, part.labels)],
                 "attack": repr(attack),
-                **{k: v for k, v in dataclasses.asdict(settings).items() if k != "also"},
+                **{k: v for k, v in _measures(settings).items() if k != "also"},
             }
             keep = _Keep(
                 PartialResults(run.workdir / PARTIAL, identity),
@@ -171,12 +238,21 @@ def measure_run(
     return result
 
 
+def _measures(settings: FlatnessSettings) -> dict[str, Any]:
+    """What a number depends on: not which checkpoints and sets were asked for beside it."""
+    return {
+        name: value
+        for name, value in dataclasses.asdict(settings).items()
+        if name not in ("checkpoints", "sets", "examples")
+    }
+
+
 @dataclasses.dataclass
 class _Keep:
     """Looks for a part on disk, computes and keeps it otherwise, and tells progress."""
 
     partial: PartialResults
-    progress: PartsProgress
+    progress: Progress
     where: str
     prefix: str = ""
 
@@ -187,11 +263,13 @@ class _Keep:
         if part is None:
             part = {key: np.asarray(value) for key, value in compute().items()}
             self.partial.save({"part": name}, part)
-        self.progress.done(f"{self.where} {name}", measured=not stored)
+        self.progress.advance(1, f"{self.where} {name}", kept=stored)
         return part
 
 
-def _measure_set(run, state, part, attack, settings: Settings, keep: _Keep) -> dict[str, Any]:
+def _measure_set(
+    run, state, part, attack, settings: FlatnessSettings, keep: _Keep
+) -> dict[str, Any]:
     common = (
         run.apply_fn(state),
         state.params,
@@ -220,7 +298,7 @@ def _measure_set(run, state, part, attack, settings: Settings, keep: _Keep) -> d
     return found
 
 
-def _measure_loss(common, attack, settings: Settings, keep) -> dict[str, Any]:
+def _measure_loss(common, attack, settings: FlatnessSettings, keep) -> dict[str, Any]:
     batches = {"attack": attack, "batch_size": settings.batch_size, "keep": keep}
     reference = landscape.robust_loss(*common, restarts=settings.restarts, **batches)
     average = landscape.average_flatness(

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from jax.tree_util import Partial
 
-from awp_jax.cli._flags import UsageError
-from awp_jax.training import BEST, LAST, CheckpointError, Run, TrainState, open_run
+from awp_jax.runs._directory import RunDirectory
+from awp_jax.training import BEST, LAST, CheckpointError, TrainState
 
 
 class Surrogate(NamedTuple):
@@ -28,9 +28,8 @@ class Surrogate(NamedTuple):
 def open_surrogate(
     workdir: str,
     which: str | None,
-    target: Run,
+    target: RunDirectory,
     devices: int | None = None,
-    dtype: str | None = None,
 ) -> Surrogate:
     """Opens a run to craft attacks on.
 
@@ -38,22 +37,22 @@ def open_surrogate(
         workdir: Its run directory.
         which: ``"best"`` or ``"last"``; ``None``: the best, where there is one.
         target: The run that is judged; the architecture and the normalisation may differ.
-        devices: Use the first so many; ``None`` for all.
-        dtype: What it computes in; ``None`` for what it was trained in.
+        devices: Use the first so many; ``None`` for all. It computes in what the target does, or
+            where that is its own, in its own.
 
     Raises:
-        UsageError: When its images or classes are not the target's.
-        ValueError: When it is no run, or has no such checkpoint.
+        ValueError: When its images or classes are not the target's, it is no run, or has no such
+            checkpoint.
     """
-    other = open_run(workdir, devices=devices, dtype=dtype)
+    other = RunDirectory(workdir, devices=devices, dtype=target.dtype)
     ours, theirs = target.experiment.classifier, other.experiment.classifier
     for what, mine, its in (
         ("images", "x".join(map(str, ours.image_shape)), "x".join(map(str, theirs.image_shape))),
         ("classes", ours.num_classes, theirs.num_classes),
     ):
         if mine != its:
-            raise UsageError(
-                f"--surrogate={workdir} is for {what} {its}, but {target.workdir} for {mine}: "
+            raise ValueError(
+                f"surrogate {workdir} is for {what} {its}, but {target.workdir} for {mine}: "
                 "images crafted on it do not fit."
             )
     which, (state, info) = _restored(other, which)
@@ -70,7 +69,9 @@ def open_surrogate(
     )
 
 
-def _restored(run: Run, which: str | None) -> tuple[str, tuple[TrainState, dict[str, Any]]]:
+def _restored(
+    run: RunDirectory, which: str | None
+) -> tuple[str, tuple[TrainState, dict[str, Any]]]:
     if which is not None:
         return which, run.restore(which)
     try:

@@ -1,23 +1,27 @@
-"""What ``awp-jax landscape`` computes, run by run."""
+"""Landscapes of runs: the loss along directions around their checkpoints."""
 
 import dataclasses
 import pathlib
+import shutil
 import time
 import zlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax import checks, data, streams
+from awp_jax import checks, data, parallel, streams
 from awp_jax.attacks import PGD
-from awp_jax.cli._evaluate import method_name
-from awp_jax.cli._flags import UsageError
 from awp_jax.evaluation import PartialResults
+from awp_jax.files import write_arrays, write_json
 from awp_jax.landscape import Surface, adversarial_directions, axis, directions, surface
-from awp_jax.training import Run
+from awp_jax.progress import Progress, Show
+from awp_jax.reporting import landscape_figure, landscape_table, read_landscape
+from awp_jax.runs._directory import SETS, RunDirectory
+from awp_jax.runs._method import method_name
+from awp_jax.training import LAST
 
 # How many examples of a set, when not told.
 _EXAMPLES = 1000
@@ -26,20 +30,31 @@ _SAVE_EVERY = 1.0
 _HOWS = {"anew": ("anew",), "centre": ("centre",), "both": ("anew", "centre"), "none": ("none",)}
 
 
-class Clock(Protocol):
-    """Who is told about progress."""
-
-    def begin(self, what: str, known: float) -> None:
-        """A surface begins, of which the work ``known`` was done before."""
-
-    def advance(self, work: float) -> None:
-        """So much more is done."""
-
-
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """The flags of the command; ``None`` is replaced by ``completed`` or by a run's config."""
+class LandscapeSettings:
+    """What ``Run.landscape`` computes; see ``awp_jax.landscape.surface``.
 
+    Attributes:
+        checkpoints: ``"best"``, ``"last"``, ``"average"``, ``"epoch-N"``, or ``"every"``.
+        dims: 1 for curves, 2 for surfaces.
+        directions: ``"random"``, or ``"adversarial"``: the ascent direction of AWP.
+        normalisation: ``"filter"`` (``None`` with random directions) or ``"layer"``.
+        points: Of each direction, odd; ``None`` for 41, in two dimensions 21.
+        extent: Largest coordinate; ``None`` for 1, with adversarial directions 0.02.
+        examples: By ``Run.data``; ``None`` for 1000, or all where there are fewer.
+        set: ``"train"``, ``"validation"`` or ``"test"``.
+        draws: Directions to average over; ``None`` for 3, in two dimensions 1.
+        seed: Of directions and attack starts.
+        adversarial: Examples ``"anew"`` at every point, made once at the ``"centre"``, ``"both"``,
+            or ``"none"`` for the clean loss.
+        epsilon, steps, step_size, restarts: Of PGD; ``None`` for those of the training attack.
+        name: Of the files; ``None`` for "landscape", with "-2d" and "-adversarial".
+
+    Raises:
+        ValueError: For an unknown name, an even number of points, a range of 0.
+    """
+
+    checkpoints: Sequence[str] = (LAST,)
     dims: int = 1
     directions: str = "random"
     normalisation: str | None = None
@@ -54,29 +69,34 @@ class Settings:
     steps: int | None = None
     step_size: str | None = None
     restarts: int = 1
+    name: str | None = None
 
-    def completed(self) -> "Settings":
-        """With defaults, after all checks that need no run.
-
-        Raises:
-            ValueError: For an unknown name, an even number of points, a range of 0.
-        """
+    def __post_init__(self) -> None:
         if self.dims not in (1, 2):
-            raise UsageError(f"--dims is {self.dims}, but 1 or 2 was expected.")
+            raise ValueError(f"dims is {self.dims}, but 1 or 2 was expected.")
         checks.choice(self.directions, ("random", "adversarial"), "directions")
-        checks.choice(self.set, ("train", "validation", "test"), "set")
+        checks.choice(self.set, SETS, "set")
         checks.choice(self.adversarial, _HOWS, "adversarial")
+        for name in ("examples", "draws", "steps", "restarts"):
+            if getattr(self, name) is not None:
+                checks.positive_integer(getattr(self, name), name)
         random, flat = self.directions == "random", self.dims == 1
-        full = dataclasses.replace(
-            self,
-            normalisation=self.normalisation or ("filter" if random else "layer"),
-            points=self.points or (41 if flat else 21),
-            extent=(1.0 if random else 0.02) if self.extent is None else self.extent,
-            draws=self.draws or (3 if flat else 1),
-        )
-        checks.choice(full.normalisation, ("filter", "layer"), "normalisation")
-        full.axis  # noqa: B018
-        return full
+        usual = {
+            "normalisation": "filter" if random else "layer",
+            "points": 41 if flat else 21,
+            "extent": 1.0 if random else 0.02,
+            "draws": 3 if flat else 1,
+            "name": "landscape" + "-2d" * (not flat) + "-adversarial" * (not random),
+        }
+        for name, value in usual.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        checks.choice(self.normalisation, ("filter", "layer"), "normalisation")
+        if pathlib.Path(str(self.name)).name != self.name:
+            raise ValueError(
+                f"name is {self.name!r}, but a file name without folders was expected."
+            )
+        self.axis  # noqa: B018
 
     @property
     def axis(self) -> np.ndarray:
@@ -84,30 +104,19 @@ class Settings:
         assert self.points is not None and self.extent is not None
         return axis(self.points, self.extent)
 
-    @property
-    def name(self) -> str:
-        """Of the files."""
-        parts = ["landscape"]
-        parts += ["2d"] if self.dims == 2 else []
-        return "-".join(parts + (["adversarial"] if self.directions == "adversarial" else []))
-
-    def attack(self, run: Run) -> PGD:
+    def attack(self, run: RunDirectory) -> PGD:
         """PGD with these settings, or those of the run's training attack."""
-        a = run.experiment.config.attack
+        a = run.config.attack
         steps = a.steps if self.steps is None else self.steps
         if steps < 1:
-            raise UsageError(f"{run.workdir} was trained with {steps} attack steps: give --steps.")
+            raise ValueError(f"{run.workdir} was trained with {steps} attack steps: give steps.")
         epsilon, size = self.epsilon or a.epsilon, self.step_size or a.step_size
         return PGD(epsilon, steps=steps, step_size=size, norm=a.norm, restarts=self.restarts)
 
-    def images(self, run: Run) -> data.Dataset:
+    def images(self, run: RunDirectory) -> data.Dataset:
         """The examples that the loss is averaged over."""
-        part = getattr(run.experiment.splits, self.set)
-        if part is None:
-            raise UsageError(f"{run.workdir} kept no validation images back.")
-        if self.examples is not None and self.examples > len(part):
-            raise UsageError(f"--examples is {self.examples}, but {self.set} has {len(part)}.")
-        return data.subset(part, self.examples or _EXAMPLES)
+        part = run.data(self.set, self.examples)
+        return part if self.examples else data.subset(part, _EXAMPLES)
 
     def passes(self, how: str) -> float:
         """Work of one point, in forward passes; a gradient is about two."""
@@ -121,29 +130,86 @@ class Settings:
         return each * self.draws * len(self.axis) ** self.dims
 
 
-def compute(
-    run: Run, which: Sequence[str], settings: Settings, directory: pathlib.Path, clock: Clock
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Landscapes of checkpoints of one run.
+class RunLandscape(NamedTuple):
+    """A landscape of one run, as NAME.json and NAME.npz of its directory hold it.
+
+    Attributes:
+        name: Of the run.
+        values: What ``awp_jax.reporting.read_landscape`` reads: settings, ``axis``, and under
+            ``checkpoints`` losses and accuracies.
+    """
+
+    name: str
+    values: dict[str, Any]
+
+    def table(self) -> str:
+        """Markdown: how far the loss changes, and everything that a number needs."""
+        return landscape_table({self.name: self.values})
+
+    def plot(self) -> Any:
+        """A matplotlib figure; needs the extra ``plot``."""
+        return landscape_figure(self.values)
+
+    def __repr__(self) -> str:
+        return self.table()
+
+
+def landscape_runs(
+    runs: Sequence[RunDirectory], settings: LandscapeSettings, *, progress: Show = "auto"
+) -> list[RunLandscape]:
+    """Computes landscapes and writes them to the run directories; a stopped call goes on.
+
+    Everything that can be wrong is found before anything is computed.
 
     Args:
-        run: From ``awp_jax.training.open_run``.
-        which: Names of checkpoints.
-        settings: From ``Settings.completed``.
-        directory: Where points that are done are kept.
-        clock: Told about progress.
+        runs: From ``awp_jax.runs.open``.
+        settings: What to compute.
+        progress: See ``awp_jax.progress.Progress``.
 
     Returns:
-        ``(result, arrays)``: plain values for NAME.json, and the arrays of NAME.npz: ``axis``, and
-        per checkpoint and way of making examples ``CHECKPOINT/HOW/loss`` and ``.../accuracy``, of
-        shape ``[draws, points]`` or ``[draws, points, points]``.
+        One for each run; none in processes other than the first.
 
     Raises:
         ValueError: For unknown names, more examples than there are, missing checkpoints.
     """
+    jobs = [(run, run.checkpoint_names(settings.checkpoints)) for run in runs]
+    for run, which in jobs:
+        settings.images(run)
+        settings.attack(run)
+        kept = {f"epoch-{epoch}" for epoch in run.kept_epochs()}
+        for missing in [w for w in which if w.startswith("epoch-") and w not in kept]:
+            run.restore(missing)  # says what is there
+    total = sum(len(which) for _, which in jobs) * settings.weight
+    clock = Progress(round(total), unit="pass", show=progress)
+    for run, which in jobs:
+        partial = run.workdir / f"{settings.name}.partial"
+        result, arrays = _compute(run, which, settings, partial, clock)
+        if parallel.is_main():
+            write_arrays(run.workdir / f"{settings.name}.npz", arrays)
+            write_json(run.workdir / f"{settings.name}.json", {"name": run.workdir.name, **result})
+    clock.close()
+    if not parallel.is_main():
+        return []
+    for run, _ in jobs:  # only now: until then the whole call may be made again
+        shutil.rmtree(run.workdir / f"{settings.name}.partial", ignore_errors=True)
+    name = str(settings.name)
+    return [RunLandscape(run.name, read_landscape(run.workdir, name)) for run, _ in jobs]
+
+
+def _compute(
+    run: RunDirectory,
+    which: Sequence[str],
+    settings: LandscapeSettings,
+    directory: pathlib.Path,
+    clock: Progress,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Plain values for NAME.json; and for NAME.npz ``axis``, and ``CHECKPOINT/HOW/loss`` and
+    ``.../accuracy``, ``[draws, points]`` or ``[draws, points, points]``."""
     config, part, attack = run.experiment.config, settings.images(run), settings.attack(run)
+    plain = dataclasses.asdict(settings)
+    del plain["checkpoints"], plain["name"]
     described = {
-        **dataclasses.asdict(settings),
+        **plain,
         "examples": len(part),
         "norm": attack.ball.norm,
         "epsilon": str(settings.epsilon or config.attack.epsilon),
@@ -172,7 +238,7 @@ def compute(
             result["checkpoints"][name] = result["checkpoints"][twin]
             for key in [k for k in arrays if k.startswith(f"{twin}/")]:
                 arrays[name + key.removeprefix(twin)] = arrays[key]
-            clock.begin(f"{run.workdir.name} {name}", settings.weight)
+            clock.advance(settings.weight, f"{run.name} {name}", kept=True)
             continue
         part_of = {"draws", "adversarial"}  # more of them keep what is there
         identity = {
@@ -212,7 +278,8 @@ def _one(run, state, part, settings, how, draw, attack, partial, clock, name) ->
     start = None if stored is None else Surface(axes, **stored)
     work = settings.passes(how)
     known = 0 if start is None else int(start.done.sum())
-    clock.begin(f"{run.workdir.name} {name} {how} draw {draw + 1}", known * work)
+    what = f"{run.name} {name} {how} draw {draw + 1}"
+    clock.advance(known * work, what, kept=True)
     if start is not None and known == start.loss.size:
         return start
     apply_fn, params = run.apply_fn(state), state.params
@@ -246,7 +313,7 @@ def _one(run, state, part, settings, how, draw, attack, partial, clock, name) ->
 
     def keep(now: Surface, left: int) -> None:
         nonlocal saved, before
-        clock.advance((before - left) * work)
+        clock.advance((before - left) * work, what)
         before = left
         if left == 0 or time.monotonic() - saved > _SAVE_EVERY:
             points = {name: getattr(now, name) for name in ("loss", "accuracy", "computed")}

@@ -1,0 +1,264 @@
+"""Run directories of PyTorch checkpoints, and state dicts of run directories."""
+
+import os
+import pathlib
+import shlex
+import shutil
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from awp_jax import checks, data
+from awp_jax import config as schema
+from awp_jax.evaluation import measure
+from awp_jax.files import write_json
+from awp_jax.interop import (
+    CheckpointError,
+    OtherArchitectureError,
+    load_torch,
+    normalisation,
+    save_torch,
+)
+from awp_jax.runs._directory import RunDirectory
+from awp_jax.training import (
+    BEST,
+    LAST,
+    Checkpoints,
+    Experiment,
+    TrainState,
+    WorkdirError,
+    absolute_paths,
+    build,
+    plain,
+    restore,
+)
+
+# Enough to see a wrong normalisation, few enough for a wide network on a CPU.
+_LOOK_AT = 100
+
+
+class Imported(NamedTuple):
+    """What became of a PyTorch checkpoint.
+
+    Attributes:
+        workdir: The run directory.
+        checkpoint: The file.
+        model: The architecture.
+        normalisation: Mean and deviation that were found in the file, or ``None``.
+        accuracy: On a few test images, in [0, 1]; ``None`` where the data is not at hand.
+        examples: How many.
+        problem: Why the data is not at hand; else empty.
+    """
+
+    workdir: pathlib.Path
+    checkpoint: pathlib.Path
+    model: str
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
+    accuracy: float | None
+    examples: int
+    problem: str
+
+    def __repr__(self) -> str:
+        lines = []
+        if self.normalisation is not None:
+            mean, std = self.normalisation
+            lines.append(
+                f"normalised as the checkpoint says: mean {mean}, standard deviation {std}"
+            )
+        seen = ""
+        if self.accuracy is not None:
+            seen = f", {self.accuracy:.0%} right on {self.examples} test images"
+        lines.append(f"imported {self.model} from {self.checkpoint}{seen}: {self.workdir}")
+        if self.problem:
+            lines.append(f"The data was not found, so the model was not tried: {self.problem}")
+        return "\n".join(lines)
+
+
+def import_checkpoint(
+    checkpoint: str | pathlib.Path,
+    workdir: str | pathlib.Path,
+    model: str,
+    *,
+    data_name: str = "cifar10",
+    data_path: str | None = None,
+    normalize: bool | None = None,
+    width: int | None = None,
+    norm: str = "linf",
+    epsilon: Any = "8/255",
+    rename: Mapping[str, str] | None = None,
+) -> Imported:
+    """Makes a run directory of a PyTorch checkpoint, whole or not at all.
+
+    Args:
+        checkpoint: ``.pt``, ``.pth`` or ``.safetensors``; nothing in it is executed.
+        workdir: The run directory; must not be there, or be empty.
+        model: Its architecture, such as ``"wrn-34-10"``; see ``awp_jax.models.names``.
+        data_name: The data set that it classifies; see ``awp_jax.data.load``.
+        data_path: Where its files are.
+        normalize: Whether images are normalised by the data's mean and deviation before the
+            network; ``None``: as the checkpoint's own say, where it holds them, else not.
+        width: Channels of the first stage; ``None`` for the architecture's own.
+        norm: Of the ball that it is evaluated in: ``"linf"``, ``"l2"`` or ``"l1"``.
+        epsilon: Its radius, ``"8/255"``.
+        rename: Other names of modules in the file, see ``awp_jax.interop.load_torch``.
+
+    Returns:
+        What was done.
+
+    Raises:
+        WorkdirError: When the directory is in use.
+        ValueError: When the checkpoint does not fit, or ``data_path`` has no such data.
+    """
+    own = normalisation(checkpoint) if normalize is None else None
+    workdir, checkpoint = pathlib.Path(workdir), pathlib.Path(checkpoint)
+    config = _config(model, data_name, data_path, width, norm, epsilon)
+    config.model.normalize = own is not None if normalize is None else normalize
+    if own is not None:
+        config.model.mean, config.model.std = own
+    absolute_paths(config)
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise WorkdirError(f"{workdir} is not empty: choose another --workdir.")
+    experiment, problem = open_experiment(config)
+    if problem and config.data.path is not None:  # it would be fixed in the run
+        raise data.DataError(problem)
+    params, batch_stats = _load(checkpoint, experiment, rename)
+    state = TrainState(
+        jnp.zeros([], jnp.int32), params, batch_stats, experiment.optimizer.init(params)
+    )
+    accuracy = None if problem else _look(experiment, state)
+    info = {"step": 0, "seed": config.seed, "best": None, "imported": checkpoint.name}
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    temporary = workdir.absolute().with_name(f".{workdir.name}.{os.getpid()}.tmp")
+    try:
+        _write(temporary, experiment.config, state, info)
+        os.replace(temporary, workdir.absolute())  # over an empty directory, if one is there
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    examples = min(_LOOK_AT, len(experiment.splits.test))
+    return Imported(workdir, checkpoint, model, own, accuracy, examples, problem)
+
+
+def _config(
+    model: str, name: str, path: str | None, width: int | None, norm: str, epsilon: Any
+) -> ConfigDict:
+    config = schema.default()
+    config.epochs = 1
+    config.batch_size = 1
+    config.data.name, config.data.path = name, path
+    config.data.validation_examples = 0
+    config.model.name, config.model.width = model, width
+    config.weights.method = "none"
+    config.optimizer.momentum = 0.0  # an optimiser state would only take room
+    config.attack.norm, config.attack.epsilon = norm, str(epsilon)
+    quarter = checks.radius(epsilon, "epsilon", norm) / 4  # 2/255 at 8/255
+    config.attack.step_size = f"{quarter:.6g}"
+    config.evaluation.selection = "test"
+    return config
+
+
+def open_experiment(config: ConfigDict) -> tuple[Experiment, str]:
+    """What a config stands for, also where its data is not at hand.
+
+    Returns:
+        ``(experiment, problem)``: where the data was not found, the images are blank and
+        ``problem`` says why; else it is empty.
+
+    Raises:
+        DataError: Where the data was not found and is not one of those whose sizes are known.
+    """
+    try:
+        return build(config), ""
+    except data.DataError as error:
+        stand_in = data.published_sizes(config.data.name, config.data.validation_examples)
+        if stand_in is None:
+            raise
+        return build(config, stand_in), str(error)
+
+
+def _load(
+    checkpoint: pathlib.Path, experiment: Experiment, rename: Mapping[str, str] | None
+) -> Any:
+    try:
+        return load_torch(checkpoint, experiment.classifier, rename=rename)
+    except OtherArchitectureError as error:
+        # Those two have no width of their own: that of a wide ResNet is in its name.
+        if experiment.config.model.name.startswith(("wrn-", "linear")):
+            raise
+        raise CheckpointError(
+            f"{error.problem}; where the images are of another size, give --data, where only the "
+            "number of channels differs, give --width, the channels of the first stage."
+        ) from None
+
+
+def _look(experiment: Experiment, state: TrainState) -> float:
+    few = data.subset(experiment.splits.test, _LOOK_AT)
+    logits_fn = experiment.classifier.logits_fn(state.params, state.batch_stats)
+    return measure(logits_fn, few.images, few.labels, batch_size=_LOOK_AT).accuracy
+
+
+def _write(workdir: pathlib.Path, config: ConfigDict, state: Any, info: dict[str, Any]) -> None:
+    workdir.mkdir()
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        for kind in (BEST, LAST):
+            checkpoints.save(kind, state, info)
+    finally:
+        checkpoints.close()
+    write_json(workdir / "config.json", plain(config))
+
+
+class Exported(NamedTuple):
+    """What was written of a run for PyTorch.
+
+    Attributes:
+        path: The file.
+        classifier: What its weights are of; images are normalised as it says, outside the file.
+        which: The checkpoint.
+        step: Its step.
+        back: The command that imports it again.
+    """
+
+    path: pathlib.Path
+    classifier: Any
+    which: str
+    step: int
+    back: str
+
+    def __repr__(self) -> str:
+        reader = "safetensors.torch.load_file" if self.path.suffix == ".safetensors" else ""
+        lines = [
+            f"exported {self.classifier.name}, {self.which} checkpoint, step {self.step}: "
+            f"{self.path}; weights for {reader or 'torch.load'} and load_state_dict"
+        ]
+        if self.classifier.mean:
+            lines.append(
+                f"The network expects normalised images: mean {self.classifier.mean}, standard "
+                f"deviation {self.classifier.std}; a state dict does not hold them."
+            )
+        return "\n".join([*lines, f"Back again: {self.back}"])
+
+
+def export_run(run: RunDirectory, path: str | pathlib.Path, which: str = BEST) -> Exported:
+    """Writes a run's model as a PyTorch state dict; its data need not be there.
+
+    Args:
+        run: From ``awp_jax.runs.open``.
+        path: Ends in ``.pt``, ``.pth`` or ``.safetensors``.
+        which: ``"best"``, ``"last"``, ``"average"`` or ``"epoch-N"``.
+
+    Raises:
+        ValueError: For a missing checkpoint, or another suffix.
+    """
+    experiment, _ = open_experiment(run.config)
+    state, info = restore(run.workdir, experiment, which)
+    classifier = experiment.classifier
+    save_torch(path, classifier, state.params, state.batch_stats)
+    c = experiment.config
+    back = [f"--model={c.model.name}", f"--data={c.data.name}", "--workdir=runs/imported"]
+    back += [f"--width={c.model.width}"] * (c.model.width is not None)
+    back += ["--normalize=true"] * bool(c.model.normalize)
+    back += [f"--norm={c.attack.norm}", f"--epsilon={c.attack.epsilon}"]
+    words = f"awp-jax import {shlex.join([str(path), *back])}"
+    return Exported(pathlib.Path(path), classifier, which, info["step"], words)

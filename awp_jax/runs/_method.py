@@ -1,0 +1,31 @@
+"""What the method of a config is called."""
+
+from typing import Any
+
+
+def method_name(config: Any) -> str:
+    """How tables call the method of a config: ``"AT-AWP"``, ``"RST-RWP"``, ``"AT + mixup"``, ..."""
+    d, objective, w = config.data, config.objective, config.weights
+    name = "RST" if d.unlabelled and objective.name == "trades" else objective.name.upper()
+    name += "-PNI" if config.model.pni else ""
+    name += {"none": "", "awp": "-AWP", "rwp": "-RWP", "random": "-RandomWP"}[w.method]
+    regularisation, optimizer = config.regularisation, config.optimizer
+    extras = {
+        "shared backward": w.shared_backward,
+        f"LSC{list(w.loss_range)}": w.loss_range,
+        "unlabelled": d.unlabelled and not name.startswith("RST"),
+        "fine-tuned": config.init_from,
+        "early-stopped PGD": config.attack.early_stop is not None,
+        "label smoothing": objective.label_smoothing,
+        "label noise": d.label_noise,
+        "self-supervision": objective.rotation_weight,
+        "cutout": d.cutout,
+        "mixup": d.mixup,
+        "AutoAugment": d.autoaugment,
+        config.model.activation: config.model.activation != "relu",
+        "L1": regularisation.l1,
+        "L2": regularisation.l2,
+        "weight clipping": regularisation.clip,
+        optimizer.name: optimizer.name != "sgd",
+    }
+    return " + ".join([name, *(text for text, on in extras.items() if on)])
