@@ -15,7 +15,7 @@ from awp_jax import checks, parallel
 from awp_jax.attacks._apgd import APGD
 from awp_jax.attacks._ensemble import ensemble, is_random, runnable
 from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
-from awp_jax.attacks._model import as_pytree_function, bounds_of, in_float32, number_of_classes
+from awp_jax.attacks._model import as_pytree_function, check_examples, in_float32, number_of_classes
 from awp_jax.attacks._stepped import SteppedAttack
 from awp_jax.attacks._survivors import (
     Found,
@@ -153,8 +153,7 @@ def _classes(
 ) -> int:
     checks.positive_integer(batch_size, "batch_size")
     ball = _ball(plan)
-    low, high = bounds_of(ball)
-    checks.inputs_and_labels(images, labels, low=low, high=high)
+    check_examples(images, labels, ball)
     if isinstance(ball, InputBall):
         ball.check(images)
     # Only shapes are asked for: the model is not run, and any key will do.

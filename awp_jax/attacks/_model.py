@@ -103,6 +103,12 @@ def bounds_of(ball: Any) -> tuple[Any, Any]:
     return (ball.low, ball.high) if isinstance(ball, InputBall) else (None, None)
 
 
+def check_examples(images: Inputs, labels: Labels, ball: Any = None) -> None:
+    """Checks inputs and labels against the bounds of a ball; of images in [0, 1] without one."""
+    low, high = bounds_of(InputBall() if ball is None else ball)
+    checks.inputs_and_labels(images, labels, low=low, high=high)
+
+
 def prepare(
     attack: Any, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
 ) -> tuple[Partial, jax.Array, Any, int | None]:

@@ -9,7 +9,7 @@ from awp_jax import checks
 from awp_jax.attacks._apgd import APGD
 from awp_jax.attacks._model import (
     as_pytree_function,
-    bounds_of,
+    check_examples,
     check_logits,
     number_of_classes,
 )
@@ -63,8 +63,7 @@ def transfer(
         Array([ True], dtype=bool)
     """
     ball = getattr(attack, "ball", None) or InputBall()
-    low, high = bounds_of(ball)
-    checks.inputs_and_labels(images, labels, low=low, high=high)
+    check_examples(images, labels, ball)
     target = as_pytree_function(target_fn)
     keys = example_keys(key, images.shape[0])
     classes = number_of_classes(target, images, keys[0] if eot else None)

@@ -140,7 +140,7 @@ def diagnose(
     function = as_pytree_function(logits_fn)
     keys = example_keys(key, len(labels))
     classes = number_of_classes(function, images[:1], keys[0] if eot else None)
-    checks.images_and_labels(images, labels, classes)
+    checks.labels_below(labels, classes)
 
     def accuracy(attack: Any) -> float:
         options: dict[str, Any] = {"key": keys, "batch_size": batch_size, "eot": eot}

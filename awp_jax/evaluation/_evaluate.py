@@ -14,7 +14,7 @@ from awp_jax import checks
 from awp_jax.attacks import AutoAttackState, FeatureAttack, Row, autoattack, transfer
 from awp_jax.attacks._ensemble import is_random
 from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
-from awp_jax.attacks._model import as_pytree_function, bounds_of, number_of_classes
+from awp_jax.attacks._model import as_pytree_function, check_examples, number_of_classes
 from awp_jax.balls import InputBall
 from awp_jax.data import as_float
 from awp_jax.evaluation._outcomes import Outcome, attack_examples, summary, union
@@ -103,8 +103,7 @@ def evaluate(
     ball = ball_of(epsilon, norm, ball)
     images, labels, function = np.asarray(images), np.asarray(labels), as_pytree_function(logits_fn)
     first = as_float(images[:1])
-    low, high = bounds_of(ball)
-    checks.inputs_and_labels(as_float(images), labels, low=low, high=high)
+    check_examples(as_float(images), labels, ball)
     keys = example_keys(key, len(labels))
     classes = number_of_classes(function, first, keys[0] if eot else None)
     checks.labels_below(labels, classes)

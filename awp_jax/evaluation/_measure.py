@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax import checks, parallel
-from awp_jax.attacks._model import as_pytree_function, bounds_of
+from awp_jax.attacks._model import as_pytree_function, check_examples
 from awp_jax.attacks._result import outcome
-from awp_jax.balls import InputBall
 from awp_jax.data import as_float, padded_batches
 from awp_jax.evaluation._verdict import judge_passes
 from awp_jax.random import example_keys
@@ -82,8 +81,7 @@ def measure(
     """
     n = len(labels)
     logits_fn = as_pytree_function(logits_fn)
-    low, high = bounds_of(getattr(attack, "ball", InputBall()))
-    checks.inputs_and_labels(as_float(images), labels, low=low, high=high)
+    check_examples(as_float(images), labels, getattr(attack, "ball", None))
     checks.positive_integer(batch_size, "batch_size")
     if attack is not None and key is None:
         raise ValueError("key is missing: an attack draws random starts from it.")

@@ -9,8 +9,8 @@ from jax.tree_util import Partial
 
 from awp_jax import checks, parallel
 from awp_jax.attacks import cross_entropy
-from awp_jax.attacks._model import as_pytree_function, bounds_of
-from awp_jax.balls import InputBall, WeightBall
+from awp_jax.attacks._model import as_pytree_function, check_examples
+from awp_jax.balls import WeightBall
 from awp_jax.balls._protocol import check_ball, check_step_size
 from awp_jax.data import as_float
 from awp_jax.landscape._model import float_images, logits_at, looked_at
@@ -159,8 +159,7 @@ def adversarial_directions(
     ball = _ball(normalisation, ball, params)
     _check(key, params, count)
     checks.positive_integer(batch_size, "batch_size")
-    low, high = bounds_of(getattr(attack, "ball", InputBall()))
-    checks.inputs_and_labels(as_float(images), labels, low=low, high=high)
+    check_examples(as_float(images), labels, getattr(attack, "ball", None))
     function = as_pytree_function(apply_fn)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     size = min(batch_size, len(labels))

@@ -10,8 +10,7 @@ from jax.tree_util import Partial
 
 from awp_jax import checks, parallel, streams
 from awp_jax.attacks import PGD
-from awp_jax.attacks._model import as_pytree_function, bounds_of
-from awp_jax.balls import InputBall
+from awp_jax.attacks._model import as_pytree_function, check_examples
 from awp_jax.data import as_float, padded_batches
 from awp_jax.landscape._model import full_precision, logits_at, looked_at
 from awp_jax.random import check_key, example_keys, fold_keys
@@ -162,8 +161,7 @@ class Examples:
         checks.positive_integer(batch_size, "batch_size")
         if not hasattr(images, "dtype") or not hasattr(labels, "dtype"):
             raise ValueError("images and labels must be arrays, not lists or numbers.")
-        low, high = bounds_of(getattr(attack, "ball", InputBall()))
-        checks.inputs_and_labels(as_float(images), labels, low=low, high=high)
+        check_examples(as_float(images), labels, getattr(attack, "ball", None))
         # On the host, as uint8 where they are: a batch becomes floats on its way to the devices.
         self.images, self.labels = np.asarray(images), np.asarray(labels)
         self.count = len(labels)

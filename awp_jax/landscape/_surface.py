@@ -10,8 +10,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from awp_jax import checks, parallel
-from awp_jax.attacks._model import as_pytree_function, bounds_of, number_of_classes
-from awp_jax.balls import InputBall
+from awp_jax.attacks._model import as_pytree_function, check_examples, number_of_classes
 from awp_jax.data import as_float, padded_batches
 from awp_jax.landscape._model import float_images, full_precision, logits_at, looked_at
 from awp_jax.random import example_keys
@@ -144,8 +143,7 @@ def surface(
         raise ValueError("key is missing: an attack draws random starts from it.")
     coordinates = tuple(_coordinates(values) for values in axes)
     _check_directions(params, directions, len(coordinates))
-    low, high = bounds_of(getattr(attack, "ball", InputBall()))
-    checks.inputs_and_labels(as_float(images), labels, low=low, high=high)
+    check_examples(as_float(images), labels, getattr(attack, "ball", None))
     function = as_pytree_function(apply_fn)
     images, labels, n = np.asarray(images), np.asarray(labels), len(labels)
     classes = number_of_classes(logits_at(function, params), float_images(images[:1], params))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from awp_jax import checks, data, parallel, streams
+from awp_jax import checks, parallel, streams
 from awp_jax.evaluation import diagnose
 from awp_jax.files import write_json
 from awp_jax.reporting import diagnosis_figure
@@ -82,7 +82,7 @@ def diagnose_run(run: RunDirectory, settings: DiagnosisSettings) -> RunDiagnosis
         ValueError: For a randomised surrogate, a bad radius, a missing checkpoint.
     """
     config = run.experiment.config
-    images = data.subset(run.data("test"), settings.examples)
+    images = run.data("test", most=settings.examples)
     eot = passes_of(settings.eot, run.experiment.classifier.is_random)
     surrogate_fn = None
     if settings.surrogate:

@@ -130,13 +130,16 @@ class RunDirectory:
         names = dict.fromkeys(name for record in flat for name in record)
         return {name: np.array([record.get(name, np.nan) for record in flat]) for name in names}
 
-    def data(self, name: str = "test", examples: int | None = None) -> data.Dataset:
+    def data(
+        self, name: str = "test", examples: int | None = None, *, most: int | None = None
+    ) -> data.Dataset:
         """Images and labels of the run.
 
         Args:
             name: ``"train"``, ``"validation"`` or ``"test"``.
             examples: So many, every class with its share, always the same ones (see
                 ``awp_jax.data.subset``); ``None`` for all.
+            most: Where ``examples`` is ``None``, at most so many.
 
         Raises:
             ValueError: For another set, one that the run has not, or more examples than it has.
@@ -146,7 +149,7 @@ class RunDirectory:
         if part is None:
             raise ValueError(f"{self.workdir} kept no validation images back.")
         if examples is None:
-            return part
+            return part if most is None else data.subset(part, most)
         if checks.positive_integer(examples, "examples") > len(part):
             raise ValueError(
                 f"examples is {examples}, but {name} of {self.workdir} has {len(part)}."

@@ -149,7 +149,12 @@ def flatness_runs(
         ValueError: For sets that a run has not, more examples than there are, missing checkpoints.
     """
     plans = [
-        (run, run.checkpoint_names(settings.checkpoints), _images(run, settings)) for run in runs
+        (
+            run,
+            run.checkpoint_names(settings.checkpoints),
+            {n: run.data(n, settings.examples, most=MOST_EXAMPLES) for n in settings.sets},
+        )
+        for run in runs
     ]
     total = sum(len(which) * len(images) for _, which, images in plans) * settings.parts()
     shown = Progress(total, unit="part", show=progress)
@@ -164,13 +169,6 @@ def flatness_runs(
         for run in runs:  # only now: until then the whole call may be made again
             shutil.rmtree(run.workdir / PARTIAL, ignore_errors=True)
     return found
-
-
-def _images(run: RunDirectory, settings: FlatnessSettings) -> dict[str, data.Dataset]:
-    parts = {name: run.data(name, settings.examples) for name in settings.sets}
-    if settings.examples:
-        return parts
-    return {name: data.subset(part, MOST_EXAMPLES) for name, part in parts.items()}
 
 
 def _measure_run(

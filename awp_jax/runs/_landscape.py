@@ -115,8 +115,7 @@ class LandscapeSettings:
 
     def images(self, run: RunDirectory) -> data.Dataset:
         """The examples that the loss is averaged over."""
-        part = run.data(self.set, self.examples)
-        return part if self.examples else data.subset(part, _EXAMPLES)
+        return run.data(self.set, self.examples, most=_EXAMPLES)
 
     def passes(self, how: str) -> float:
         """Work of one point, in forward passes; a gradient is about two."""
@@ -167,7 +166,7 @@ def landscape_runs(
         progress: See ``awp_jax.progress.Progress``.
 
     Returns:
-        One for each run; none in processes other than the first.
+        One for each run.
 
     Raises:
         ValueError: For unknown names, more examples than there are, missing checkpoints.
@@ -188,10 +187,9 @@ def landscape_runs(
             write_arrays(run.workdir / f"{settings.name}.npz", arrays)
             write_json(run.workdir / f"{settings.name}.json", {"name": run.workdir.name, **result})
     clock.close()
-    if not parallel.is_main():
-        return []
-    for run, _ in jobs:  # only now: until then the whole call may be made again
-        shutil.rmtree(run.workdir / f"{settings.name}.partial", ignore_errors=True)
+    if parallel.main_says(True) and parallel.is_main():  # what it has written, all may read now
+        for run, _ in jobs:  # only now: until then the whole call may be made again
+            shutil.rmtree(run.workdir / f"{settings.name}.partial", ignore_errors=True)
     name = str(settings.name)
     return [RunLandscape(run.name, read_landscape(run.workdir, name)) for run, _ in jobs]
 

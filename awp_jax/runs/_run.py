@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from awp_jax import checks, data
-from awp_jax import config as schema
 from awp_jax.progress import Show
 from awp_jax.runs import _landscape
 from awp_jax.runs._diagnose import DiagnosisSettings, RunDiagnosis, diagnose_run
@@ -149,7 +148,6 @@ def train(
     Raises:
         ValueError: As ``awp_jax.training.train``.
     """
-    config = schema.validate(config)
     run_training(
         config,
         workdir,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from own_ball import Own
 
 from awp_jax.attacks import APGD, PGD, autoattack, cross_entropy
 from awp_jax.balls import AdaptiveWeightBall, InputBall, WeightBall
@@ -56,23 +57,8 @@ def test_autoattack_is_not_traced():
 
 
 def test_autoattack_in_a_ball_of_ones_own():
-    class Box:
+    class Box(Own):
         radius = 0.1
-
-        def start(self, key, centre):
-            return centre
-
-        def step(self, centre, point, gradient, size):
-            return self.project(centre, point + size * jnp.sign(gradient))
-
-        def project(self, centre, point):
-            return jnp.clip(point, centre - 0.1, centre + 0.1)
-
-        def sample(self, key, centre):
-            return centre
-
-        def distance(self, centre, point):
-            return abs(point - centre).max((1, 2, 3))
 
     with pytest.raises(ValueError, match=r"name attacks that need none, such as attacks=\['apgd"):
         autoattack(model, KEY, IMAGES, LABELS, ball=Box())

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from own_ball import Own
 
 from awp_jax.attacks import APGD, FAB, FGSM, PGD, SPSA, FeatureAttack, Square, autoattack
 from awp_jax.balls import Ball, InputBall, input_norms
@@ -20,25 +21,6 @@ LABELS = jnp.array([0, 1, 2, 0, 1, 2])
 
 def linear(inputs):
     return inputs @ WEIGHTS
-
-
-class Own:
-    """A box of side 0.2 that knows no radius."""
-
-    def start(self, key, centre):
-        return centre
-
-    def step(self, centre, point, gradient, size):
-        return self.project(centre, point + size * jnp.sign(gradient))
-
-    def project(self, centre, point):
-        return jnp.clip(point, centre - 0.1, centre + 0.1)
-
-    def sample(self, key, centre):
-        return centre
-
-    def distance(self, centre, point):
-        return jnp.abs(point - centre).max(axis=1)
 
 
 def test_what_is_a_ball():
