@@ -1,6 +1,7 @@
 """Accuracy and loss of a run's checkpoints, clean and attacked; kept in its directory."""
 
 import dataclasses
+import pathlib
 import shutil
 import time
 import zlib
@@ -116,6 +117,7 @@ def evaluate_run(
     run: RunDirectory,
     settings: EvaluationSettings,
     *,
+    folder: str | pathlib.Path | None = None,
     progress: Show = "auto",
 ) -> RunEvaluation:
     """Measures checkpoints of a run and keeps the result in ``evaluation.json``.
@@ -123,6 +125,7 @@ def evaluate_run(
     Args:
         run: From ``awp_jax.runs.open``.
         settings: What to measure.
+        folder: Where ``evaluation.json`` and all else is written; ``None``: the run's directory.
         progress: See ``awp_jax.progress.Progress``.
 
     Returns:
@@ -132,18 +135,19 @@ def evaluate_run(
         ValueError: For unknown names, more examples than there are, missing checkpoints, or ``eot``
             for a deterministic model.
     """
-    earlier = read_evaluation(run.workdir)  # a damaged one is said now and not after hours
+    folder = run.workdir if folder is None else pathlib.Path(folder)
+    earlier = read_evaluation(folder)  # a damaged one is said now and not after hours
     surrogate = None
     if settings.surrogate:
         surrogate = open_surrogate(
             settings.surrogate, settings.surrogate_checkpoint, run, run.devices
         )
-    result = _measure(run, settings, surrogate, progress)
+    result = _measure(run, settings, surrogate, folder, progress)
     if not parallel.is_main():
         return RunEvaluation(run.name, result)
     whole, mine, note = with_earlier(earlier, result, run.config)
-    write_json(run.workdir / EVALUATION, whole)
-    shutil.rmtree(run.workdir / PARTIAL, ignore_errors=True)
+    write_json(folder / EVALUATION, whole)
+    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     return RunEvaluation(run.name, mine, note)
 
 
@@ -169,7 +173,11 @@ def _attacks(settings: EvaluationSettings, described: Mapping[str, Any]) -> dict
 
 
 def _measure(
-    run: RunDirectory, settings: EvaluationSettings, surrogate: Surrogate | None, show: Show
+    run: RunDirectory,
+    settings: EvaluationSettings,
+    surrogate: Surrogate | None,
+    folder: pathlib.Path,
+    show: Show,
 ) -> dict[str, Any]:
     config = run.experiment.config
     random = run.experiment.classifier.is_random
@@ -245,12 +253,12 @@ def _measure(
                 batch_size=config.evaluation.batch_size,
                 eot=passes if random else 0,
                 surrogate_fn=None if surrogate is None else surrogate.logits_fn,
-                partial=PartialResults(run.workdir / PARTIAL, identity),
+                partial=PartialResults(folder / PARTIAL, identity),
                 progress=tell,
             )
             measured[set_name], unions[set_name] = found.attacks, found.union
             if settings.save_images and parallel.is_main():
-                _save_images(run, f"{which}-{set_name}", found, part.labels)
+                _save_images(folder, f"{which}-{set_name}", found, part.labels)
     progress.close()
     return result
 
@@ -278,11 +286,11 @@ class _Tell:
         self._progress.advance(amount, f"{self._where} {name}", kept=kept, say=share == 1)
 
 
-def _save_images(run: RunDirectory, prefix: str, found: Evaluation, labels: np.ndarray) -> None:
+def _save_images(folder: pathlib.Path, prefix: str, found: Evaluation, labels: np.ndarray) -> None:
     for name, outcome in found.outcomes.items():
         if name != "clean":
             arrays = {"images": outcome.images, "labels": labels, "success": outcome.success}
-            write_arrays(run.workdir / IMAGES / f"{prefix}-{name.replace(' ', '-')}.npz", arrays)
+            write_arrays(folder / IMAGES / f"{prefix}-{name.replace(' ', '-')}.npz", arrays)
 
 
 def passes_of(eot: int | None, is_random: bool) -> int:

@@ -51,12 +51,16 @@ class Run(RunDirectory):
         self,
         settings: EvaluationSettings | None = None,
         *,
+        folder: str | pathlib.Path | None = None,
         progress: Show = "auto",
         **fields: Any,
     ) -> RunEvaluation:
-        """Accuracy and loss of checkpoints, clean and attacked; see ``EvaluationSettings``."""
+        """Accuracy and loss of checkpoints, clean and attacked; see ``EvaluationSettings``.
+
+        With ``folder`` the run's directory is only read: what is kept, is kept there.
+        """
         chosen = settings_of(EvaluationSettings, settings, fields)
-        return evaluate_run(self, chosen, progress=progress)
+        return evaluate_run(self, chosen, folder=folder, progress=progress)
 
     def landscape(
         self,

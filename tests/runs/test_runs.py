@@ -78,6 +78,33 @@ def test_attacks_by_name_as_objects_and_in_a_mapping(run):
         run.evaluate(attacks=[], **common)
 
 
+def test_what_is_measured_may_lie_elsewhere(run, tmp_path):
+    """The directory of the run is then only read."""
+    before = {p: p.stat().st_mtime_ns for p in run.workdir.rglob("*")}
+    common = {"attacks": ["fgsm"], "checkpoints": ["last"], "sets": ["test"], "progress": None}
+    folder = tmp_path / "not" / "there yet"
+    found = run.evaluate(**common, save_images=True, folder=folder)
+    assert {p: p.stat().st_mtime_ns for p in run.workdir.rglob("*")} == before
+    assert {p.name for p in folder.iterdir()} == {"evaluation.json", "adversarial"}
+    there = json.loads((folder / "evaluation.json").read_text())
+    assert there["checkpoints"] == found.values["checkpoints"]
+    (folder / "evaluation.json").write_text("{")
+    with pytest.raises(WorkdirError, match="there yet"):  # its own, not that of the run
+        run.evaluate(**common, folder=folder)
+
+    def stopped(*given):
+        raise KeyboardInterrupt
+
+    other = tmp_path / "other"
+    attacks = {"fgsm": FGSM("0.15"), "stopped": stopped}
+    with pytest.raises(KeyboardInterrupt):
+        run.evaluate(**common | {"attacks": attacks}, folder=other)
+    assert len(list((other / "evaluation.partial").iterdir())) == 2  # clean and fgsm
+    run.evaluate(**common | {"attacks": {"fgsm": FGSM("0.15")}}, folder=other)
+    assert {p.name for p in other.iterdir()} == {"evaluation.json"}
+    assert {p: p.stat().st_mtime_ns for p in run.workdir.rglob("*")} == before
+
+
 def test_progress_is_a_value(run, capsys):
     moments = []
     settings = runs.EvaluationSettings(attacks=["pgd-2"], sets=["test"], examples=20)
