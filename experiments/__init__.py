@@ -4,14 +4,10 @@ One module per paper says which cells a table or a figure has (a config of ``con
 is measured); the published values lie in ``values/``. Nothing in ``awp_jax`` imports this.
 """
 
-from experiments._cells import Cell as Cell
-from experiments._cells import Entry as Entry
-from experiments._cells import Experiment as Experiment
-from experiments._cells import NotAvailable as NotAvailable
-from experiments._registry import experiment as experiment
-from experiments._registry import names as names
-from experiments._scales import SCALES as SCALES
-from experiments._scales import Scale as Scale
-from experiments._values import Value as Value
-from experiments._values import paper_table as paper_table
-from experiments._values import paper_values as paper_values
+from experiments._build import experiment, names
+from experiments._cells import Cell, Entry, Experiment
+from experiments._scales import SCALES, Scale
+from experiments._values import Value, paper_table, paper_values
+
+__all__ = ["Cell", "Entry", "Experiment", "SCALES", "Scale", "Value"]
+__all__ += ["experiment", "names", "paper_table", "paper_values"]

@@ -1,20 +1,24 @@
-"""What the papers' modules are made of: the same tables and panels with other cells."""
+"""What the papers' modules are made of: how an experiment is named, and parts that several show."""
 
-import json
+import dataclasses
+import difflib
+import functools
+import importlib
+import inspect
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from awp_jax.reporting import correlation
 from awp_jax.training import read_config
-from experiments._analyses import Landscape
+from experiments import _panels as panels
 from experiments._cells import Cell, Entry, Experiment, Numbers
-from experiments._measures import Attacked, Difference, Highest, Measure
-from experiments._panels import Curves, GapBars, Panel
+from experiments._measures import Attacked, Landscape, Measure, PerturbedLoss
 from experiments._scales import Scale
-from experiments._values import paper_values
-from experiments._weight_panels import Landscapes
+from experiments._values import paper_numbers, paper_values
 
+PAPERS = ("arxiv_v1", "neurips2020", "ijcai2022", "iccv2021", "comparison")
 # Columns of the papers' tables, as attacks of awp_jax.
 ATTACKS = {
     "natural": "clean",
@@ -26,207 +30,185 @@ ATTACKS = {
     "AA": "autoattack",
     "FA": "feature-20",
 }
+PGD = "pgd-20"
 SELECTION = (
     "best: the checkpoint picked on held-out training images (PGD-20); the paper picks on the test "
     "set, attack by attack"
 )
-# Papers whose numbers are of AWP's released code: where it and they, or this project, differ.
-_AWP_CODE = ("neurips2020", "ijcai2022")
-_STATISTICS = (
-    "The attacks of AT use batch statistics and leave the running ones alone; the released code "
-    "moves these at every pass, as attack.batch_norm 'released' does."
-)
-_SVHN = (
-    "SVHN: learning rate 0.01, no augmentation, weights perturbed from epoch 5 on, as the released "
-    "code has it; the papers' texts say 0.1 and shifts and flips."
-)
 
 
-def make(
+def _makers(paper: str) -> dict[str, Callable[..., Experiment]]:
+    """``_table1(scale)`` of a paper's module makes the experiment ``PAPER.table1``."""
+    inside = vars(importlib.import_module(f"experiments.{paper}")).items()
+    return {name[1:]: make for name, make in inside if re.fullmatch(r"_[a-z]+[0-9]+", name)}
+
+
+def names() -> tuple[str, ...]:
+    """All experiments, ``"PAPER.TABLE"``, in the order of the papers."""
+    return tuple(f"{paper}.{name}" for paper in PAPERS for name in _makers(paper))
+
+
+def experiment(name: str, scale: Scale, imported: Sequence[str] = ()) -> Experiment:
+    """An experiment, ``"neurips2020.table1"``, at a scale.
+
+    Its title and notes come from ``values/``; the title of a figure is the docstring.
+    Run directories of published models go to the figures that have some, see ``takes_imported``.
+
+    Raises:
+        ValueError: For an unknown name, with those there are.
+    """
+    if name not in names():
+        lines = [f"  {paper}: {', '.join(_makers(paper))}" for paper in PAPERS]
+        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"Unknown experiment {name!r}.{hint} There are:\n" + "\n".join(lines))
+    paper, _, what = name.partition(".")
+    make, values = _makers(paper)[what], paper_values(paper)
+    more = {"imported": _imported_cells(imported)} if imported and takes_imported(name) else {}
+    found = make(scale, **more)
+    known = values["tables"].get(what) or values["figures"][what]
+    notes = [f"Paper: {known['note']}"] if known.get("note") else []
+    notes += [*known.get("our_notes", []), *found.notes, *values.get("our_notes", [])]
+    if scale.name != "smoke" and any("svhn" in cell.name for cell in found.cells):
+        notes += values.get("svhn_notes", [])
+    title = known.get("title") or found.title or str(make.__doc__).rstrip(".")
+    return dataclasses.replace(found, paper=paper, name=what, title=title, scale=scale, notes=notes)
+
+
+def takes_imported(name: str) -> bool:
+    """Whether an experiment shows published models beside its own."""
+    paper, _, what = name.partition(".")
+    return "imported" in inspect.signature(_makers(paper)[what]).parameters
+
+
+def _imported_cells(directories: Sequence[str]) -> tuple[Cell, ...]:
+    """Cells of published models, each named as its directory."""
+    found: dict[str, Cell] = {}
+    for directory in map(pathlib.Path, directories):
+        name = directory.resolve().name
+        read_config(directory)  # says what is no run directory
+        if name in found:
+            raise ValueError(f"--imported names two runs {name!r}: rename one of the directories.")
+        found[name] = Cell(f"imported,{name}", "", imported=str(directory))
+    return tuple(found.values())
+
+
+def sweep(
+    scale: Scale, cell: Cell, key: str, values: Sequence[Any], label: str = "", **more: Any
+) -> dict[Any, Cell]:
+    """By value of a config key (``__`` for its dot) the cell that has it; thinned at some scales.
+
+    The names of the cells call the key ``label``, or by its last part. Others have one value.
+    """
+    label = label or key.rpartition("__")[2].rstrip("_")
+    tail = "".join(f",{value}" for value in more.values())
+    return {
+        value: cell.changed(f"{label}={value}{tail}", **{key: value}, **more)
+        for value in scale.sweep(values)
+    }
+
+
+def points(label: str, cells: Mapping[Any, Cell], measure: Measure) -> panels.Series:
+    """A series of ``panels.lines`` over a sweep."""
+    return label, [(float(value), cell, measure) for value, cell in cells.items()]
+
+
+def table(
     paper: str,
     name: str,
-    scale: Scale,
-    cells: Iterable[Cell],
-    *,
-    entries: Iterable[Entry] = (),
-    panels: Sequence[Panel] = (),
-    notes: Sequence[str] = (),
-    caution: str = "",
-    title: str = "",
-    summary: Callable[[Numbers], Numbers] | None = None,
-    summary_note: str = "mean over rows",
-) -> Experiment:
-    """An experiment; its title and the paper's note come from ``values/``.
+    cell: Callable[[str, str], Cell],
+    measure: Callable[[str], tuple[Measure, str]],
+) -> list[Entry]:
+    """An entry for every number that a paper's table has.
 
-    Args:
-        paper: Of its values.
-        name: ``"table1"``, ...
-        scale: Of the experiment.
-        cells: Those that the same name stands for twice are taken once.
-        entries: Of the table.
-        panels: Of the figure.
-        notes: Beside the paper's own.
-        caution: See ``Experiment``.
-        title: For a figure.
-        summary: See ``Experiment``.
-        summary_note: See ``Experiment``.
+    The cell is made from row and column, measure and note from the column.
     """
-    values = paper_values(paper)
-    known = values["tables"].get(name) or values["figures"][name]
-    unique = {cell.name: cell for cell in cells}
-    note = known.get("note")
-    if paper in _AWP_CODE:
-        svhn = scale.name != "smoke" and any("svhn" in name for name in unique)
-        notes = (*notes, _STATISTICS, *([_SVHN] if svhn else []))
-    return Experiment(
-        paper,
-        name,
-        title or known["title"],
-        scale,
-        tuple(unique.values()),
-        tuple(entries),
-        tuple(panels),
-        (*([f"Paper: {note}"] if note else []), *notes),
-        caution,
-        summary,
-        summary_note,
-    )
+    keys = paper_numbers(paper, name)
+    return [Entry(row, column, cell(row, column), *measure(column)) for row, column in keys]
 
 
-def text_entries(
-    paper: str, figure: str, cells: Mapping[str, tuple[str, Measure]]
-) -> tuple[Entry, ...]:
-    """Entries for numbers that the running text gives beside a figure."""
-    known = paper_values(paper)["figures"][figure]["values"]
-    return tuple(Entry(key, "text", *cells[key]) for key in known if key in cells)
+def best_or_last(column: str) -> tuple[Measure, str]:
+    """Robust accuracy (or natural, in a column ``natural ...``) of the checkpoint it ends with."""
+    what, which = column.split()
+    note = SELECTION if which == "best" else ""
+    return Attacked("clean" if what == "natural" else PGD, which), note
 
 
-def white_box(columns: Iterable[str], row: str, cell: str, **options: Any) -> list[Entry]:
-    """A row of a white-box table: one attack per column, on the best checkpoint."""
-    return [Entry(row, c, cell, Attacked(ATTACKS[c.split()[-1]], **options)) for c in columns]
+def cell_name(*words: str) -> str:
+    """Of configs: ``"cifar10,linf,at-awp"`` for CIFAR-10, Linf and AT-AWP."""
+    return ",".join(word.replace("CIFAR-", "cifar") for word in words).lower()
 
 
-def percents(scale: Scale, low: int = 0, high: int = 100) -> list[str]:
-    """Checkpoints that stay, from above ``low`` to ``high`` percent of the epochs."""
-    return [f"{p}%" for p in scale.percents if low < p <= high]
-
-
-def highest(measure: Attacked, scale: Scale) -> Highest:
-    """Over the best, the last, and checkpoints of the second half of training."""
-    return Highest(measure, ("best", *(f"{p}%" for p in scale.compared), "last"))
-
-
-def gap(attack: str, checkpoint: str = "last") -> Difference:
-    """The robust generalisation gap: train minus test, in points."""
-    train = Attacked(attack, checkpoint, "train")
-    return Difference(train, Attacked(attack, checkpoint, "test"))
-
-
-def connection(cell: str, what: str, scale: Scale) -> list[Panel]:
+def connection(cell: Cell, what: str, scale: Scale) -> list[panels.Panel]:
     """Learning curve, and landscapes of the first and the second half of training.
 
     Figures 1a and 7 to 10 of AWP (NeurIPS 2020).
     """
-    early, late = percents(scale, 0, 50), percents(scale, 50, 100)
+    both = ("train", "test")
+    halves = {"first": scale.percents_in(0, 50), "second": scale.percents_in(50, 100)}
     return [
-        Curves(f"{what}: learning curve", ((what, cell),), parts=("train", "test"), gap=True),
-        Landscapes(
-            f"{what}: landscape, first half",
-            tuple((p, cell, Landscape(p)) for p in early),
-            sequence=True,
-        ),
-        Landscapes(
-            f"{what}: landscape, second half",
-            tuple((p, cell, Landscape(p)) for p in late),
-            sequence=True,
+        panels.curves(f"{what}: learning curve", [(what, cell)], parts=both, gap=True),
+        *(
+            panels.landscapes(
+                f"{what}: landscape, {half} half",
+                [(p, cell, Landscape(p)) for p in percents],
+                sequence=True,
+            )
+            for half, percents in halves.items()
         ),
     ]
 
 
-def methods_panels(
-    cells: Sequence[tuple[str, str, str]], attack: str, part: str = "train"
-) -> list[Panel]:
-    """Generalisation gap and landscape across methods.
-
-    Args:
-        cells: (label, cell, checkpoint).
-        attack: By which robustness is measured.
-        part: Images of the landscape.
-    """
+def methods_panels(models: Sequence[panels.Model], attack: str = PGD) -> list[panels.Panel]:
+    """Generalisation gap and landscape across methods."""
+    kind = "Standard" if attack == "clean" else "Robust"
+    curves = [(label, cell, Landscape(checkpoint)) for label, cell, checkpoint in models]
     return [
-        GapBars(_gap_title(attack), tuple(cells), attack),
-        Landscapes(
-            "Weight loss landscape",
-            tuple((label, cell, Landscape(c, part=part)) for label, cell, c in cells),
-        ),
+        panels.gap_bars(f"{kind} generalisation gap", models, attack),
+        panels.landscapes("Weight loss landscape", curves),
     ]
 
 
-def _gap_title(attack: str) -> str:
-    return f"{'Standard' if attack == 'clean' else 'Robust'} generalisation gap"
+def perturbed(
+    title: str, cell: Cell, scale: Scale, random: Sequence[float], awp: float
+) -> panels.Panel:
+    """Adversarial loss of one model through training, its weights perturbed at random or by AWP."""
+    gammas = tuple(dict.fromkeys((0.0, awp, *random)))
+    curves = [("not perturbed", "random", 0.0)]
+    curves += [(f"random, gamma {gamma:g}", "random", gamma) for gamma in random]
+    curves += [(f"AWP, gamma {awp:g}", "adversarial", awp)]
+    measures: dict[str, Callable[[str], Measure]] = {
+        label: functools.partial(PerturbedLoss, gammas, kind=kind, gamma=gamma)
+        for label, kind, gamma in curves
+    }
+    series = through_training(measures, cell, scale)
+    return panels.lines(title, series, "epoch (% of training)", "adversarial loss (nats)")
 
 
-def with_changes(cell: Cell, label: str, **changes: Any) -> Cell:
-    """A cell with other values; ``__`` in a keyword is the dot of the config key."""
-    pairs = tuple((key.replace("__", "."), value) for key, value in changes.items())
-    return Cell(f"{cell.name},{label}", cell.config, (*cell.changes, *pairs), cell.seeds)
+def through_training(
+    measures: Mapping[str, Callable[[str], Measure]], cell: Cell, scale: Scale
+) -> list[panels.Series]:
+    """By label a measure, made for a checkpoint, over those that stay."""
+    return [
+        (label, [(int(p[:-1]), cell, measure(p)) for p in scale.percents_in()])
+        for label, measure in measures.items()
+    ]
 
 
 def correlations(numbers: Numbers, of: str) -> Numbers:
     """Pearson's and Spearman's coefficients of a column with those called ``flatness ...``."""
-    columns: dict[str, dict[str, float]] = {}
-    for (row, column), number in numbers.items():
-        columns.setdefault(column, {})[row] = number
     found: Numbers = {}
-    for name, values in columns.items():
-        rows = [row for row in columns.get(of, {}) if row in values]
-        both = [[columns[of][row] for row in rows], [values[row] for row in rows]]
-        if not name.startswith("flatness ") or (known := correlation(*both)) is None:
-            continue
-        case = name.removeprefix("flatness ")
-        found[f"Pearson {case}", "text"] = known.pearson
-        found[f"Spearman {case}", "text"] = known.spearman
+    for case in ("average", "worst"):
+        pair = (of, f"flatness {case}")
+        rows = [row for row, column in numbers if column == of and (row, pair[1]) in numbers]
+        known = correlation(*([numbers[row, column] for row in rows] for column in pair))
+        if known is not None:
+            found[f"Pearson {case}", "text"] = known.pearson
+            found[f"Spearman {case}", "text"] = known.spearman
     return found
 
 
 def best_point(numbers: Numbers, column: str, name: str, sign: int = 1) -> Numbers:
-    """At which value of a sweep (rows ``KEY = VALUE``) a column is highest, or lowest.
-
-    Args:
-        numbers: Of the table.
-        column: That is compared.
-        name: Of the row to make.
-        sign: 1 for the highest, -1 for the lowest.
-    """
-    points = [(sign * v, row.rpartition("= ")[2]) for (row, c), v in numbers.items() if c == column]
-    return {(name, "text"): float(max(points)[1])} if points else {}
-
-
-def imported_cells(directories: Sequence[str]) -> tuple[Cell, ...]:
-    """Cells of published models, each named as its directory.
-
-    Args:
-        directories: Run directories that ``awp-jax import`` has made.
-
-    Raises:
-        ValueError: When one is no run directory, or two have the same name.
-    """
-    names = [pathlib.Path(directory).resolve().name for directory in directories]
-    for directory, name in zip(directories, names, strict=True):
-        read_config(pathlib.Path(directory))
-        if names.count(name) > 1:
-            raise ValueError(f"--imported names two runs {name!r}: rename one of the directories.")
-    return tuple(
-        Cell(f"imported,{name}", "", imported=directory)
-        for directory, name in zip(directories, names, strict=True)
-    )
-
-
-def command(cell: Cell, seed: int) -> str:
-    """The ``awp-jax train`` arguments that a cell at the paper's settings stands for."""
-    file, _, argument = cell.config.partition(":")
-    words = [f"--config=configs/{file}.py:{argument}"]
-    for key, value in (*cell.changes, ("seed", seed)):
-        shown = value if isinstance(value, str) else json.dumps(value)
-        words.append(f"--config.{key}={shown}")
-    return " ".join(words)
+    """At which value of a sweep (rows ``KEY = VALUE``) a column is highest, or with -1 lowest."""
+    found = [(sign * v, row.rpartition("= ")[2]) for (row, c), v in numbers.items() if c == column]
+    return {(name, "text"): float(max(found)[1])} if found else {}

@@ -5,9 +5,8 @@ import hashlib
 import importlib
 import json
 import pathlib
-import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -15,16 +14,12 @@ from ml_collections import ConfigDict
 from awp_jax import config as schema
 from awp_jax.training import plain, read_config
 from experiments._measures import Measure
-from experiments._scales import Scale
+from experiments._scales import SCALES, Scale
 
 # (row, column): number
 Numbers = dict[tuple[str, str], float]
 # In the note of a number whose hyper-parameters are not the paper's.
 SUBSTITUTE = "in place of the paper's supplement"
-
-
-class NotAvailable(ValueError):
-    """This version of awp_jax lacks what a cell needs; the message is one sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,120 +43,55 @@ class Cell:
     first_seed: int = 0
     imported: str = ""
 
-    def paper_config(self, seed: int = 0) -> ConfigDict:
-        """The config at the paper's settings.
+    @property
+    def last_part(self) -> str:
+        """Of the name: what tells the cell from those beside it."""
+        return self.name.rpartition(",")[2]
 
-        Raises:
-            NotAvailable: When the schema of this version lacks a key or a choice.
-        """
+    def changed(self, label: str, **changes: Any) -> "Cell":
+        """With other values; ``__`` in a keyword is the dot of the config key."""
+        pairs = tuple((key.replace("__", "."), value) for key, value in changes.items())
+        return Cell(f"{self.name},{label}", self.config, (*self.changes, *pairs), self.seeds)
+
+    def paper_config(self, seed: int = 0) -> ConfigDict:
+        """The config at the paper's settings."""
         if self.imported:
             return schema.from_dict(read_config(pathlib.Path(self.imported)))
         file, _, argument = self.config.partition(":")
-        try:
-            config = importlib.import_module(f"configs.{file}").get_config(argument)
-            for key, value in self.changes:
-                group, _, leaf = key.rpartition(".")
-                (config[group] if group else config)[leaf] = value
-            config.seed = seed
-            return _validated(config)
-        except (AttributeError, KeyError, ValueError) as error:
-            text = str(error.args[0] if error.args else error).strip().splitlines()[0]
-            missing = re.match(r"""["']*(?:Key )?["']?(\w+)["']?( does not exist|["']*$)""", text)
-            what = f"has no config key {missing[1]!r}" if missing else f"says: {text}"
-            raise NotAvailable(
-                f"Cell {self.name!r} is not available in this version: its schema {what}"
-                f"{'' if what.endswith('.') else '.'}"
-            ) from None
+        config = importlib.import_module(f"configs.{file}").get_config(argument)
+        config.update_from_flattened_dict({**dict(self.changes), "seed": seed})
+        return _validated(config)
 
     def at(self, scale: Scale, seed: int) -> ConfigDict:
-        """The config at a scale, validated.
-
-        Raises:
-            NotAvailable: As ``paper_config``.
-        """
+        """The config at a scale, validated."""
         config = self.paper_config(seed)
         return config if self.imported else _validated(scale.apply(config))
 
+    def command(self, seed: int) -> str:
+        """The ``awp-jax train`` arguments that it stands for at the paper's settings."""
+        file, _, argument = self.config.partition(":")
+        words = [f"--config=configs/{file}.py:{argument}"]
+        for key, value in (*self.changes, ("seed", seed)):
+            shown = value if isinstance(value, str) else json.dumps(value)
+            words.append(f"--config.{key}={shown}")
+        return " ".join(words)
+
 
 class Entry(NamedTuple):
-    """One number of a table.
+    """One number of a table: what is measured on a cell, and what a reader must know of it.
 
-    Attributes:
-        row: As in ``values/``.
-        column: As in ``values/``; a name of its own for what the paper does not report.
-        cell: Name of the cell it is measured on.
-        measure: What is measured.
-        note: What a reader must know; empty for nothing.
+    Row and column are as in ``values/``, or new names for what the paper does not report.
     """
 
     row: str
     column: str
-    cell: str
+    cell: Cell
     measure: Measure
     note: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """One table or figure of one paper, at one scale.
-
-    Attributes:
-        paper: Name of the paper's module and values.
-        name: ``"table1"``, ``"figure2"``, ...
-        title: What it shows.
-        scale: At which it is.
-        cells: All cells, each once, in the order in which they should run.
-        entries: Numbers of its table.
-        panels: Of its figure.
-        notes: What a reader of the results must know.
-        caution: One sentence when even the paper's scale differs from the paper.
-        summary: From the table's numbers to those of further rows (groups of methods, say).
-        summary_note: What these are.
-    """
-
-    paper: str
-    name: str
-    title: str
-    scale: Scale
-    cells: tuple[Cell, ...]
-    entries: tuple[Entry, ...] = ()
-    panels: tuple[Any, ...] = ()
-    notes: tuple[str, ...] = ()
-    caution: str = ""
-    summary: Callable[[Numbers], Numbers] | None = None
-    summary_note: str = "mean over rows"
-
-    @property
-    def full_name(self) -> str:
-        """``"neurips2020.table1"``."""
-        return f"{self.paper}.{self.name}"
-
-    def cell(self, name: str) -> Cell:
-        """The cell of that name."""
-        return next(cell for cell in self.cells if cell.name == name)
-
-    def measures(self, cell: str) -> tuple[Measure, ...]:
-        """All that is measured on a cell, each once."""
-        wanted = [(e.cell, e.measure) for e in self.entries]
-        wanted += [need for panel in self.panels for need in panel.needs()]
-        return tuple(dict.fromkeys(m for c, whole in wanted if c == cell for m in whole.parts()))
-
-    def jobs(self) -> tuple["Job", ...]:
-        """Every cell with every seed: what is spread over machines."""
-        return tuple(
-            Job(cell, cell.first_seed + index)
-            for cell in self.cells
-            for index in range(self.scale.seeds(cell.seeds))
-        )
-
-
 class Job(NamedTuple):
-    """A cell with a seed.
-
-    Attributes:
-        cell: The cell.
-        seed: Of the config.
-    """
+    """A cell with a seed."""
 
     cell: Cell
     seed: int
@@ -170,6 +100,70 @@ class Job(NamedTuple):
     def label(self) -> str:
         """For people: ``"linf,at seed 0"``."""
         return f"{self.cell.name} seed {self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One table or figure of one paper, at one scale.
+
+    Attributes:
+        entries: Numbers of its table.
+        panels: Of its figure.
+        notes: What a reader of the results must know.
+        also: Cells on which nothing is measured: surrogates.
+        caution: One sentence when even the paper's scale differs from the paper.
+        summary: From the table's numbers to those of further rows (groups of methods, say).
+        summary_note: What these are.
+        paper: Name of the paper's module and values.
+        name: ``"table1"``, ``"figure2"``, ...
+        title: What it shows.
+        scale: At which it is.
+    """
+
+    entries: Sequence[Entry] = ()
+    panels: Sequence[Any] = ()
+    notes: Sequence[str] = ()
+    also: Sequence[Cell] = ()
+    caution: str = ""
+    summary: Callable[[Numbers], Numbers] | None = None
+    summary_note: str = "mean over rows"
+    paper: str = ""
+    name: str = ""
+    title: str = ""
+    scale: Scale = SCALES["paper"]
+
+    @property
+    def full_name(self) -> str:
+        """``"neurips2020.table1"``."""
+        return f"{self.paper}.{self.name}"
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, each once, in the order in which they should run."""
+        every = (*self.also, *(cell for cell, _ in self._needs()))
+        return tuple({cell.name: cell for cell in every}.values())
+
+    def _needs(self) -> Iterator[tuple[Cell, Measure]]:
+        yield from ((entry.cell, entry.measure) for entry in self.entries)
+        yield from (need for panel in self.panels for need in panel.needs)
+
+    def cell(self, name: str) -> Cell:
+        """The cell of that name."""
+        return next(cell for cell in self.cells if cell.name == name)
+
+    def measures(self, cell: Cell) -> tuple[Measure, ...]:
+        """All that is measured on a cell, each once."""
+        wanted = [whole for owner, whole in self._needs() if owner.name == cell.name]
+        return tuple(dict.fromkeys(measure for whole in wanted for measure in whole.parts()))
+
+    def jobs(self, cell: Cell | None = None) -> tuple[Job, ...]:
+        """Every cell, or one, with every seed: what is spread over machines."""
+        return tuple(
+            Job(one, one.first_seed + index)
+            for one in self.cells
+            if cell is None or one.name == cell.name
+            for index in range(self.scale.seeds(one.seeds))
+        )
 
 
 def _validated(config: ConfigDict) -> ConfigDict:

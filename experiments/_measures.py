@@ -5,48 +5,54 @@ figures are made from files alone, and cells of other experiments that ask the s
 """
 
 import dataclasses
-import importlib
+import math
+import operator
+import pathlib
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from ml_collections import ConfigDict
 
-from awp_jax import streams
-from awp_jax.attacks import transfer
-from awp_jax.evaluation import PartialResults, attacks_by_name, evaluate
+from awp_jax import landscape, runs, streams
+from awp_jax.balls import WeightBall
+from awp_jax.training import evaluation_attack, read_metrics
 from experiments._scales import Scale
 
-# As `awp-jax evaluate`: the same key, so the same numbers.
 # Thousands of passes per image.
 _COSTLY = ("spsa", "autoattack", "feature")
-# Passes that gradients and verdicts of a randomised model average over; as AutoAttack's rand.
-PASSES = 20
 
 
-class Unavailable(ValueError):
-    """The library has no such function, attack or checkpoint; the message is one sentence."""
+class NotAvailable(ValueError):
+    """What a run cannot give, such as a Hessian that has not converged; one sentence."""
 
 
-def library(module: str, *names: str) -> Any:
-    """A module of awp_jax that must have these names.
+class Bench(NamedTuple):
+    """What a measure works on.
 
-    Raises:
-        Unavailable: When this version has it not.
+    Attributes:
+        run: Trained to its end.
+        scale: Of the experiment.
+        folder: Where parts of an unfinished evaluation lie.
+        trained: From another cell's name to its run directory, trained to its end.
     """
-    try:
-        found = importlib.import_module(f"awp_jax.{module}")
-    except ModuleNotFoundError:
-        raise Unavailable(f"awp_jax.{module} is not available in this version.") from None
-    for name in names:
-        if not hasattr(found, name):
-            raise Unavailable(f"awp_jax.{module}.{name} is not available in this version.")
-    return found
+
+    run: runs.Run
+    scale: Scale
+    folder: pathlib.Path
+    trained: Callable[[str], pathlib.Path]
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """Something measured on one checkpoint of a run."""
+    """Something measured on a run.
+
+    In all of them ``checkpoint`` is ``"best"``, ``"last"``, or ``"40%"`` of the epochs; ``part`` is
+    ``"train"`` or ``"test"``; ``factor`` is of a network of the same function with weights so many
+    times as large, ``None`` for the network itself.
+    """
 
     def parts(self) -> tuple["Measure", ...]:
         """The measures whose results this one reads."""
@@ -60,18 +66,14 @@ class Measure:
         return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
     def settings(self, scale: Scale) -> dict[str, Any]:
-        """What the result depends on beside the run; another version has other settings."""
-        raise NotImplementedError
+        """What the scale decides; a result of other settings is not taken."""
+        return {}
 
-    def check(self) -> None:
-        """Raises ``Unavailable`` where this version of awp_jax cannot measure it."""
-
-    def compute(self, opened: Any, scale: Scale) -> Any:
+    def compute(self, bench: Bench) -> Any:
         """Measures; plain values for JSON.
 
-        Args:
-            opened: An ``experiments._runs.Opened``.
-            scale: Of the experiment.
+        Raises:
+            NotAvailable: For what this run cannot give.
         """
         raise NotImplementedError
 
@@ -86,8 +88,6 @@ class Attacked(Measure):
 
     Attributes:
         attack: Of ``awp_jax.evaluation.attacks_by_name``, at the paper's settings.
-        checkpoint: ``"best"``, ``"last"``, or ``"40%"`` of the epochs.
-        part: ``"train"`` or ``"test"``.
         examples: So many of the set; ``None`` for all (of the scale).
         restarts: Of PGD and CW; 0 for the config's.
         surrogate: Name of the cell on whose model the attack is made; empty: on the model itself.
@@ -111,52 +111,24 @@ class Attacked(Measure):
         attack = scale.attack(self.attack)
         return {"attack": attack, "examples": min(counts, default=None), "restarts": restarts}
 
-    def check(self) -> None:
-        try:
-            attacks_by_name([self.attack])
-        except ValueError as error:
-            raise Unavailable(str(error)) from None
-
-    def compute(self, opened: Any, scale: Scale) -> dict[str, Any]:
-        wanted, config = self.settings(scale), opened.config
-        name = wanted["attack"]
-        part = opened.part(self.part, wanted["examples"])
-        norm = config.attack.norm
-        epsilon = config.evaluation.epsilon or config.attack.epsilon
-        options: dict[str, Any] = {
-            "norm": norm,
-            "epsilon": epsilon,
-            "step_size": config.evaluation.step_size or config.attack.step_size,
-            "restarts": wanted["restarts"] or config.evaluation.restarts,
-        }
-        random: dict[str, Any] = {}
-        if getattr(opened.classifier, "is_random", False):
-            random = {"eot": PASSES}
-        attacks = attacks_by_name([name], **options, **random)
-        if self.surrogate:
-            other = opened.sibling(self.surrogate)
-            craft_on, attack = other.logits_fn("best"), attacks[name]
-
-            def crafted(logits_fn, key, images, labels):
-                return transfer(attack, craft_on, logits_fn, key, images, labels)
-
-            attacks = {"clean": None, name: crafted}
-        identity = {"measure": self.slug(), **wanted, "state": opened.identity(self.checkpoint)}
-        found = evaluate(
-            opened.logits_fn(self.checkpoint),
-            jax.random.fold_in(opened.experiment.key, streams.RUN_EVALUATE),
-            part.images,
-            part.labels,
-            attacks,
-            norm=norm,
-            epsilon=epsilon,
-            batch_size=config.evaluation.batch_size,
-            partial=PartialResults(opened.partial, identity),
-            **random,
-        ).attacks[name]
-        stages = [{k: s[k] for k in ("name", "accuracy")} for s in found.get("stages", ())]
-        kept = ("accuracy", "loss", "loss_correct", "loss_wrong", "examples", "seconds")
-        return {k: found.get(k) for k in kept} | {"stages": stages, "epsilon": epsilon}
+    def compute(self, bench: Bench) -> dict[str, Any]:
+        run, wanted = bench.run, self.settings(bench.scale)
+        which = _checkpoint(run.config, self.checkpoint)
+        values = run.evaluate(
+            attacks=[wanted["attack"]],
+            checkpoints=[which],
+            sets=[self.part],
+            examples=len(run.data(self.part, most=wanted["examples"])),
+            restarts=wanted["restarts"] or None,
+            surrogate=str(bench.trained(self.surrogate)) if self.surrogate else None,
+            folder=bench.folder,
+            progress=None,
+        ).values
+        # On a surrogate the name goes on with the surrogate's.
+        measured = values["checkpoints"][which][self.part].items()
+        found = next(row for name, row in measured if name.split(" ")[0] == wanted["attack"])
+        kept = ("accuracy", "loss", "loss_correct", "loss_wrong", "examples")
+        return {key: found.get(key) for key in kept} | {"epsilon": values["epsilon"]}
 
     def read(self, get: Callable[[Measure], Any]) -> Any:
         found = get(self)
@@ -167,69 +139,249 @@ class Attacked(Measure):
 
 
 @dataclasses.dataclass(frozen=True)
-class Highest(Measure):
-    """The highest of one measure over checkpoints: what the papers call best, attack by attack.
+class Made(Measure):
+    """A function of other measures; ``None``: all their values."""
 
-    Attributes:
-        measure: Of any checkpoint.
-        checkpoints: Those that are compared.
-    """
-
-    measure: Attacked
-    checkpoints: tuple[str, ...]
+    function: Callable[..., Any] | None
+    of: tuple[Measure, ...]
 
     def parts(self) -> tuple[Measure, ...]:
-        return tuple(dataclasses.replace(self.measure, checkpoint=c) for c in self.checkpoints)
+        return tuple(part for measure in self.of for part in measure.parts())
 
     def read(self, get: Callable[[Measure], Any]) -> Any:
-        return max(part.read(get) for part in self.parts())
+        values = tuple(measure.read(get) for measure in self.of)
+        return values if self.function is None else self.function(*values)
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference(Measure):
-    """One measure minus another, as in the robust generalisation gap.
-
-    Attributes:
-        first: The minuend.
-        second: What is taken away.
-    """
-
-    first: Measure
-    second: Measure
-
-    def parts(self) -> tuple[Measure, ...]:
-        return (*self.first.parts(), *self.second.parts())
-
-    def read(self, get: Callable[[Measure], Any]) -> Any:
-        return self.first.read(get) - self.second.read(get)
+def pair(x: Measure, y: Measure) -> Made:
+    """Both, as a place in a plane."""
+    return Made(None, (x, y))
 
 
-@dataclasses.dataclass(frozen=True)
-class BestEpoch(Measure):
-    """The epoch of the checkpoint ``best``, from 1.
+def highest(measure: Attacked, checkpoints: tuple[str, ...]) -> Made:
+    """The highest over checkpoints: what the papers call best, attack by attack."""
+    return Made(max, tuple(dataclasses.replace(measure, checkpoint=c) for c in checkpoints))
 
-    Attributes:
-        percent: Whether it is given in percent of the epochs.
-    """
 
-    percent: bool = False
-
-    def parts(self) -> tuple[Measure, ...]:
-        return (Learning(),)
-
-    def read(self, get: Callable[[Measure], Any]) -> Any:
-        records = get(Learning())
-        selection = "validation" if "validation" in records[0] else "test"
-        best = max(records, key=lambda r: (r[selection]["robust_accuracy"], -r["epoch"]))["epoch"]
-        return 100 * best / records[-1]["epoch"] if self.percent else best
+def gap(attack: str, checkpoint: str = "last") -> Made:
+    """Training minus test accuracy under an attack, in points."""
+    parts = (Attacked(attack, checkpoint, part) for part in ("train", "test"))
+    return Made(operator.sub, tuple(parts))
 
 
 @dataclasses.dataclass(frozen=True)
 class Learning(Measure):
     """The evaluations during training, as ``metrics.jsonl`` has them."""
 
-    def settings(self, scale: Scale) -> dict[str, Any]:
-        return {}
+    def compute(self, bench: Bench) -> list[dict[str, Any]]:
+        return [r for r in read_metrics(bench.run.workdir) if r["kind"] == "evaluation"]
 
-    def compute(self, opened: Any, scale: Scale) -> list[dict[str, Any]]:
-        return [r for r in opened.metrics() if r["kind"] == "evaluation"]
+
+def best_epoch(records: list[dict[str, Any]]) -> int:
+    """The epoch of the checkpoint ``best``, from 1, as ``Learning`` says."""
+    selection = "validation" if "validation" in records[0] else "test"
+    best = max(records, key=lambda r: (r[selection]["robust_accuracy"], -r["epoch"]))
+    return best["epoch"]
+
+
+BEST_EPOCH = Made(best_epoch, (Learning(),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Landscape(Measure):
+    """Adversarial loss along directions in weight space (AWP, Algorithm 1).
+
+    Attributes:
+        directions: How many 1-D curves; the scale may have fewer.
+        dims: 1, or 2 for one surface over two directions.
+        kind: ``"random"`` or ``"adversarial"``.
+        normalisation: ``"filter"`` (AWP) or ``"layer"`` (Stutz et al.).
+        extent: Largest coordinate, relative to the weights.
+    """
+
+    checkpoint: str = "last"
+    directions: int = 1
+    dims: int = 1
+    kind: str = "random"
+    normalisation: str = "filter"
+    extent: float = 1.0
+    part: str = "train"
+    factor: float | None = None
+
+    def settings(self, scale: Scale) -> dict[str, Any]:
+        return {
+            "points": scale.points if self.dims == 1 else scale.points_2d,
+            "directions": min(self.directions, scale.directions) if self.dims == 1 else 2,
+            "examples": scale.examples_landscape,
+        }
+
+    def compute(self, bench: Bench) -> dict[str, Any]:
+        wanted, config = self.settings(bench.scale), bench.run.config
+        apply_fn, params, *images, key = _network(self, bench, wanted["examples"])
+        attack = evaluation_attack(config, steps=bench.scale.steps(10))
+        scaled: dict[str, Any] = {"normalisation": self.normalisation}
+        if self.normalisation == "layer":  # eq. 2 moves biases as well
+            scaled["ball"] = WeightBall(1.0, mask=landscape.kernels_and_biases)
+        count = wanted["directions"]
+        if self.kind == "adversarial":
+            ascent = (apply_fn, params, key, *images, attack, count)
+            ways = landscape.adversarial_directions(*ascent, **scaled)
+        else:
+            ways = landscape.directions(key, params, count, **scaled)
+        axis = landscape.axis(wanted["points"], self.extent)
+        judged = {"attack": attack, "key": key, "batch_size": config.evaluation.batch_size}
+
+        def surface(chosen: Any) -> Any:
+            axes = [axis] * self.dims
+            found = landscape.surface(apply_fn, params, chosen, *images, axes=axes, **judged)
+            return np.asarray(found.loss).tolist()
+
+        each = [jax.tree.map(lambda d, i=i: d[i : i + 1], ways) for i in range(count)]
+        loss = surface(ways) if self.dims == 2 else [surface(way) for way in each]
+        return {"axis": axis.tolist(), "loss": loss}
+
+
+def rise(found: dict[str, Any]) -> float:
+    """How much a 1-D ``Landscape`` rises above its centre, mean over the axis, in nats."""
+    loss = np.mean(found["loss"], axis=0)
+    return float(loss.mean() - loss[len(loss) // 2])
+
+
+@dataclasses.dataclass(frozen=True)
+class Flatness(Measure):
+    """Flatness in robust loss (Stutz et al. 2021, eqs. 3 and 5), in nats.
+
+    Of the case ``"average"`` (xi 0.5) or ``"worst"`` (xi 0.00075).
+    """
+
+    case: str = "average"
+    checkpoint: str = "last"
+    part: str = "test"
+    factor: float | None = None
+
+    def settings(self, scale: Scale) -> dict[str, Any]:
+        most = min(1000, scale.examples or 1000)
+        count = scale.draws if self.case == "average" else scale.restarts
+        return {"examples": most, "count": count, "reference_restarts": scale.restarts}
+
+    def compute(self, bench: Bench) -> float:
+        wanted, steps = self.settings(bench.scale), bench.scale.steps(20)
+        options = _judged(bench, steps, restarts=1)
+        options["reference_restarts"] = wanted["reference_restarts"]
+        function: Callable[..., Any] = landscape.average_flatness
+        if self.case == "worst":
+            function = landscape.worst_case_flatness
+            options |= {"restarts": wanted["count"], "steps": steps}
+        else:
+            options["draws"] = wanted["count"]
+        return float(function(*_network(self, bench, wanted["examples"]), **options).flatness)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curvature(Measure):
+    """The largest eigenvalue of the Hessian of the robust loss in all weights (test images)."""
+
+    checkpoint: str = "last"
+    factor: float | None = None
+
+    def settings(self, scale: Scale) -> dict[str, Any]:
+        return {"examples": min(1000, scale.examples or 1000)}
+
+    def compute(self, bench: Bench) -> float:
+        network = _network(self, bench, self.settings(bench.scale)["examples"])
+        options = _judged(bench, bench.scale.steps(20), restarts=1)
+        eigenvalue = float(landscape.hessian_spectrum(*network, **options).eigenvalues[0])
+        if math.isnan(eigenvalue):
+            raise NotAvailable(f"The Hessian at {self.checkpoint} has not converged.")
+        return eigenvalue
+
+
+@dataclasses.dataclass(frozen=True)
+class PerturbedLoss(Measure):
+    """Adversarial loss under AWP and under random weight perturbation, training images.
+
+    Attributes:
+        gammas: Relative sizes; all are measured together.
+        kind: ``"random"`` or ``"adversarial"``: which is read.
+        gamma: At which size.
+    """
+
+    gammas: tuple[float, ...]
+    checkpoint: str = "last"
+    kind: str = dataclasses.field(default="random", compare=False)
+    gamma: float = dataclasses.field(default=0.0, compare=False)
+
+    def settings(self, scale: Scale) -> dict[str, Any]:
+        return {"examples": scale.examples_landscape, "draws": min(3, scale.draws)}
+
+    def compute(self, bench: Bench) -> dict[str, Any]:
+        wanted = self.settings(bench.scale)
+        found = landscape.perturbed_loss(
+            *_network(self, bench, wanted["examples"], "train"),
+            gammas=self.gammas,
+            draws=wanted["draws"],
+            **_judged(bench, bench.scale.steps(10)),
+        )
+        return {
+            "gammas": list(self.gammas),
+            "adversarial": np.asarray(found.adversarial).tolist(),
+            "random": np.asarray(found.random).mean(axis=1).tolist(),
+        }
+
+    def read(self, get: Callable[[Measure], Any]) -> float:
+        found = get(self)
+        return found[self.kind][found["gammas"].index(self.gamma)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights(Measure):
+    """How the weights of the last convolution (or layer before the last) are spread."""
+
+    checkpoint: str = "last"
+
+    def settings(self, scale: Scale) -> dict[str, Any]:
+        return {"bins": 61}
+
+    def compute(self, bench: Bench) -> dict[str, Any]:
+        # The tree is sorted by name, as the stages of these networks are.
+        params = bench.run.restore(_checkpoint(bench.run.config, self.checkpoint))[0].params
+        kernels = jax.tree_util.tree_leaves_with_path(params)
+        shapes = {jax.tree_util.keystr(p, simple=True, separator="/"): w.shape for p, w in kernels}
+        convolutions = [name for name, shape in shapes.items() if len(shape) == 4 and shape[0] > 1]
+        matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+        name = (convolutions or matrices)[-1]
+        found = landscape.weight_histograms(params, **self.settings(bench.scale))[name]
+        counts, edges = np.asarray(found.counts).tolist(), np.asarray(found.edges).tolist()
+        return {"layer": name, "counts": counts, "edges": edges}
+
+
+def _checkpoint(config: ConfigDict, name: str) -> str:
+    """What ``Run.restore`` calls a checkpoint."""
+    if name == "last" and config.averaging.name != "none":
+        return "average"  # the model that a run with SWA ends with
+    if not name.endswith("%"):
+        return name
+    return f"epoch-{max(config.epochs * int(name[:-1]) // 100, 1)}"
+
+
+def _network(measure: Any, bench: Bench, examples: int, part: str = "test") -> tuple[Any, ...]:
+    """What every function of ``awp_jax.landscape`` begins with: network, images, labels, key."""
+    run, factor = bench.run, getattr(measure, "factor", None)
+    state, _ = run.restore(_checkpoint(run.config, measure.checkpoint))
+    params, statistics = state.params, state.batch_stats
+    classifier = run.experiment.classifier
+    if factor is not None:
+        try:
+            params, statistics = landscape.rescaled(classifier, params, statistics, factor)
+        except ValueError as error:  # an architecture without a network of the same function
+            raise NotAvailable(str(error)) from None
+    chosen = run.data(getattr(measure, "part", part), most=examples)
+    key = jax.random.fold_in(run.experiment.key, streams.RUN_LANDSCAPE)
+    return classifier.apply_fn(statistics), params, chosen.images, chosen.labels, key
+
+
+def _judged(bench: Bench, steps: int, **changes: Any) -> dict[str, Any]:
+    """The attack and the batches by which a loss around the weights is measured."""
+    config = bench.run.config
+    attack = evaluation_attack(config, steps=steps, **changes)
+    return {"attack": attack, "batch_size": min(128, config.evaluation.batch_size)}

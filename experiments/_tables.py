@@ -1,35 +1,25 @@
 """The table of an experiment: the paper's numbers, ours, and the difference."""
 
-import contextlib
 import csv
 import io
 import math
 import statistics
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from awp_jax.reporting import markdown_table
-from experiments._analyses import Flatness, Landscape, scale_steps
-from experiments._cells import SUBSTITUTE, Entry, Job, NotAvailable
-from experiments._measures import Attacked, Measure, Unavailable
+from experiments._cells import SUBSTITUTE, Entry, Job
+from experiments._measures import Attacked, Flatness, Landscape, Measure
 from experiments._runs import Place
-from experiments._values import Value, paper_table, paper_values
+from experiments._values import Value, paper_numbers
 
 NOT_RUN = "not run"
 
 
 class Line(NamedTuple):
-    """One number beside the paper's.
+    """One number beside the paper's, where there are such: ``ours`` is the mean over ``seeds``.
 
-    Attributes:
-        row: As in the paper.
-        column: As in the paper.
-        paper: What the paper reports; ``None`` for what it does not have.
-        ours: Mean over the seeds that are done; ``None`` for none.
-        deviation: Standard deviation over seeds; ``None`` for fewer than two.
-        seeds: Which are done.
-        state: ``""``, ``"not run"``, or why it is not available.
-        note: What a reader must know of the number.
-        settings: Attack, examples, epsilon, device, as text.
+    ``state`` is ``""``, ``"not run"``, or how many seeds are done; ``settings`` are attack,
+    examples, epsilon and device, as text.
     """
 
     row: str
@@ -53,18 +43,11 @@ class Line(NamedTuple):
 def lines(place: Place) -> list[Line]:
     """Every number of an experiment's table, from files alone.
 
-    Args:
-        place: Where the experiment lies.
-
-    Returns:
-        In the order of the experiment; then rows made of others; then what only the paper has.
+    In the order of the experiment; then rows made of others; then what only the paper has.
     """
     experiment = place.experiment
-    published = _published(experiment.paper, experiment.name)
-    found = []
-    for entry in experiment.entries:
-        paper = published.pop((entry.row, entry.column), None)
-        found.append(_line(place, entry, paper))
+    published = paper_numbers(experiment.paper, experiment.name)
+    found = [_line(place, e, published.pop((e.row, e.column), None)) for e in experiment.entries]
     if experiment.summary is not None:
         numbers = {(x.row, x.column): x.ours for x in found if x.ours is not None}
         for (row, column), number in experiment.summary(numbers).items():
@@ -75,123 +58,60 @@ def lines(place: Place) -> list[Line]:
     return found
 
 
-def _published(paper: str, name: str) -> dict[tuple[str, str], Value]:
-    if name in paper_values(paper)["tables"]:
-        return {k: v for k, v in paper_table(paper, name).items() if v.mean is not None}
-    texts = paper_values(paper)["figures"][name]["values"]
-    return {(row, "text"): Value(number) for row, number in texts.items()}
-
-
 def _line(place: Place, entry: Entry, paper: Value | None) -> Line:
-    jobs = [j for j in place.experiment.jobs() if j.cell.name == entry.cell]
-    values: list[float] = []
-    seeds: list[int] = []
-    settings: dict[str, None] = {}
-    state = NOT_RUN
-    for job in jobs:
-        try:
-            for part in entry.measure.parts():
-                part.check()
-            read = reader(place, job)
-            values.append(float(entry.measure.read(read)))
-            seeds.append(job.seed)
-            settings |= {_settings(place, job, part): None for part in entry.measure.parts()}
-        except Missing:
-            continue
-        except (NotAvailable, Unavailable) as error:
-            state = str(error)
-    if not values:
-        return Line(entry.row, entry.column, paper, state=state, note=entry.note)
-    return Line(
-        entry.row,
-        entry.column,
-        paper,
-        statistics.fmean(values),
-        statistics.stdev(values) if len(values) > 1 else None,
-        tuple(seeds),
-        "" if len(values) == len(jobs) else f"{len(values)} of {len(jobs)} seeds",
-        entry.note,
-        "; ".join(settings),
-    )
-
-
-class Missing(LookupError):
-    """A measure has no result yet."""
-
-
-def reader(place: Place, job: Job) -> Any:
-    """A function from a measure to its result; it raises ``Missing`` where there is none."""
-
-    def get(measure: Measure) -> Any:
-        found = place.result(job, measure)
-        if found is None:
-            raise Missing
-        return found["value"]
-
-    return get
+    row, column, cell, measure, note = entry
+    found = place.values(cell, measure)
+    if not found:
+        return Line(row, column, paper, state=NOT_RUN, note=note)
+    values, seeds = [float(value) for value in found.values()], tuple(job.seed for job in found)
+    mean, deviation = statistics.fmean(values), statistics.stdev(values) if values[1:] else None
+    wanted = len(place.experiment.jobs(cell))
+    state = "" if len(values) == wanted else f"{len(values)} of {wanted} seeds"
+    how = "; ".join(dict.fromkeys(_settings(place, j, m) for j in found for m in measure.parts()))
+    return Line(row, column, paper, mean, deviation, seeds, state, note, how)
 
 
 def _settings(place: Place, job: Job, measure: Measure) -> str:
     found = place.result(job, measure)
-    words = [found["device"]]
+    used, value = found["settings"], found["value"]
+    words = [f"{key} {chosen}" for key, chosen in used.items()]
     if isinstance(measure, Attacked):
-        used, value = found["settings"], found["value"]
-        words = [used["attack"], f"epsilon {value['epsilon']}", *words]
-        words.insert(1, f"{value['examples']} {measure.part} examples")
-    else:
-        words = [f"{k} {v}" for k, v in found["settings"].items()] + words
-    return ", ".join(words)
+        words = [used["attack"], f"{value['examples']} {measure.part} examples"]
+        words.append(f"epsilon {value['epsilon']}")
+    return ", ".join([*words, found["device"]])
 
 
 def warning(place: Place) -> str:
     """What differs from the paper's settings, for every table and figure; empty for nothing."""
-    scale = place.experiment.scale.name
-    if scale == "paper":
+    scale = place.experiment.scale
+    if scale.name == "paper":
         return place.experiment.caution
-    what = {
-        "trial": "two steps of eight images; nothing is learnt",
-        "cpu": "1,000 training images at half the height and width, 40 epochs, PreActResNet-10 of "
-        "width 12, smaller shifts, at most 500 test images, 100 for attacks of thousands of passes",
-        "smoke": "digits without AutoAugment and extra data, a small MLP, two epochs, few steps",
-        "small": "5,000 training images, 20 epochs, a narrower network, fewer test images",
-    }[scale]
-    return f"NOT the paper's settings: scale {scale} ({what})."
+    return f"NOT the paper's settings: scale {scale.name} ({scale.differs})."
 
 
 def conditions(place: Place) -> list[str]:
-    """What holds for all numbers and curves of an experiment, and may be otherwise in the paper.
-
-    Args:
-        place: Where the experiment lies.
-    """
+    """What holds for all numbers and curves of an experiment, and may be otherwise in the paper."""
     experiment, scale = place.experiment, place.experiment.scale
-    kept = set()
-    for job in experiment.jobs():
-        with contextlib.suppress(NotAvailable):
-            if not job.cell.imported:
-                kept.add(place.config(job).data.validation_examples)
+    trained = [job for job in experiment.jobs() if not job.cell.imported]
     text = []
-    if kept:
-        counts = " or ".join(f"{count:,}" for count in sorted(kept))
+    if kept := sorted({place.config(job).data.validation_examples for job in trained}):
+        counts = " or ".join(f"{count:,}" for count in kept)
         text.append(
             f"Trained without {counts} of the training images, which choose the checkpoint 'best'; "
             "the papers train on all of them."
         )
-    measures = [m for cell in experiment.cells for m in experiment.measures(cell.name)]
-    steps = scale_steps(scale, 10)
-    for dims in (1, 2):
-        found = [m for m in measures if isinstance(m, Landscape) and m.dims == dims]
-        for part in sorted({m.part for m in found}):
-            used = next(m for m in found if m.part == part).settings(scale)
-            text.append(
-                f"{dims}-D landscapes: PGD-{steps} anew at each of {used['points'] ** dims} "
-                f"points, on {used['examples']:,} {part} images."
-            )
-    flat = next((m for m in measures if isinstance(m, Flatness)), None)
-    if flat is not None:
-        used = flat.settings(scale)
+    measures = [m for cell in experiment.cells for m in experiment.measures(cell)]
+    surfaces = {(m.dims, m.part): m for m in measures if isinstance(m, Landscape)}
+    for (dims, part), surface in sorted(surfaces.items(), key=lambda item: item[0]):
+        used = surface.settings(scale)
         text.append(
-            f"Flatness: on {used['examples']:,} images, PGD-{scale_steps(scale, 20)}, "
+            f"{dims}-D landscapes: PGD-{scale.steps(10)} anew at each of {used['points'] ** dims} "
+            f"points, on {used['examples']:,} {part} images."
+        )
+    if any(isinstance(m, Flatness) for m in measures):
+        used = Flatness().settings(scale)
+        text.append(
+            f"Flatness: on {used['examples']:,} images, PGD-{scale.steps(20)}, "
             f"{scale.draws} draws (average case), the worst of {scale.restarts} restarts (worst "
             f"case), reference loss by {used['reference_restarts']} restarts."
         )
@@ -199,13 +119,7 @@ def conditions(place: Place) -> list[str]:
 
 
 def markdown(place: Place, found: list[Line], problems: list[str]) -> str:
-    """The table for people, with notes below.
-
-    Args:
-        place: Where the experiment lies.
-        found: From ``lines``.
-        problems: Cells that are not available, one sentence each.
-    """
+    """The table for people, with notes below; ``problems`` are of cells that cannot be run."""
     experiment = place.experiment
     head = [f"# {experiment.full_name}: {experiment.title}", ""]
     caution = warning(place)
@@ -219,10 +133,8 @@ def markdown(place: Place, found: list[Line], problems: list[str]) -> str:
         if line.state and line.state != NOT_RUN:
             texts.insert(0, line.state)
         marks = [remarks.setdefault(text, len(remarks) + 1) for text in texts]
-        ours = line.state if line.state == NOT_RUN else "not available"
-        if line.ours is not None:
-            ours = _number(line.ours, line.deviation)
-            ours += f" (n={len(line.seeds)})" if line.seeds else ""
+        ours = NOT_RUN if line.ours is None else _number(line.ours, line.deviation)
+        ours += f" (n={len(line.seeds)})" if line.seeds else ""
         paper = "-" if line.paper is None else _number(line.paper.mean, line.paper.deviation)
         gap = "" if line.difference is None else f"{line.difference:+.2f}"
         notes = " ".join(f"[{m}]" for m in sorted(marks))
@@ -270,21 +182,12 @@ def comma_separated(place: Place, found: list[Line]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
     for line in found:
-        paper = line.paper or Value(None)
-        writer.writerow(
-            [
-                line.row,
-                line.column,
-                *(_blank(v) for v in (*paper, line.ours, line.deviation)),
-                " ".join(map(str, line.seeds)),
-                _blank(line.difference),
-                scale,
-                _at_paper_settings(place, line),
-                line.state,
-                line.note,
-                line.settings,
-            ]
-        )
+        numbers = (*(line.paper or Value(None)), line.ours, line.deviation)
+        seeds = " ".join(map(str, line.seeds))
+        at_paper = _at_paper_settings(place, line)
+        words = (scale, at_paper, line.state, line.note, line.settings)
+        # csv writes None as an empty field
+        writer.writerow([line.row, line.column, *numbers, seeds, line.difference, *words])
     return buffer.getvalue()
 
 
@@ -293,7 +196,3 @@ def _at_paper_settings(place: Place, line: Line) -> str:
     if line.ours is None or warning(place) or SUBSTITUTE in line.note:
         return "no"
     return "but for validation images"
-
-
-def _blank(value: float | None) -> Any:
-    return "" if value is None else value

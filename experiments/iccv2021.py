@@ -4,52 +4,143 @@ Table 1; Figures 1, 2, 4 to 9. (Figure 3 is an illustration.)
 """
 
 import functools
+import importlib
+import operator
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from awp_jax.reporting import robustness_groups
-from experiments import _iccv2021 as common
-from experiments._analyses import Curvature, Flatness, Landscape
-from experiments._build import correlations, make, percents, with_changes
+from experiments import _build as build
+from experiments import _panels as panels
 from experiments._cells import SUBSTITUTE, Cell, Entry, Experiment, Numbers
-from experiments._measures import BestEpoch, Difference, Measure
-from experiments._panels import Curves, Lines, Panel, Scatter
+from experiments._measures import (
+    BEST_EPOCH,
+    Attacked,
+    Curvature,
+    Flatness,
+    Landscape,
+    Made,
+    Measure,
+    best_epoch,
+    pair,
+)
 from experiments._scales import Scale
-from experiments._weight_panels import Landscapes
+from experiments._values import paper_values
 
-_make = functools.partial(make, "iccv2021")
+_CHOSEN: dict[str, str] = importlib.import_module("configs.iccv2021").CHOSEN
+# Row of Table 1, but for the means over groups: argument of configs/iccv2021.py.
+_METHODS = {
+    row: re.sub(r"\+|=.*| \(.*", "", row).replace(" ", "-").lower()
+    for row in paper_values("iccv2021")["tables"]["table1"]["rows"]
+    if row not in ("Good", "Average", "Poor")
+}
+_EXAMPLES = 1000  # examples of every measurement in the paper
+_SUPPLEMENT = (
+    "Hyper-parameters that only the paper's supplement lists are not the paper's here but: "
+    + "; ".join(f"{method}: {words}" for method, words in _CHOSEN.items())
+    + "."
+)
+_EARLY = (
+    "best: picked on held-out training images; the paper picks on the last 500 test images, every "
+    "5th epoch"
+)
+_BOTH = ("train", "test")
+_LOSS, _ERROR, _PERCENT = "robust loss (nats)", "robust error (%)", "epoch (% of training)"
+
+
+def _cell(method: str) -> Cell:
+    """One model of a method, under its name."""
+    return Cell(method, f"iccv2021:{method}")
+
+
+_AT, _AWP = _cell("at"), _cell("at-awp")
+
+
+def _error(part: str = "test", checkpoint: str = "last") -> Attacked:
+    """Robust error (RErr), by AutoAttack."""
+    return Attacked("autoattack", checkpoint, part, _EXAMPLES, kind="error")
+
+
+def _loss(part: str = "test", checkpoint: str = "last", kind: str = "loss") -> Attacked:
+    """Robust loss (RLoss), by PGD-20 with ten restarts."""
+    return Attacked("pgd-20", checkpoint, part, _EXAMPLES, restarts=10, kind=kind)
+
+
+def _rows(columns: dict[str, Measure]) -> list[Entry]:
+    """Table 1's methods; notes say what of a number is not from the paper's text."""
+    entries = []
+    for row, method in _METHODS.items():
+        chosen = [f"{SUBSTITUTE}: {_CHOSEN[method]}"] if method in _CHOSEN else []
+        for column, measure in columns.items():
+            note = "; ".join([*chosen, _EARLY] if "early" in column else chosen)
+            entries.append(Entry(row, column, _cell(method), measure, note))
+    return entries
+
+
+def _against(
+    title: str,
+    measure: Measure,
+    ylabel: str = _LOSS,
+    flatness: Flatness | None = None,
+    imported: Sequence[Cell] | None = None,
+) -> panels.Panel:
+    """A measure over flatness, of the methods, and of the published models that a figure has."""
+    flatness = flatness or Flatness()
+    published = {f"{cell.last_part} (imported)": cell for cell in imported or ()}
+    cells = {**{row: _cell(method) for row, method in _METHODS.items()}, **published}
+    return panels.scatter(
+        title,
+        [(label, cell, pair(flatness, measure)) for label, cell in cells.items()],
+        f"{flatness.case}-case flatness (nats)",
+        ylabel,
+        imported=None if imported is None else list(published),
+    )
+
+
+def _path(label: str, cells: Sequence[Cell], checkpoints: Sequence[str], case: str = "average"):
+    """Models at several checkpoints, each a joined line."""
+    both = {p: pair(Flatness(case, p), _loss("test", p)) for p in checkpoints}
+    places = [(cell.name, cell, measure) for cell in cells for measure in both.values()]
+    return panels.scatter(label, places, f"{case}-case flatness (nats)", _LOSS, joined=True)
+
+
+def _robustbench(imported: Sequence[Cell]) -> str:
+    """A note on the published models that the paper's figure shows."""
+    if not imported:
+        return (
+            "The models of RobustBench that the paper shows are not among the cells: make run "
+            "directories of their checkpoints by 'awp-jax import' and name these by --imported."
+        )
+    names = ", ".join(cell.imported for cell in imported)
+    return f"Published models, measured as they were imported (triangles in the figure): {names}."
+
+
+def _by_correctness(title: str, methods: Sequence[str], scale: Scale) -> panels.Panel:
+    """Robust loss on what is right and what is wrong on clean images, through training."""
+    kinds = {"loss": "all", "loss_correct": "right", "loss_wrong": "wrong"}
+    series: list[panels.Series] = []
+    for method in methods:
+        measures: dict[str, Callable[[str], Measure]] = {
+            f"{method}, {words}": functools.partial(_loss, "test", kind=kind)
+            for kind, words in kinds.items()
+        }
+        series += build.through_training(measures, _cell(method), scale)
+    return panels.lines(title, series, _PERCENT, _LOSS)
 
 
 def _table1(scale: Scale) -> Experiment:
     columns: dict[str, Measure] = {
-        "RErr test": common.error("test"),
-        "RErr train": common.error("train"),
+        "RErr test": _error("test"),
+        "RErr train": _error("train"),
         "flatness average": Flatness("average"),
         "flatness worst": Flatness("worst"),
-        "RErr early stopping": common.error("test", "best"),
+        "RErr early stopping": _error("test", "best"),
     }
-    entries = [
-        Entry(
-            row,
-            column,
-            method,
-            measure,
-            common.note(method, common.EARLY if "early" in column else ""),
-        )
-        for row, method in common.METHODS.items()
-        for column, measure in columns.items()
-    ]
-    notes = (common.GROUPS, common.AVERAGE)
-    return _make(
-        "table1",
-        scale,
-        common.cells(),
-        entries=entries,
-        notes=notes,
-        summary=_groups,
-        summary_note=f"mean over rows, some with values {SUBSTITUTE}",
-    )
+    words = f"mean over rows, some with values {SUBSTITUTE}"
+    return Experiment(_rows(columns), summary=_groups, summary_note=words)
 
 
 def _groups(numbers: Numbers) -> Numbers:
@@ -65,286 +156,155 @@ def _groups(numbers: Numbers) -> Numbers:
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
-def _figure1(scale: Scale, imported: tuple[Cell, ...] = ()) -> Experiment:
-    panel = common.against(
-        common.loss(),
-        Flatness(),
-        "Robust loss against flatness",
-        "robust loss (nats)",
-        "average",
-        imported,
-    )
-    notes = (common.SUPPLEMENT, common.robustbench(imported))
-    title = "Robust generalisation and flatness"
-    cells = (*common.cells(), *imported)
-    return _make("figure1", scale, cells, panels=[panel], notes=notes, title=title)
+def _figure1(scale: Scale, imported: Sequence[Cell] = ()) -> Experiment:
+    """Robust generalisation and flatness."""
+    panel = _against("Robust loss against flatness", _loss(), imported=imported)
+    return Experiment(panels=[panel], notes=[_SUPPLEMENT, _robustbench(imported)])
 
 
 def _figure2(scale: Scale) -> Experiment:
-    series = (("AT", common.AT),)
-    panels: list[Panel] = [
-        Curves("Robust loss", series, "robust_loss", ("train", "test")),
-        common.by_correctness("Robust loss, by clean prediction", (common.AT,), scale),
-        Curves("Robust error", series, "robust_error", ("train", "test")),
+    """Robust overfitting of AT."""
+    series = [("AT", _AT)]
+    shown = [
+        panels.curves("Robust loss", series, "robust_loss", _BOTH),
+        _by_correctness("Robust loss, by clean prediction", ["at"], scale),
+        panels.curves("Robust error", series, "robust_error", _BOTH),
     ]
-    entries = [Entry("AT robust loss test last", "text", common.AT, common.loss())]
-    title = "Robust overfitting of AT"
-    return _make(
-        "figure2", scale, [common.cell(common.AT)], entries=entries, panels=panels, title=title
-    )
+    return Experiment([Entry("AT robust loss test last", "text", _AT, _loss())], shown)
 
 
 def _figure4(scale: Scale) -> Experiment:
-    at = common.cell(common.AT)
+    """Robust loss along ten directions, mean and range."""
     cells = {
-        "AT": at,
-        "batch size 32": with_changes(at, "batch-32", batch_size=32),
-        "Adam": common.cell("adam"),
-        "AT-AWP": common.cell("at-awp"),
-        "Entropy-SGD": common.cell("entropy-sgd"),
+        "AT": _AT,
+        "batch size 32": _AT.changed("batch-32", batch_size=32),
+        "Adam": _cell("adam"),
+        "AT-AWP": _AWP,
+        "Entropy-SGD": _cell("entropy-sgd"),
     }
     scaled: dict[str, float | None] = {"AT": None, "AT x2": 2.0, "AT x0.5": 0.5}
-    top = [(label, at, factor) for label, factor in scaled.items()]
+    top = [(label, _AT, factor) for label, factor in scaled.items()]
     top += [(label, cells[label], None) for label in ("batch size 32", "Adam")]
     bottom = [(label, cells[label], None) for label in ("AT", "AT-AWP", "Entropy-SGD")]
-    panels = [
-        Landscapes(
+    shown = [
+        panels.landscapes(
             f"{what}, {kind} directions",
-            tuple(
-                (label, c.name, Landscape("last", 10, 1, kind, "layer", extent, "test", factor))
-                for label, c, factor in chosen
-            ),
+            [
+                (label, cell, Landscape("last", 10, 1, kind, "layer", extent, "test", factor))
+                for label, cell, factor in chosen
+            ],
         )
         for what, chosen in (("AT, scaled; batch 32; Adam", top), ("AT-AWP, Entropy-SGD", bottom))
         for kind, extent in (("random", 1.0), ("adversarial", 0.005))
     ]
     entries = [
-        Entry(f"{label} largest eigenvalue", "text", common.AT, Curvature("last", factor))
+        Entry(f"{label} largest eigenvalue", "text", _AT, Curvature("last", factor))
         for label, factor in scaled.items()
     ]
     entries += [
-        Entry(label, f"flatness {case}", common.AT, Flatness(case, factor=factor))
+        Entry(label, f"flatness {case}", _AT, Flatness(case, factor=factor))
         for label, factor in scaled.items()
         for case in ("average", "worst")
     ]
-    entries += [
-        Entry(label, "RErr test", c.name, common.error("test")) for label, c in cells.items()
-    ]
-    notes = (
-        "x2 and x0.5: the same function with other weights. With BatchNorm each convolution is "
-        "scaled with the running statistics behind it; without, hidden layers are scaled and the "
-        "last one divided. Landscapes and flatness must not change, eigenvalues do.",
-        "Eigenvalue: of the Hessian of the robust loss on test images in all weights, adversarial "
-        "examples held; the text does not say of which examples.",
-        common.SUPPLEMENT,
-    )
-    title = "Robust loss along ten directions, mean and range"
-    return _make(
-        "figure4", scale, cells.values(), entries=entries, panels=panels, notes=notes, title=title
-    )
+    entries += [Entry(label, "RErr test", cell, _error()) for label, cell in cells.items()]
+    return Experiment(entries, shown, [_SUPPLEMENT])
 
 
 def _figure5(scale: Scale) -> Experiment:
-    awp = common.cell("at-awp")
-    weak = [
-        with_changes(awp, f"gamma={g}", weights__gamma=g)
-        for g in scale.sweep(("0.001", "0.0025", "0.005", "0.01"))
-    ]
-    both = ("train", "test")
+    """Understanding robust overfitting."""
+    gammas = build.sweep(scale, _AWP, "weights__gamma", ("0.001", "0.0025", "0.005", "0.01"))
+    noise = [(m, _cell(m)) for m in ("at", "label-smoothing", "label-noise")]
+    methods = ("at", "at-awp", "trades", "self-supervision", "autoaugment", "weight-decay")
     groups = {
-        "Methods": ("at", "at-awp", "trades", "self-supervision", "autoaugment", "weight-decay"),
-        "Schedules": ("at", "cyclic", "late-multi-step"),
+        "Methods": [(m, _cell(m)) for m in methods],
+        "AT-AWP by gamma": [(cell.last_part, cell) for cell in gammas.values()],
+        "Schedules": [(m, _cell(m)) for m in ("at", "cyclic", "late-multi-step")],
     }
-    panels: list[Panel] = [
-        common.by_correctness("AT and MART, by clean prediction", ("at", "mart"), scale),
+    shown = [
+        _by_correctness("AT and MART, by clean prediction", ["at", "mart"], scale),
+        panels.curves("Label smoothing and noise: loss", noise, "robust_loss"),
+        panels.curves("Label smoothing and noise: error", noise, "robust_error"),
+        *(panels.curves(title, cells, "robust_loss", _BOTH) for title, cells in groups.items()),
     ]
-    noise = tuple((m, m) for m in ("at", "label-smoothing", "label-noise"))
-    panels += [
-        Curves("Label smoothing and noise: loss", noise, "robust_loss"),
-        Curves("Label smoothing and noise: error", noise, "robust_error"),
-    ]
-    for title, methods in groups.items():
-        panels.append(Curves(title, tuple((m, m) for m in methods), "robust_loss", both))
-    series = tuple((c.name.rpartition(",")[2], c.name) for c in weak)
-    panels.insert(4, Curves("AT-AWP by gamma", series, "robust_loss", both))
-    names = dict.fromkeys(["at", "mart", *(m for m, _ in noise), *sum(groups.values(), ())])
-    title = "Understanding robust overfitting"
-    cells = [*map(common.cell, names), *weak]
-    return _make("figure5", scale, cells, panels=panels, notes=(common.SUPPLEMENT,), title=title)
+    return Experiment(panels=shown, notes=[_SUPPLEMENT])
+
+
+def _best_percent(records: list[dict[str, Any]]) -> float:
+    return 100 * best_epoch(records) / records[-1]["epoch"]
 
 
 def _figure6(scale: Scale) -> Experiment:
-    flatness: dict[str, Any] = {
-        "average-case flatness": lambda p: Flatness("average", p),
-        "worst-case flatness": lambda p: Flatness("worst", p),
+    """Flatness throughout training."""
+    measures: dict[str, Callable[[str], Measure]] = {
+        "test robust loss": functools.partial(_loss, "test"),
+        "train robust loss": functools.partial(_loss, "train"),
+        "average-case flatness": functools.partial(Flatness, "average"),
+        "worst-case flatness": functools.partial(Flatness, "worst"),
     }
-    losses: dict[str, Any] = {
-        "test robust loss": lambda p: common.loss("test", p),
-        "train robust loss": lambda p: common.loss("train", p),
-    }
-    x = "epoch (% of training)"
-    others = ("at", "self-supervision", "at-awp", "unlabeled")
-
-    def path(cell: str, case: str) -> tuple:
-        return tuple(
-            (cell, cell, Flatness(case, p), common.loss("test", p)) for p in percents(scale)
-        )
-
-    panels: list[Panel] = [
-        Lines(
+    percents = scale.percents_in()
+    others = [_cell(m) for m in ("at", "self-supervision", "at-awp", "unlabeled")]
+    shown = [
+        panels.lines(
             "AT",
-            common.through_training(losses | flatness, (common.AT,), scale),
-            x,
+            build.through_training(measures, _AT, scale),
+            _PERCENT,
             "robust loss, flatness (nats)",
-            right=common.through_training({"Hessian eigenvalue": Curvature}, (common.AT,), scale),
+            right=build.through_training({"Hessian eigenvalue": Curvature}, _AT, scale),
             right_label="largest eigenvalue of the Hessian",
-            upright=("best epoch", common.AT, BestEpoch(percent=True)),
+            upright=[("best epoch", _AT, Made(_best_percent, BEST_EPOCH.of))],
         ),
-        *(
-            Scatter(
-                f"AT: {case} case",
-                path(common.AT, case),
-                f"{case}-case flatness (nats)",
-                "robust loss (nats)",
-                joined=True,
-            )
-            for case in ("average", "worst")
-        ),
-        Scatter(
-            "Methods through training",
-            tuple(point for cell in others for point in path(cell, "average")),
-            "average-case flatness (nats)",
-            "robust loss (nats)",
-            joined=True,
-        ),
+        *(_path(f"AT: {case} case", [_AT], percents, case) for case in ("average", "worst")),
+        _path("Methods through training", others, percents),
     ]
-    notes = (
-        "Eigenvalue: the largest of the Hessian of the robust loss on test images in all weights, "
-        "adversarial examples held; the text does not say of which examples.",
-        common.SUPPLEMENT,
-    )
-    title = "Flatness throughout training"
-    cells = [common.cell(name) for name in others]
-    entries = [Entry("AT best epoch", "text", common.AT, BestEpoch(), common.EARLY)]
-    return _make("figure6", scale, cells, entries=entries, panels=panels, notes=notes, title=title)
+    entries = [Entry("AT best epoch", "text", _AT, BEST_EPOCH, _EARLY)]
+    return Experiment(entries, shown, [_SUPPLEMENT])
 
 
 def _figure7(scale: Scale) -> Experiment:
+    """Flatness across hyper-parameters."""
     sweeps = {
         "at-awp": ("weights__gamma", ("0.001", "0.0025", "0.005", "0.01", "0.02")),
         "trades": ("objective__beta", (1.0, 3.0, 6.0, 9.0)),
         "mart": ("objective__lambda_", (1.0, 3.0, 6.0, 9.0)),
         "at": ("optimizer__weight_decay", (0.0005, 0.001, 0.005, 0.01, 0.05)),
     }
-    cells, points = [], []
+    places = []
     for method, (key, values) in sweeps.items():
-        for value in scale.sweep(values):
-            short = key.rpartition("__")[2].rstrip("_")
-            cell = with_changes(common.cell(method), f"{short}={value}", **{key: value})
-            cells.append(cell)
-            label = f"{method}, {short.replace('_', ' ')}"
-            points.append((label, cell.name, Flatness(), common.loss()))
-    panel = Scatter(
-        "Hyper-parameters",
-        tuple(points),
-        "average-case flatness (nats)",
-        "robust loss (nats)",
-        joined=True,
-    )
-    notes = ("The paper's hyper-parameters are in its supplement; these are chosen around them.",)
-    title = "Flatness across hyper-parameters"
-    return _make("figure7", scale, cells, panels=[panel], notes=notes, title=title)
+        label = f"{method}, {key.partition('__')[2].rstrip('_').replace('_', ' ')}"
+        for cell in build.sweep(scale, _cell(method), key, values).values():
+            places.append((label, cell, pair(Flatness(), _loss())))
+    x = "average-case flatness (nats)"
+    panel = panels.scatter("Hyper-parameters", places, x, _LOSS, joined=True)
+    return Experiment(panels=[panel])
 
 
 def _figure8(scale: Scale) -> Experiment:
-    loss, error = "robust loss (nats)", "robust error (%)"
+    """Robustness and flatness."""
     average, worst = Flatness("average"), Flatness("worst")
-    panels = [
-        Scatter(
-            "Robust error against robust loss",
-            tuple(
-                (row, m, common.loss(), common.error("test")) for row, m in common.METHODS.items()
-            ),
-            loss,
-            error,
-        ),
-        common.against(common.loss(), average, "Robust loss, average case", loss, "average"),
-        common.against(
-            common.error("test"), average, "Robust error, average case", error, "average"
-        ),
-        common.against(common.loss(), worst, "Robust loss, worst case", loss, "worst"),
+    columns = {"robust loss": _loss(), "flatness average": average, "flatness worst": worst}
+    both = pair(_loss(), _error())
+    models = [(row, _cell(method), both) for row, method in _METHODS.items()]
+    shown = [
+        panels.scatter("Robust error against robust loss", models, _LOSS, _ERROR),
+        _against("Robust loss, average case", _loss()),
+        _against("Robust error, average case", _error(), _ERROR),
+        _against("Robust loss, worst case", _loss(), flatness=worst),
     ]
-    title = "Robustness and flatness"
-    columns = {"robust loss": common.loss(), "flatness average": average, "flatness worst": worst}
-    return _make(
-        "figure8",
-        scale,
-        common.cells(),
-        entries=[
-            Entry(row, column, method, measure, common.note(method))
-            for row, method in common.METHODS.items()
-            for column, measure in columns.items()
-        ],
-        panels=panels,
-        notes=("The paper's coefficients are over all its models, not these rows.",),
-        title=title,
-        summary=functools.partial(correlations, of="robust loss"),
-        summary_note="correlation with robust loss over the rows measured, some with values "
-        + SUBSTITUTE,
-    )
+    summary = functools.partial(build.correlations, of="robust loss")
+    words = "correlation with robust loss over the rows measured, some with values " + SUBSTITUTE
+    return Experiment(_rows(columns), shown, summary=summary, summary_note=words)
 
 
-def _figure9(scale: Scale, imported: tuple[Cell, ...] = ()) -> Experiment:
-    flat, loss = Flatness(), "robust loss (nats)"
-    train_gap = Difference(common.loss("test"), common.loss("train"))
-    last_best = Difference(common.loss("test"), common.loss("test", "best"))
-    chosen = ("at", "trades", "mart", "at-awp", "weight-decay")
-    stopped = tuple(
-        (m, m, Flatness("average", checkpoint), common.loss("test", checkpoint))
-        for m in chosen
-        for checkpoint in ("last", "best")
-    )
-    panels = [
-        common.against(
-            common.loss(),
-            Flatness("average", "last", "train"),
-            "Flatness on train",
-            loss,
-            "average",
-        ),
-        common.against(
-            train_gap,
-            flat,
-            "Test minus train",
-            "difference of robust loss (nats)",
-            "average",
-            imported,
-        ),
-        common.against(
-            last_best, flat, "Last minus best", "difference of robust loss (nats)", "average"
-        ),
-        Scatter(
-            "Last, joined to best (early stopping)",
-            stopped,
-            "average-case flatness (nats)",
-            loss,
-            joined=True,
-        ),
+def _figure9(scale: Scale, imported: Sequence[Cell] = ()) -> Experiment:
+    """Robust generalisation and early stopping."""
+    train_gap = Made(operator.sub, (_loss("test"), _loss("train")))
+    last_best = Made(operator.sub, (_loss("test"), _loss("test", "best")))
+    change = "difference of robust loss (nats)"
+    stopped = [_cell(m) for m in ("at", "trades", "mart", "at-awp", "weight-decay")]
+    shown = [
+        _against("Flatness on train", _loss(), flatness=Flatness("average", "last", "train")),
+        _against("Test minus train", train_gap, change, imported=imported),
+        _against("Last minus best", last_best, change),
+        _path("Last, joined to best (early stopping)", stopped, ("last", "best")),
     ]
-    title = "Robust generalisation and early stopping"
-    notes = (common.SUPPLEMENT, common.EARLY, common.robustbench(imported))
-    cells = (*common.cells(), *imported)
-    return _make("figure9", scale, cells, panels=panels, notes=notes, title=title)
-
-
-EXPERIMENTS = {
-    "table1": _table1,
-    "figure1": _figure1,
-    "figure2": _figure2,
-    "figure4": _figure4,
-    "figure5": _figure5,
-    "figure6": _figure6,
-    "figure7": _figure7,
-    "figure8": _figure8,
-    "figure9": _figure9,
-}
+    return Experiment(panels=shown, notes=[_SUPPLEMENT, _EARLY, _robustbench(imported)])

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 
 import absl.logging
 
+from awp_jax import checks
 from awp_jax.compilation import use_compilation_cache, use_fast_convolutions
 from awp_jax.data import DataError
 from awp_jax.files import StorageError, write_text
 from awp_jax.reporting import markdown_table, save_figure
 from awp_jax.training import NonFiniteError
-from experiments._build import command
-from experiments._cells import Experiment, Job, NotAvailable
-from experiments._figure import figure
-from experiments._registry import PAPERS, experiment, names, takes_imported
-from experiments._runs import Place, availability, is_done, run_job
-from experiments._scales import SCALES, scale_by_name
+from experiments._build import experiment, names, takes_imported
+from experiments._cells import Experiment, Job
+from experiments._panels import figure
+from experiments._runs import Place, run_job
+from experiments._scales import SCALES
 from experiments._tables import comma_separated, lines, markdown
 from experiments._work import estimate
 
@@ -54,14 +54,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs experiments.
+    """Runs experiments; returns the exit status.
 
-    Args:
-        argv: Arguments without the program's name; ``sys.argv[1:]`` by default.
-
-    Returns:
-        Exit status: 0 done; 1 a loss became infinite, or the disk is full; 2 wrong use, bad input,
-        or data of some cells is missing.
+    0 done; 1 a loss became infinite, or the disk is full; 2 wrong use, bad input, or data of some
+    cells is missing.
     """
     try:
         arguments = _parser().parse_args(argv)
@@ -76,17 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(arguments)
     except (ValueError, OSError) as error:
         print(f"experiments.run: {error}", file=sys.stderr)
-        return 2
-    except StorageError as error:
-        print(f"experiments.run: {error}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, StorageError) else 2
     except KeyboardInterrupt:
         print("experiments.run: interrupted; the same command goes on.", file=sys.stderr)
         return 130
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    scale = scale_by_name(arguments.scale)
+    scale = SCALES[checks.choice(arguments.scale, SCALES, "scale")]
     wanted = _expanded(arguments.experiments)
     imported = [name.strip() for name in (arguments.imported or "").split(",") if name.strip()]
     chosen = [experiment(name, scale, imported) for name in wanted]
@@ -109,14 +102,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _expanded(wanted: Sequence[str]) -> list[str]:
-    found: dict[str, None] = {}
-    for name in wanted:
-        if name == "all" or name in PAPERS:
-            inside = [n for n in names() if name in ("all", n.partition(".")[0])]
-            found |= dict.fromkeys(inside)
-        else:
-            found[name] = None
-    return list(found)
+    """Papers and ``all`` as the names of their experiments."""
+    inside = {w: [n for n in names() if w in ("all", n.partition(".")[0])] for w in wanted}
+    return list(dict.fromkeys(name for w in wanted for name in inside[w] or [w]))
 
 
 def _selected(
@@ -135,12 +123,7 @@ def _selected(
 
 
 def select(one: Experiment, only: str | None, seeds: str | None = None) -> tuple[Job, ...]:
-    """The cells that ``--only`` and ``--seeds`` ask for.
-
-    Args:
-        one: The experiment.
-        only: Parts of names, all of which a cell must have; ``None`` for all cells.
-        seeds: Numbers with commas; ``None`` for all seeds.
+    """The cells whose names have all parts of ``only``, with these seeds.
 
     Raises:
         ValueError: When no cell has them, with the names or the seeds there are.
@@ -168,12 +151,7 @@ def select(one: Experiment, only: str | None, seeds: str | None = None) -> tuple
 
 
 def share(jobs: Sequence[Job], cell: int | None, cells: int | None) -> tuple[Job, ...]:
-    """The part of the cells that one machine of a job array runs.
-
-    Args:
-        jobs: All of them.
-        cell: Index of the machine, from 0; ``None`` for all cells.
-        cells: Number of machines; ``None``: one per cell.
+    """The part that one machine of a job array runs: number ``cell`` of ``cells`` shares.
 
     Raises:
         ValueError: For an index that is not below the number of shares.
@@ -192,40 +170,23 @@ def _execute(place: Place, jobs: Sequence[Job]) -> int:
     """Runs cells; the exit status: one that cannot be trained does not stop the others."""
     status = 0
     for job in jobs:  # before anything is trained
-        try:
-            place.check(job, place.config(job))
-        except NotAvailable:
-            continue
+        place.claim(job, write=False)
     for number, job in enumerate(jobs, start=1):
         head = f"{place.experiment.full_name} [{number}/{len(jobs)}] {job.label}"
         try:
             problems = run_job(place, job)
-        except NotAvailable as error:
+        except (NonFiniteError, DataError) as error:
             print(f"{head}: {error}", file=sys.stderr)
-            continue
-        except NonFiniteError as error:
-            print(f"{head}: {error}", file=sys.stderr)
-            status = max(status, 1)
-            continue
-        except DataError as error:
-            print(f"{head}: {error}", file=sys.stderr)
-            status = 2
+            status = max(status, 2 if isinstance(error, DataError) else 1)
             continue
         print("\n".join([f"{head}: done", *problems]), file=sys.stderr, flush=True)
     return status
 
 
 def gather(place: Place) -> list[pathlib.Path]:
-    """Writes the table and the figure of what has been measured.
-
-    Args:
-        place: Where the experiment lies.
-
-    Returns:
-        The files.
-    """
+    """Writes the table and the figure of what has been measured; returns the files."""
     one = place.experiment
-    problems = dict.fromkeys(p for job in one.jobs() for p in availability(place, job))
+    problems = dict.fromkeys(filter(None, map(place.lacks, one.jobs())))
     found = lines(place)
     files = [place.folder / f"{one.name}.md"]
     drawing = figure(place)
@@ -239,44 +200,30 @@ def gather(place: Place) -> list[pathlib.Path]:
 
 
 def describe(place: Place, jobs: Sequence[Job], with_state: bool) -> str:
-    """What ``--dry-run`` prints: every cell with its work.
-
-    Args:
-        place: Where the experiment lies.
-        jobs: The cells.
-        with_state: Whether there is a work directory to look into.
-    """
+    """What ``--dry-run`` prints: every cell with its work, and in a work directory its state."""
     one = place.experiment
-    rows, steps, training, evaluation = [], 0, 0.0, 0.0
-    problems: dict[str, None] = {}
-    for index, job in enumerate(jobs):
-        known = availability(place, job)
-        problems |= dict.fromkeys(known)
-        try:
-            work = estimate(one, job)
-        except NotAvailable:
-            rows.append([str(index), job.cell.name, str(job.seed), "", "", "", "not available"])
-            continue
-        state = "see below" if known else "to run"
-        if with_state and is_done(place, job):
-            state = "done"
-        numbers = [f"{work.training / 1e12:,.3g}", f"{work.evaluation / 1e12:,.3g}"]
+    estimates = [estimate(one, job) for job in jobs]
+    problems = [place.lacks(job) for job in jobs]
+    rows = []
+    for index, (job, work, problem) in enumerate(zip(jobs, estimates, problems, strict=True)):
+        done = with_state and place.is_done(job)
+        state = "done" if done else "see below" if problem else "to run"
+        numbers = [f"{flops / 1e12:,.3g}" for flops in (work.training, work.evaluation)]
         rows.append([str(index), job.cell.name, str(job.seed), f"{work.steps:,}", *numbers, state])
-        steps, training = steps + work.steps, training + work.training
-        evaluation += work.evaluation
     header = ["cell", "name", "seed", "steps", "training TFLOP", "evaluation TFLOP", "state"]
+    training, evaluation = (sum(w[i] for w in estimates) / 1e15 for i in (1, 2))
     text = [
         f"{one.full_name} at scale {one.scale.name}: {one.title}",
         "",
         markdown_table(header, rows),
         "",
-        f"{len(jobs)} cells, {steps:,} steps, {training / 1e15:,.3g} PFLOP of training, "
-        f"{evaluation / 1e15:,.3g} PFLOP of evaluation (runs that other cells share counted each "
-        "time; attacks that stop early counted in full).",
+        f"{len(jobs)} cells, {sum(w.steps for w in estimates):,} steps, {training:,.3g} PFLOP of "
+        f"training, {evaluation:,.3g} PFLOP of evaluation (runs that other cells share counted "
+        "each time; attacks that stop early counted in full).",
     ]
     if jobs and one.scale.name == "paper":
-        text.append(f"The first is: awp-jax train {command(jobs[0].cell, jobs[0].seed)}")
-    text += [f"- {problem}" for problem in problems]
+        text.append(f"The first is: awp-jax train {jobs[0].cell.command(jobs[0].seed)}")
+    text += [f"- {problem}" for problem in dict.fromkeys(filter(None, problems))]
     return "\n".join(text) + "\n"
 
 

@@ -6,13 +6,24 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import SCALES, NotAvailable, experiment, names
-from experiments._analyses import Curvature, Flatness, Landscape, PerturbedLoss, Weights
-from experiments._figure import figure
-from experiments._measures import Attacked, Learning, Measure
+from awp_jax import runs
+from experiments import SCALES, experiment, names
+from experiments import _panels as panels
+from experiments._measures import (
+    Attacked,
+    Bench,
+    Curvature,
+    Flatness,
+    Landscape,
+    Learning,
+    Measure,
+    PerturbedLoss,
+    Weights,
+)
+from experiments._panels import figure
 from experiments._runs import Place, run_job
-from experiments._speed import Speed
 from experiments._tables import comma_separated, lines, markdown, warning
+from experiments._work import Speed
 from experiments.run import main
 
 SMOKE = SCALES["smoke"]
@@ -48,12 +59,9 @@ def made_up(measure: Measure, random) -> object:
 
 def write(place: Place, random) -> None:
     for job in place.experiment.jobs():
-        try:
-            directory = place.run(place.config(job)) / "measures"
-        except NotAvailable:
-            continue
+        directory = place.directory(job) / "measures"
         directory.mkdir(parents=True, exist_ok=True)
-        for measure in place.experiment.measures(job.cell.name):
+        for measure in place.experiment.measures(job.cell):
             result = {"settings": measure.settings(SMOKE), "value": made_up(measure, random)}
             path = directory / f"{measure.slug()}.json"
             path.write_text(json.dumps(result | {"device": "cpu"}))
@@ -73,6 +81,14 @@ def test_figures_are_drawn_from_files_alone(name, tmp_path):
     assert len(markdown(place, lines(place), [])) > 100
 
 
+def test_a_panel_without_curves_says_so():
+    """At scale trial no checkpoint of the first half of training stays."""
+    from matplotlib.figure import Figure
+
+    panel = panels.landscapes("first half", [], sequence=True)
+    assert not panel.draw(Figure().add_subplot(), lambda cell, measure: None)
+
+
 def test_the_comparison_is_never_called_the_papers_settings(tmp_path):
     place = Place(tmp_path, experiment("comparison.cifar10", SCALES["paper"]))
     text = markdown(place, lines(place), [])
@@ -85,7 +101,7 @@ def test_measures_have_names_of_their_own():
     for name in names():
         one = experiment(name, SCALES["paper"])
         for cell in one.cells:
-            measures = one.measures(cell.name)
+            measures = one.measures(cell)
             assert len({m.slug() for m in measures}) == len(measures)
 
 
@@ -112,16 +128,15 @@ def test_landscape_flatness_and_weights_of_a_run(tmp_path):
     place = Place(tmp_path, experiment("neurips2020.figure4", SMOKE))
     job = place.experiment.jobs()[0]
     assert run_job(place, job, quiet=True) == []
-    from experiments._runs import Opened
-
-    opened = Opened(place, job)
-    found = Landscape("50%", 2).compute(opened, SMOKE)
+    run = runs.open(place.directory(job))
+    bench = Bench(run, SMOKE, tmp_path / "parts", lambda name: tmp_path)
+    found = Landscape("50%", 2).compute(bench)
     assert np.shape(found["loss"]) == (2, 5) and found["axis"][2] == 0
     centre = [curve[2] for curve in found["loss"]]
     assert centre[0] == pytest.approx(centre[1])  # both go through the weights
-    assert np.isfinite(Flatness("average").compute(opened, SMOKE))
+    assert np.isfinite(Flatness("average").compute(bench))
     weights = place.result(job, Weights())["value"]
-    kernel = opened.state("last").params
+    kernel = run.model("last").params
     sizes = {int(np.size(leaf)) for leaf in __import__("jax").tree.leaves(kernel)}
     assert sum(weights["counts"]) in sizes
     assert main(["neurips2020.figure4", f"--workdir={tmp_path}", "--gather"]) == 0

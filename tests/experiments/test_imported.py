@@ -7,12 +7,10 @@ import pytest
 
 from awp_jax import config as schema
 from awp_jax.training import plain
-from experiments import SCALES, experiment, names
-from experiments._analyses import Landscape, Rise
-from experiments._build import best_point, correlations
-from experiments._figure import figure
-from experiments._measures import BestEpoch
-from experiments._registry import takes_imported
+from experiments import SCALES, experiment, iccv2021, names
+from experiments._build import best_point, correlations, takes_imported
+from experiments._measures import BEST_EPOCH, best_epoch, rise
+from experiments._panels import figure
 from experiments._runs import Place
 from experiments._tables import lines, markdown
 from experiments._work import estimate
@@ -44,7 +42,7 @@ def test_imported_runs_are_cells_of_the_figures_that_show_them(run, tmp_path):
     assert work.steps == work.training == 0 < work.evaluation
     # Where measures lie: never in the run itself, which is the user's.
     assert run not in place.directory(job).parents
-    for measure in one.measures(cell.name):
+    for measure in one.measures(cell):
         path = place.directory(job) / "measures" / f"{measure.slug()}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         value = {"loss": 1.5, "accuracy": 0.5} if "attacked" in measure.slug() else 0.25
@@ -81,10 +79,11 @@ def test_numbers_made_of_others():
         {"epoch": e, "validation": {"robust_accuracy": v}, "test": {"robust_accuracy": t}}
         for e, v, t in robust
     ]
-    assert BestEpoch().read(lambda m: records) == 2  # the first of equals, as training keeps it
-    assert BestEpoch(percent=True).read(lambda m: records) == pytest.approx(200 / 3)
+    assert best_epoch(records) == 2  # the first of equals, as training keeps it
+    assert BEST_EPOCH.read(lambda m: records) == 2
+    assert iccv2021._best_percent(records) == pytest.approx(200 / 3)
     found = {"loss": [[3.0, 1.0, 2.0], [5.0, 1.0, 6.0]]}
-    assert Rise(Landscape()).read(lambda m: found) == pytest.approx((4 + 1 + 4) / 3 - 1)
+    assert rise(found) == pytest.approx((4 + 1 + 4) / 3 - 1)
     sweep = {("c = 0.1", "a"): 3.0, ("c = 0.2", "a"): 4.0, ("c = 0.2", "b"): 0.0}
     assert best_point(sweep, "a", "best") == {("best", "text"): 0.2}
     assert best_point(sweep, "a", "best", -1) == {("best", "text"): 0.1}

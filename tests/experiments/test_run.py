@@ -7,8 +7,11 @@ import time
 
 import pytest
 
+from awp_jax import landscape
+from awp_jax.files import StorageError
 from awp_jax.training import train
-from experiments import SCALES, _tables, experiment
+from experiments import SCALES, Entry, Experiment, _tables, experiment, run
+from experiments._measures import Curvature, Learning
 from experiments._runs import Place, run_job
 from experiments.run import main, select, share
 
@@ -49,7 +52,7 @@ def test_a_cell_is_trained_measured_and_reported(finished):
     assert line["settings"] == "pgd-5, 50 test examples, epsilon 0.05, cpu"
     # The number is that of the run's own evaluation of the same images, but for the random start.
     one = place(finished)
-    directory = one.run(one.config(job(one)))
+    directory = one.directory(job(one))
     records = [json.loads(text) for text in (directory / "metrics.jsonl").read_text().splitlines()]
     evaluated = [r for r in records if r["kind"] == "evaluation"]
     assert 100 * evaluated[-1]["test"]["robust_accuracy"] == pytest.approx(accuracy, abs=20)
@@ -63,7 +66,7 @@ def test_a_cell_is_trained_measured_and_reported(finished):
 
 def test_what_is_done_is_not_done_again(finished, capsys):
     one = place(finished)
-    directory = one.run(one.config(job(one)))
+    directory = one.directory(job(one))
     measures = sorted((directory / "measures").iterdir())
     metrics = (directory / "metrics.jsonl").stat().st_mtime_ns
     removed = measures[0]
@@ -81,12 +84,11 @@ def test_what_is_done_is_not_done_again(finished, capsys):
 
 def test_a_cell_that_was_cut_goes_on(finished, tmp_path):
     one, reference = place(tmp_path), place(finished)
-    config = one.config(job(one))
-    directory = one.run(config)
-    one.claim(job(one), config)
+    config, directory = one.config(job(one)), one.directory(job(one))
+    one.claim(job(one))
     train(config, directory, max_steps=7, progress=None)  # in the first of two epochs
     assert main([NAME, f"--workdir={tmp_path}", "--only=cifar10,linf,at"]) == 0
-    assert directory.name == reference.run(config).name
+    assert directory.name == reference.directory(job(reference)).name
     for key, line in numbers(tmp_path).items():
         assert line == numbers(finished)[key]
 
@@ -174,7 +176,7 @@ def test_another_version_of_a_cell_is_refused(finished, tmp_path, capsys):
     config = one.config(job(one))
     with config.unlocked():
         config.optimizer.momentum = 0.8  # what an earlier version had
-    one.claim(job(one), config)
+    one.claim(job(one))
     assert main([NAME, f"--workdir={tmp_path}"]) == 2
     said = capsys.readouterr().err
     assert "holds another version of cell 'cifar10,linf,at seed 0'" in said
@@ -203,9 +205,9 @@ def test_a_version_with_more_config_keys_goes_on(finished, capsys):
 
 def test_results_of_other_settings_are_not_taken(finished):
     one = place(finished)
-    measure = one.experiment.measures("cifar10,linf,at")[0]
+    measure = one.experiment.measures(job(one).cell)[0]
     found = one.result(job(one), measure)
-    path = one.run(one.config(job(one))) / "measures" / f"{measure.slug()}.json"
+    path = one.directory(job(one)) / "measures" / f"{measure.slug()}.json"
     text = path.read_text()
     found["settings"]["examples"] = 7
     path.write_text(json.dumps(found))
@@ -214,6 +216,32 @@ def test_results_of_other_settings_are_not_taken(finished):
     assert one.missing(job(one)) == [measure]
     path.write_text(text)
     assert one.missing(job(one)) == []
+
+
+def test_what_a_run_cannot_give_is_said_and_the_rest_is_measured(tmp_path, monkeypatch):
+    cell = experiment("neurips2020.figure4", SMOKE).cells[0]
+    measures = [Curvature("last", 2.0), Learning()]
+    entries = [Entry("a row", str(i), cell, measure) for i, measure in enumerate(measures)]
+    one = Place(tmp_path, Experiment(entries, paper="neurips2020", name="figure4", scale=SMOKE))
+
+    def rescaled(*given):
+        raise ValueError("This network has no twin.")
+
+    monkeypatch.setattr(landscape, "rescaled", rescaled)
+    only = one.experiment.jobs()[0]
+    assert run_job(one, only, quiet=True) == ["This network has no twin."]
+    assert one.missing(only) == measures[:1]
+    monkeypatch.undo()
+    assert run_job(one, only, quiet=True) == [] and one.missing(only) == []
+
+
+def test_a_full_disk_is_one_sentence_and_status_1(tmp_path, monkeypatch, capsys):
+    def full(*given):
+        raise StorageError("config.json cannot be written (No space left on device)")
+
+    monkeypatch.setattr(run, "run_job", full)
+    assert main([NAME, f"--workdir={tmp_path}"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_surrogate_that_is_not_finished_is_finished_first(tmp_path):
