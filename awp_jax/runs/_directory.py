@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from awp_jax import checks, data
 from awp_jax import config as schema
 from awp_jax.models import Classifier
+from awp_jax.parts import Parts, record
 from awp_jax.training import (
     Experiment,
     TrainState,
@@ -23,6 +24,7 @@ from awp_jax.training import (
     restore,
 )
 
+NONE = Parts()
 SETS = ("train", "validation", "test")
 
 
@@ -86,7 +88,7 @@ class RunDirectory:
     def __init__(
         self,
         workdir: str | pathlib.Path,
-        splits: data.Splits | None = None,
+        given: Parts = NONE,
         *,
         devices: int | None = None,
         dtype: str | None = "float32",
@@ -98,7 +100,8 @@ class RunDirectory:
             self.config.model.dtype = dtype
         if data_path is not None:
             self.config.data.path = data_path
-        self._splits, self.devices, self.dtype = splits, devices, dtype
+        record(self.config, given)
+        self._given, self.devices, self.dtype = given, devices, dtype
 
     def __repr__(self) -> str:
         c = self.config
@@ -117,7 +120,7 @@ class RunDirectory:
         Raises:
             ValueError: When the config does not fit this version, or its data is missing.
         """
-        return build(self.config, self._splits, devices=self.devices)
+        return build(self.config, devices=self.devices, given=self._given)
 
     def metrics(self) -> dict[str, np.ndarray]:
         """``metrics.jsonl`` as columns: one entry per line, NaN where a line has not that value.
