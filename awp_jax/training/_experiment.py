@@ -59,6 +59,10 @@ def weight_perturbation(config: ConfigDict, given: parts.Parts = NONE) -> Weight
     """The weight perturbation of a config."""
     w = config.weights
     own = parts.own(config, "weights", given)
+    if own is not None and not callable(own):
+        raise ValueError(
+            f"weights.method {w.method!r} is a {type(own).__name__}, but a function was expected."
+        )
     # One ratio over all tensors for RWP, as released, and one for each with AWP (eq. 8).
     scope = w.scope or ("global" if w.method == "rwp" else "leaf")
     return WeightPerturbation(
