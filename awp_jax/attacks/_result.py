@@ -62,11 +62,14 @@ class Ranked(NamedTuple):
         ascended: The loss that the attack ascends, ``[batch]``: not what is reported, which is 0.0
             on both sides where a model is very sure.
         margin: What decides where that ties, ``[batch]``.
+        said: The class that the model says, int ``[batch]``; ``None`` where outputs are no logits,
+            and where results of several runs were joined.
     """
 
     result: AttackResult
     ascended: jax.Array
     margin: jax.Array
+    said: jax.Array | None = None
 
 
 def ranked(
@@ -76,10 +79,11 @@ def ranked(
     outputs, goal = logits_fn(images), Goal() if goal is None else goal
     result = AttackResult(images, goal.succeeded(outputs, labels), goal.judged(outputs, labels))
     ascended = goal.ascended(outputs, labels)
-    margins = ascended
+    margins, said = ascended, None
     if goal.classifies:
+        said = outputs.argmax(axis=1)
         margins = -margin(outputs, labels) if goal.targeted else margin(outputs, labels)
-    return Ranked(result, ascended, margins)
+    return Ranked(result, ascended, margins, said)
 
 
 def judge(

@@ -103,7 +103,7 @@ def measure(
             batch, error, losses = result.images, result.success, result.loss
         # An attack's result has the verdict already, but of a randomised model only one lucky draw.
         if attack is None or eot:
-            error, losses = judge_passes(logits_fn, batch_keys, batch, batch_labels, eot)
+            error, losses, _ = judge_passes(logits_fn, batch_keys, batch, batch_labels, eot)
         correct += jnp.sum(jnp.where(mask, 1.0 - error, 0.0))
         loss += jnp.sum(jnp.where(mask, losses, 0.0)).astype(jnp.float32)
         done += int(mask.sum())

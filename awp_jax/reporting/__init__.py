@@ -25,7 +25,7 @@ from awp_jax.reporting._landscape_data import (
 )
 from awp_jax.reporting._seeds import seed_table
 from awp_jax.reporting._style import COLOURS, MARKERS
-from awp_jax.reporting._tables import attack_table, evaluation_table, markdown_table
+from awp_jax.reporting._tables import accuracy_panel, attack_table, evaluation_table, markdown_table
 from awp_jax.reporting._weights import gamma_figure, histogram_figure, pac_bayes_figure
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Correlation",
     "Group",
     "MARKERS",
+    "accuracy_panel",
     "attack_table",
     "correlation",
     "diagnosis_figure",

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from awp_jax import checks, data
+from awp_jax.evaluation import PerImage
 from awp_jax.progress import Show
 from awp_jax.runs import _landscape
 from awp_jax.runs._diagnose import DiagnosisSettings, RunDiagnosis, diagnose_run
@@ -14,6 +15,7 @@ from awp_jax.runs._directory import RunDirectory
 from awp_jax.runs._evaluate import EvaluationSettings, RunEvaluation, evaluate_run
 from awp_jax.runs._flatness import FlatnessSettings, RunFlatness, flatness_runs
 from awp_jax.runs._imported import Exported, export_run
+from awp_jax.runs._per_image import read_kept
 from awp_jax.runs._report import Report, compare
 from awp_jax.training import BEST
 from awp_jax.training import train as run_training
@@ -57,6 +59,26 @@ class Run(RunDirectory):
         """Accuracy and loss of checkpoints, clean and attacked; see ``EvaluationSettings``."""
         chosen = settings_of(EvaluationSettings, settings, fields)
         return evaluate_run(self, chosen, progress=progress)
+
+    def per_image(
+        self, which: str = BEST, part: str = "test", attack: str | None = None
+    ) -> PerImage:
+        """What ``evaluate`` did to each image: predictions, losses, what broke it first.
+
+        Args:
+            which: The checkpoint.
+            part: ``"train"``, ``"validation"`` or ``"test"``.
+            attack: One that has to be among the attacks; ``None`` for any.
+
+        Returns:
+            That of the first evaluation in ``evaluation.json`` (the widest) that has it, with all
+            attacks that were measured with its settings on the same images and weights.
+
+        Raises:
+            WorkdirError: When nothing is kept of it.
+            ValueError: For another set.
+        """
+        return read_kept(self, which, part, attack)
 
     def landscape(
         self,
