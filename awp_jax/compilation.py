@@ -18,9 +18,9 @@ _KNOWN_RELEASES = "0.10."
 _compiled = [0.0]
 
 
-def _count(event: str, seconds: float, **_: Any) -> None:
+def _count(event: str, duration_secs: float, **_: Any) -> None:
     if event.startswith("/jax/core/compile/"):
-        _compiled[0] += seconds
+        _compiled[0] += duration_secs
 
 
 @functools.cache

@@ -42,7 +42,7 @@ class Moment(NamedTuple):
 Show = str | Callable[[Moment], Any] | None
 
 
-def check_show(show: Show) -> None:
+def check_show(show: Any) -> None:
     """Raises ``ValueError`` for anything but what ``Show`` says."""
     if show is not None and not callable(show):
         checks.choice(show, ("auto", "text", "bar"), "progress")

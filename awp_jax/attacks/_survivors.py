@@ -116,7 +116,7 @@ def attack_survivors(
             for which, result in results:
                 # The call comes first: behind `and` it would be left out.
                 known = _record(found, which, result, before) and known
-                account.robust = int(robust.sum() - found.success.sum())
+                account.leave(int(robust.sum() - found.success.sum()))
             account.end()
     account.finish()
     return found if known else found._replace(steps=None)

@@ -72,7 +72,7 @@ class Account:
         self, tell: Tell | None, passes: int, runs: int, sizes: tuple[int, ...], robust: int
     ) -> None:
         self._tell, self._passes, self._runs, self._sizes = tell, passes, runs, sizes
-        self.robust = robust  # not counting those that are broken in the batch at work
+        self._robust = robust  # with those that are broken, and not yet taken out
         self._spent = 0.0
         self._run = self._size = self._later = self._index = self._broken = 0
 
@@ -94,6 +94,10 @@ class Account:
         self._index, self._size, self._broken = index, size, broken
         self._say()
 
+    def leave(self, robust: int) -> None:
+        """Broken examples were taken out; so many are left."""
+        self._robust, self._broken = robust, 0
+
     def end(self) -> None:
         """The batch is done, whatever steps it had left."""
         self._index, self._broken = self._passes, 0
@@ -107,7 +111,7 @@ class Account:
     def _say(self) -> None:
         if self._tell is None:
             return
-        robust = self.robust - self._broken
+        robust = self._robust - self._broken
         left = self._passes * (
             self._later + (self._runs - 1 - self._run) * padded_count(robust, self._sizes)
         )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax import checks
+from awp_jax import checks, results
 from awp_jax.attacks import PGD, Square, cross_entropy, dlr, transfer
 from awp_jax.attacks._gradient import model_key, with_key
 from awp_jax.attacks._model import as_pytree_function, number_of_classes
@@ -26,13 +26,14 @@ from awp_jax.evaluation._suspicions import (
     never_rises,
     white_box_wins,
 )
+from awp_jax.panels import diagnosis_panels
 from awp_jax.random import example_keys
 
 _FACTORS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 _STEPS = (1, 5, 20, 50)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Diagnosis:
     """Whether robust accuracy by gradients can be trusted, and why.
 
@@ -88,6 +89,30 @@ class Diagnosis:
     def as_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
         return {**dataclasses.asdict(self), "suspicious": self.suspicious}
+
+    def save(self, path: Any) -> None:
+        """Writes ``as_dict`` as JSON.
+
+        Raises:
+            ValueError: For a path that does not end in ``.json``.
+        """
+        results.save_plain(path, self.as_dict())
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws robust accuracy against the radius, and against the number of steps.
+
+        Args:
+            axes: Two matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The two axes, an array.
+        """
+        both = results.axes_or_new(axes, 2)
+        diagnosis_panels(both[0], both[1], self.as_dict())
+        return both
+
+    def __repr__(self) -> str:
+        return results.cut(self.verdict(), "print(found.verdict())")
 
 
 def diagnose(

@@ -200,7 +200,7 @@ def evaluate(
             began = time.perf_counter()
             if isinstance(attack, list):
                 found = _cascade(
-                    attack, function, keys, images, labels, partial, part, tick, common
+                    attack, function, keys, images, labels, partial, part, tick, eot, common
                 )
             else:
                 found = attack_examples(
@@ -282,7 +282,7 @@ def _cascade(plan, function, keys, images, labels, partial, part, tick, eot, com
     seconds = sum(row.seconds for row in result.rows)
     stages = tuple(row._asdict() for row in result.rows)
     success, error, said, loss = ~result.robust, None, result.prediction, result.loss
-    stage = result.broken_by
+    stage: Any = result.broken_by
     if eot:  # robust so far is what no single draw has broken: the verdict averages over new ones
         judged = attack_examples(function, keys, result.images, labels, None, eot=eot, **common)
         success, error, said, loss = judged.success, judged.error, judged.prediction, judged.loss

@@ -143,7 +143,7 @@ def attack_examples(
         if tick is not None:
             tick(min(len(parts) * size / n, 1.0))
     joined = (np.concatenate(p) for p in zip(*parts, strict=True))
-    errors, losses, counts, adversarial, said = joined
+    errors, losses, counts, adversarial, classes = joined
     if np.isnan(losses).any():
         raise ValueError(
             f"The model returns NaN for {int(np.isnan(losses).sum())} of {n} images: no verdict is "
@@ -156,7 +156,7 @@ def attack_examples(
         known,
         adversarial,
         error=errors if eot else None,
-        prediction=said.astype(np.int32),
+        prediction=classes.astype(np.int32),
     )
 
 

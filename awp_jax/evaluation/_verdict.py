@@ -45,7 +45,8 @@ def judge_passes(
     loss = jnp.mean(jnp.stack([f.result.loss for f in found]), axis=0)
     said: Any = found[0].said
     if len(found) > 1:
-        each = jnp.stack([f.said for f in found])
+        said_each: Any = [f.said for f in found]
+        each = jnp.stack(said_each)
         votes = (each[:, None] == each[None]).sum(axis=0)
         said = jnp.take_along_axis(each, votes.argmax(axis=0)[None], axis=0)[0]
     return error, loss, said

@@ -144,6 +144,27 @@ def accuracy_panel(axes: Any, result: Mapping[str, Any]) -> None:
         for part in ("train", "validation", "test")
         if part in measured
     }
+    _bars(axes, rows)
+
+
+def comparison_panel(axes: Any, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draws accuracies of runs as bars: for each attack one of every run.
+
+    Args:
+        axes: Matplotlib axes.
+        results: By name of the run, what ``awp-jax evaluate`` writes to ``evaluation.json``; drawn
+            is ``best``, or else the first checkpoint, on the test set, or else the first set.
+    """
+    rows: dict[str, Mapping[str, Any]] = {}
+    for name, result in results.items():
+        states = result["checkpoints"]
+        which = "best" if "best" in states else next(iter(states))
+        sets = [part for part in ("test", "validation", "train") if part in states[which]]
+        rows[f"{name} ({which}, {sets[0]})"] = states[which][sets[0]]
+    _bars(axes, rows)
+
+
+def _bars(axes: Any, rows: Mapping[str, Mapping[str, Any]]) -> None:
     attacks = list(dict.fromkeys(name for row in rows.values() for name in row))
     groups = {
         label: [100 * row[a]["accuracy"] if a in row else float("nan") for a in attacks]
