@@ -11,8 +11,9 @@ from awp_jax.parallel import is_main
 
 # Seconds between two lines where there is no bar.
 _EVERY = 10.0
-# The share of the work from which the rest can be told: before, nearly all of it is compilation.
+# The share of the work, or the seconds of it, from which the rest can be told.
 _ENOUGH = 0.02
+_ENOUGH_SECONDS = 30.0
 
 
 class Moment(NamedTuple):
@@ -76,11 +77,10 @@ class Pace:
         if self._first is None:
             return None
         began, before = self._first
-        computed = self._computed - before
-        if computed <= _ENOUGH * self._total:
+        computed, took = self._computed - before, max(_working_time() - began, 0.0)
+        if computed <= _ENOUGH * self._total and (computed <= 0 or took < _ENOUGH_SECONDS):
             return None
-        left = max(self._total - self._computed, 0.0)
-        return max(_working_time() - began, 0.0) / computed * left
+        return took / computed * max(self._total - self._computed, 0.0)
 
 
 def _working_time() -> float:
