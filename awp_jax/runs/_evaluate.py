@@ -145,6 +145,9 @@ def evaluate_run(
         settings: What to measure.
         progress: See ``awp_jax.progress.Progress``.
 
+    What happened to each image is kept beside it, in ``per_image/`` (see ``Run.per_image`` and
+    ``awp_jax.evaluation.PerImage``).
+
     Returns:
         The evaluation, together with earlier attacks of the same settings, images and weights.
 
