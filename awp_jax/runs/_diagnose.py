@@ -9,6 +9,7 @@ from awp_jax import checks, parallel, results, streams
 from awp_jax.evaluation import diagnose
 from awp_jax.files import write_json
 from awp_jax.panels import diagnosis_panels
+from awp_jax.progress import Show
 from awp_jax.reporting import diagnosis_figure
 from awp_jax.runs._directory import RunDirectory
 from awp_jax.runs._evaluate import passes_of
@@ -97,7 +98,9 @@ class RunDiagnosis(NamedTuple):
         return results.cut(self.verdict, "print(found.verdict)")
 
 
-def diagnose_run(run: RunDirectory, settings: DiagnosisSettings) -> RunDiagnosis:
+def diagnose_run(
+    run: RunDirectory, settings: DiagnosisSettings, *, progress: Show = "auto"
+) -> RunDiagnosis:
     """Diagnoses a checkpoint and writes ``diagnosis.json``.
 
     Raises:
@@ -124,6 +127,7 @@ def diagnose_run(run: RunDirectory, settings: DiagnosisSettings) -> RunDiagnosis
         queries=settings.queries,
         eot=eot,
         batch_size=config.evaluation.batch_size,
+        progress=progress,
     )
     values = {
         "checkpoint": settings.checkpoint,

@@ -256,13 +256,14 @@ def _measure(
                 "surrogate": None if surrogate is None else surrogate.identity,
                 "images": [zlib.crc32(a.tobytes()) for a in (part.images, part.labels)],
             }
-            again = kept_attacks(run, result, which, set_name, len(part))
-            again = [name for name in again if name in named]
-            if settings.save_images and again:
-                progress.line(
-                    f"{which} {set_name}: {', '.join(again)} ran before, but its images were not "
-                    "kept: attacked again to save them."
-                )
+            if settings.save_images and parallel.is_main():
+                before = kept_attacks(run, result, which, set_name, len(part))
+                again = [name for name in before if name in named]
+                if again:
+                    progress.line(
+                        f"{which} {set_name}: {', '.join(again)} ran before, but its images were "
+                        "not kept: attacked again to save them."
+                    )
             tell = Tell(progress, f"{which} {set_name}", costs, len(part))
             found = evaluate(
                 run.logits_fn(state),

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from awp_jax import checks, data, landscape, parallel, results, streams
+from awp_jax.ascent import Watch, watched
 from awp_jax.attacks import PGD
 from awp_jax.evaluation import PartialResults
 from awp_jax.files import read_json, write_json
@@ -277,7 +278,9 @@ class _Keep:
         part = self.partial.load({"part": name})
         stored = part is not None
         if part is None:
-            part = {key: np.asarray(value) for key, value in compute().items()}
+            # A part may take minutes: the same share, said again, tells that it goes on.
+            with watched(Watch(lambda steps: self.progress.advance(0, f"{self.where} {name}"))):
+                part = {key: np.asarray(value) for key, value in compute().items()}
             self.partial.save({"part": name}, part)
         self.progress.advance(1, f"{self.where} {name}", kept=stored)
         return part

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from awp_jax import checks, data, parallel, results, streams
+from awp_jax.ascent import Watch, watched
 from awp_jax.attacks import PGD
 from awp_jax.evaluation import PartialResults
 from awp_jax.files import write_arrays, write_json
@@ -351,20 +352,22 @@ def _one(run, state, part, settings, how, draw, attack, partial, clock, name) ->
             partial.save({"how": how, "draw": draw}, points)
             saved = time.monotonic()
 
-    return surface(
-        apply_fn,
-        params,
-        together,
-        part.images,
-        part.labels,
-        axes=axes,
-        attack=None if how == "none" else attack,
-        key=jax.random.fold_in(key, streams.DRAWN_IMAGES),
-        adversarial="centre" if how == "centre" else "anew",
-        batch_size=run.experiment.config.evaluation.batch_size,
-        start=start,
-        on_points=keep,
-    )
+    # A point may take minutes: the same share, said again, tells that it goes on.
+    with watched(Watch(lambda steps: clock.advance(0, what))):
+        return surface(
+            apply_fn,
+            params,
+            together,
+            part.images,
+            part.labels,
+            axes=axes,
+            attack=None if how == "none" else attack,
+            key=jax.random.fold_in(key, streams.DRAWN_IMAGES),
+            adversarial="centre" if how == "centre" else "anew",
+            batch_size=run.experiment.config.evaluation.batch_size,
+            start=start,
+            on_points=keep,
+        )
 
 
 def _summary(loss: np.ndarray, accuracy: np.ndarray) -> dict[str, float]:

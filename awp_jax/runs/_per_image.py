@@ -1,5 +1,6 @@
 """``per_image/``: what each evaluation of a run did to each image."""
 
+import contextlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -48,7 +49,8 @@ def keep_per_image(
     there, path = _files(run, one, which, part, len(found.labels))
     if there:
         path = there[0]
-        found = together(read_per_image(path, WorkdirError), found)
+        with contextlib.suppress(WorkdirError):  # a damaged one is no loss of what was found now
+            found = together(read_per_image(path, WorkdirError), found)
     found.save(path)
     return path
 

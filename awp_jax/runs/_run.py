@@ -102,9 +102,16 @@ class Run(RunDirectory):
         chosen = settings_of(FlatnessSettings, settings, fields)
         return flatness_runs([self], chosen, progress=progress)[0]
 
-    def diagnose(self, settings: DiagnosisSettings | None = None, **fields: Any) -> RunDiagnosis:
+    def diagnose(
+        self,
+        settings: DiagnosisSettings | None = None,
+        *,
+        progress: Show = "auto",
+        **fields: Any,
+    ) -> RunDiagnosis:
         """Whether the robust accuracy can be trusted; see ``DiagnosisSettings``."""
-        return diagnose_run(self, settings_of(DiagnosisSettings, settings, fields))
+        chosen = settings_of(DiagnosisSettings, settings, fields)
+        return diagnose_run(self, chosen, progress=progress)
 
     def report(self) -> Report:
         """Tables and figures of this run; ``awp_jax.runs.compare`` puts several side by side."""
