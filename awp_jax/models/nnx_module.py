@@ -70,7 +70,7 @@ def from_nnx(
 
     abstract = nnx.eval_shape(lambda: build(jax.random.key(0)))
     name = name or type(abstract).__name__
-    *_, others = nnx.split(abstract, nnx.Param, nnx.BatchStat, nnx.RngState, ...)
+    others: Any = nnx.split(abstract, nnx.Param, nnx.BatchStat, nnx.RngState, ...)[-1]
     strange = jax.tree.leaves(others, is_leaf=lambda v: isinstance(v, nnx.Variable))
     if strange:
         raise ValueError(
@@ -250,7 +250,7 @@ def _check_logits(model: Classifier, shape: ImageShape, classes: int, name: str)
         )
 
     def logits(key: Array, images: Array) -> Any:
-        options = {"key": key} if model.is_random else {}
+        options: dict[str, Any] = {"key": key} if model.is_random else {}
         return model.apply(*model.init(key), images, mode="running", **options)[0]
 
     found = jax.eval_shape(logits, jax.random.key(0), images)

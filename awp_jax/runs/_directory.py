@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from awp_jax import checks, data
+from awp_jax import checks, data, results
 from awp_jax import config as schema
 from awp_jax.models import Classifier
 from awp_jax.parts import Parts, record
@@ -60,6 +60,18 @@ class Model(NamedTuple):
             ValueError: For an architecture that is no NNX module.
         """
         return self.classifier.as_nnx(self.params, self.batch_stats)
+
+    def save(self, path: Any) -> None:
+        """Writes the arrays, an ``.npz`` file: ``params/LAYER/...``, ``batch_stats/...``; of
+        ``info`` the numbers as ``info/...``, or all of it in ``json``.
+
+        ``Run.export`` writes what PyTorch reads.
+
+        Raises:
+            ValueError: For a path that does not end in ``.npz``.
+        """
+        arrays = {"params": self.params, "batch_stats": self.batch_stats}
+        results.save_arrays(path, {**arrays, "info": self.info})
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in _leaves(self.params))

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from awp_jax import checks
+from awp_jax.evaluation import PerImage
 from awp_jax.parts import Parts, record
 from awp_jax.progress import Show
 from awp_jax.runs import _landscape
@@ -16,6 +17,7 @@ from awp_jax.runs._directory import RunDirectory
 from awp_jax.runs._evaluate import EvaluationSettings, RunEvaluation, evaluate_run
 from awp_jax.runs._flatness import FlatnessSettings, RunFlatness, flatness_runs
 from awp_jax.runs._imported import Exported, export_run
+from awp_jax.runs._per_image import read_kept
 from awp_jax.runs._report import Report, compare
 from awp_jax.training import BEST
 from awp_jax.training import train as run_training
@@ -60,6 +62,26 @@ class Run(RunDirectory):
         chosen = settings_of(EvaluationSettings, settings, fields)
         return evaluate_run(self, chosen, progress=progress)
 
+    def per_image(
+        self, which: str = BEST, part: str = "test", attack: str | None = None
+    ) -> PerImage:
+        """What ``evaluate`` did to each image: predictions, losses, what broke it first.
+
+        Args:
+            which: The checkpoint.
+            part: ``"train"``, ``"validation"`` or ``"test"``.
+            attack: One that has to be among the attacks; ``None`` for any.
+
+        Returns:
+            That of the first evaluation in ``evaluation.json`` (the widest) that has it, with all
+            attacks that were measured with its settings on the same images and weights.
+
+        Raises:
+            WorkdirError: When nothing is kept of it.
+            ValueError: For another set.
+        """
+        return read_kept(self, which, part, attack)
+
     def landscape(
         self,
         settings: _landscape.LandscapeSettings | None = None,
@@ -82,9 +104,16 @@ class Run(RunDirectory):
         chosen = settings_of(FlatnessSettings, settings, fields)
         return flatness_runs([self], chosen, progress=progress)[0]
 
-    def diagnose(self, settings: DiagnosisSettings | None = None, **fields: Any) -> RunDiagnosis:
+    def diagnose(
+        self,
+        settings: DiagnosisSettings | None = None,
+        *,
+        progress: Show = "auto",
+        **fields: Any,
+    ) -> RunDiagnosis:
         """Whether the robust accuracy can be trusted; see ``DiagnosisSettings``."""
-        return diagnose_run(self, settings_of(DiagnosisSettings, settings, fields))
+        chosen = settings_of(DiagnosisSettings, settings, fields)
+        return diagnose_run(self, chosen, progress=progress)
 
     def report(self) -> Report:
         """Tables and figures of this run; ``awp_jax.runs.compare`` puts several side by side."""
