@@ -1,7 +1,10 @@
 """Projected ascent: the loop that every gradient attack on images or weights runs."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,6 +17,60 @@ from awp_jax.typing import Inputs, Radius
 
 # Compilation time grows with every unrolled step (8 s for 10 steps of PreActResNet-18 on CPU).
 _MOST_UNROLLED = 32
+# Steps of a rolled loop between two looks of who watches: of shorter loops nothing is cut.
+_MOST_UNSEEN = 100
+# Seconds between two looks: rarer ones leave a person in the dark, others would cost time.
+_LOOKS = (0.5, 2.0)
+
+
+class Watch:
+    """Told how many steps of loops are done, now and then, by loops that run from Python.
+
+    The device is waited for about once in a second, and not in every step: what is told is done,
+    and steps are still sent ahead.
+
+    Args:
+        tell: Called with the number of steps since the last call.
+    """
+
+    def __init__(self, tell: Callable[[int], Any]) -> None:
+        self._tell = tell
+        self._every, self._since = 1, 0
+        self._looked = time.monotonic()
+
+    def restart(self) -> None:
+        """Other loops begin: steps that were not told are nobody's."""
+        self._since, self._looked = 0, time.monotonic()
+
+    def stepped(self, steps: int, state: Any) -> None:
+        """So many more steps have been sent, which end in ``state``."""
+        self._since += steps
+        if self._since < self._every:
+            return
+        jax.block_until_ready(state)
+        now = time.monotonic()
+        took, self._looked = now - self._looked, now
+        if took < _LOOKS[0]:
+            self._every *= 2
+        elif took > _LOOKS[1]:
+            self._every = max(self._every // 2, 1)
+        told, self._since = self._since, 0
+        self._tell(told)
+
+
+_WATCH: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("watch", default=None)
+
+
+@contextlib.contextmanager
+def watched(watch: Watch | None) -> Iterator[None]:
+    """Loops inside the block tell ``watch`` of their steps; those that are traced tell nobody."""
+    if watch is not None:
+        watch.restart()
+    token = _WATCH.set(watch)
+    try:
+        yield
+    finally:
+        _WATCH.reset(token)
 
 
 @jax.jit
@@ -71,13 +128,24 @@ def loop(
     if unroll is None:
         unroll = jax.default_backend() == "cpu" and not (traced and steps > _MOST_UNROLLED)
     body = body if isinstance(body, Partial) else Partial(body)
+    watch = None if traced else _WATCH.get()
     if not unroll:
         rolled = _rolled if traced else _compiled_rolled
-        return rolled(body, jnp.int32(first), steps, state)
+        if watch is None:
+            return rolled(body, jnp.int32(first), steps, state)
+        # In equal parts, as far as they go: each length is compiled once.
+        length = -(-steps // -(-steps // _MOST_UNSEEN))
+        for start in range(0, steps, length):
+            count = min(length, steps - start)
+            state = rolled(body, jnp.int32(first + start), count, state)
+            watch.stepped(count, state)
+        return state
     # Compiled even inside an outer trace: XLA inlines it, and the body is traced only once.
     call = jax.jit(lambda *args: body(*args)) if traced else functools.partial(_call, body)
     for index in range(first, first + steps):
         state = call(jnp.int32(index), state)
+        if watch is not None:
+            watch.stepped(1, state)
     return state
 
 

@@ -1,9 +1,11 @@
 """How XLA compiles: what is kept from earlier commands, and which convolutions a CPU runs."""
 
+import functools
 import hashlib
 import os
 import pathlib
 import platform
+from typing import Any
 
 import jax
 import jaxlib
@@ -11,6 +13,25 @@ import jaxlib
 _CONVOLUTIONS = "xla_cpu_experimental_ynn_fusion_type"
 # The releases that know the CPU flags set here and in the tests; others end the process for them.
 _KNOWN_RELEASES = "0.10."
+
+
+_compiled = [0.0]
+
+
+def _count(event: str, duration_secs: float, **_: Any) -> None:
+    if event.startswith("/jax/core/compile/"):
+        _compiled[0] += duration_secs
+
+
+@functools.cache
+def _counting() -> None:
+    jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+def compile_seconds() -> float:
+    """How long JAX has traced and compiled in this process, since this was asked first."""
+    _counting()
+    return _compiled[0]
 
 
 def knows_cpu_flags() -> bool:

@@ -76,14 +76,21 @@ def write_json(path: str | pathlib.Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_arrays(path: str | pathlib.Path, arrays: Mapping[str, Any]) -> None:
+def write_arrays(
+    path: str | pathlib.Path, arrays: Mapping[str, Any], *, compressed: bool = False
+) -> None:
     """Writes an ``.npz`` so that the file is whole or the old one stays; folders are made.
+
+    Args:
+        path: The file.
+        arrays: By name.
+        compressed: Smaller and slower; read in the same way.
 
     Raises:
         StorageError: When it cannot be written.
     """
     with replacing(path) as file:
-        np.savez(file, **dict(arrays))
+        (np.savez_compressed if compressed else np.savez)(file, **dict(arrays))
 
 
 def read_json(path: str | pathlib.Path, error: type[Exception] = ValueError) -> dict[str, Any]:

@@ -5,15 +5,15 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from awp_jax import checks
+from awp_jax.compilation import compile_seconds
 from awp_jax.parallel import is_main
 
 # Seconds between two lines where there is no bar.
 _EVERY = 10.0
-# The share of the work from which the rest can be told: before, nearly all of it is compilation.
+# The share of the work, or the seconds of it, from which the rest can be told.
 _ENOUGH = 0.02
+_ENOUGH_SECONDS = 30.0
 
 
 class Moment(NamedTuple):
@@ -43,6 +43,50 @@ class Moment(NamedTuple):
 Show = str | Callable[[Moment], Any] | None
 
 
+def check_show(show: Any) -> None:
+    """Raises ``ValueError`` for anything but what ``Show`` says."""
+    if show is not None and not callable(show):
+        checks.choice(show, ("auto", "text", "bar"), "progress")
+
+
+class Pace:
+    """How long the rest of long work takes, by what was computed so far.
+
+    Time in which JAX compiles says nothing about the rest, and does not count.
+
+    Args:
+        total: All that has to be computed, in any unit.
+    """
+
+    def __init__(self, total: float):
+        self._total = total
+        self._computed = 0.0
+        self._first: tuple[float, float] | None = None
+        compile_seconds()
+
+    def advance(self, computed: float, spared: float = 0.0) -> None:
+        """So much more was computed, and so much more of the total need not be."""
+        self._total -= spared
+        self._computed += computed
+        # The first has waited for more than its own work: for data, for the device.
+        if self._first is None and computed > 0:
+            self._first = (_working_time(), self._computed)
+
+    def seconds_left(self) -> float | None:
+        """Seconds, or ``None`` where too little is done to tell."""
+        if self._first is None:
+            return None
+        began, before = self._first
+        computed, took = self._computed - before, max(_working_time() - began, 0.0)
+        if computed <= _ENOUGH * self._total and (computed <= 0 or took < _ENOUGH_SECONDS):
+            return None
+        return took / computed * max(self._total - self._computed, 0.0)
+
+
+def _working_time() -> float:
+    return time.monotonic() - compile_seconds()
+
+
 class Progress:
     """Progress of long work, with the time that is left.
 
@@ -60,23 +104,29 @@ class Progress:
     def __init__(
         self, total: float, initial: float = 0.0, *, unit: str = "step", show: Show = "auto"
     ):
-        if show is not None and not callable(show):
-            checks.choice(show, ("auto", "text", "bar"), "progress")
+        check_show(show)
         if show == "auto":
             show = "bar" if sys.stderr.isatty() else "text"
         self._show: Show = show if is_main() else None
         self._total, self._done = total, initial
-        self._computed = 0.0  # what took time: not what was found on disk
-        self._kept = initial
-        self._first: tuple[float, float] | None = None
+        self._pace = Pace(total - initial)  # of what takes time: not of what is found on disk
         self._said = time.monotonic()
         self._estimated = False
         self._bar: Any = None
         if self._show == "bar":
+            from tqdm import tqdm  # only where there is a bar: attacks need no more than JAX
+
             self._bar = tqdm(total=total, initial=initial, unit=unit, file=sys.stderr)
 
     def advance(
-        self, amount: float, what: str = "", *, kept: bool = False, say: bool = False, **values: Any
+        self,
+        amount: float,
+        what: str = "",
+        *,
+        kept: bool = False,
+        spared: float = 0.0,
+        say: bool = False,
+        **values: Any,
     ) -> None:
         """So much more is done.
 
@@ -84,24 +134,24 @@ class Progress:
             amount: Of the unit of ``total``.
             what: What is being done.
             kept: Whether it was found on disk, which says nothing about the time left.
+            spared: How much more is done because it need not be, such as attacks on examples that
+                are broken.
             say: Whether to print a line now, where lines are printed.
             values: Numbers of the work, such as the loss.
         """
         now = time.monotonic()
-        self._done += amount
-        if kept:
-            self._kept += amount
-        else:
-            self._computed += amount
-            if self._first is None:  # has compiled: it says nothing about what follows
-                self._first = (now, self._computed)
-        moment = Moment(what, self._done / max(self._total, 1e-9), self._left(now), values)
+        self._done += amount + spared
+        self._pace.advance(*((0.0, amount + spared) if kept else (amount, spared)))
+        left = self._pace.seconds_left()
+        # Rounding of many small amounts may add up to a little more than all.
+        share = min(self._done / max(self._total, 1e-9), 1.0)
+        moment = Moment(what, share, left, values)
         if callable(self._show):
             self._show(moment)
         elif self._bar is not None:
             shown = {name: _short(value) for name, value in values.items()}
             self._bar.set_postfix({"at": what, **shown} if what else shown, refresh=False)
-            self._bar.update(amount)
+            self._bar.update(amount + spared)
         elif self._is_news(moment) or say or now - self._said > _EVERY:
             self._said = now
             self.line(str(moment))
@@ -125,15 +175,6 @@ class Progress:
         """Leaves the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
-
-    def _left(self, now: float) -> float | None:
-        if self._first is None:
-            return None
-        began, before = self._first
-        computed = self._computed - before
-        if computed <= _ENOUGH * (self._total - self._kept):
-            return None
-        return (now - began) / computed * max(self._total - self._done, 0.0)
 
 
 def _short(value: Any) -> str:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from awp_jax import data, objectives
+from awp_jax.attacks._work import work
 from awp_jax.evaluation import attacks_by_name
-from awp_jax.evaluation._work import work
 from awp_jax.training import create_classifier, read_metrics
 from experiments import _measures as measures
 from experiments._cells import Experiment, Job

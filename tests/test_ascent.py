@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from awp_jax.ascent import ascend, is_traced, loop
+from awp_jax import ascent
+from awp_jax.ascent import Watch, ascend, is_traced, loop, watched
 from awp_jax.balls import InputBall, WeightBall
 
 
@@ -163,3 +164,26 @@ def test_ascend_on_weights_reaches_the_boundary():
 def test_ascend_refuses_bad_steps():
     with pytest.raises(ValueError, match="steps is -1"):
         ascend(lambda p, c: (p, c), InputBall(), None, None, steps=-1, step_size=0.1)
+
+
+@pytest.mark.parametrize("unroll", [True, False])
+def test_who_watches_hears_of_every_step_and_changes_nothing(unroll, monkeypatch):
+    monkeypatch.setattr(ascent, "_MOST_UNSEEN", 3)
+    monkeypatch.setattr(ascent, "_LOOKS", (0.0, 1e9))  # looks at every step
+    told = []
+    state = (jnp.int32(1), jnp.int32(0))
+    alone = loop(body, state, 8, unroll=unroll, first=2)
+    with watched(Watch(told.append)):
+        seen = loop(body, state, 8, unroll=unroll, first=2)
+        jax.jit(functools.partial(loop, body, steps=8, unroll=unroll))(state)  # traced: not told
+    assert told == ([1] * 8 if unroll else [3, 3, 2])
+    assert [int(x) for x in seen] == [int(x) for x in alone]
+    loop(body, state, 2, unroll=unroll)
+    assert sum(told) == 8
+
+
+def test_looks_become_rare_where_steps_are_fast():
+    told = []
+    with watched(Watch(told.append)):
+        loop(body, (jnp.int32(1), jnp.int32(0)), 70, unroll=True)
+    assert told[:3] == [1, 2, 4] and len(told) <= 7

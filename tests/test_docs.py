@@ -7,6 +7,7 @@ import inspect
 import pathlib
 import pkgutil
 import re
+import sys
 
 import jax
 import pytest
@@ -67,6 +68,11 @@ def test_guides_run(name, tmp_path, monkeypatch):
     page = {}
     for block in blocks:
         line = text[: block.start()].count("\n") + 1
+        if file := re.match(r"# (\w+\.py)\n", block[1]):  # what the reader saves
+            (tmp_path / file[1]).write_text(block[1])
+            monkeypatch.syspath_prepend(tmp_path)
+            monkeypatch.delitem(sys.modules, file[1].removesuffix(".py"), raising=False)
+            continue
         code = "\n" * line + block[1]  # so that errors name the line of the page
         try:
             exec(compile(code, str(GUIDES / name), "exec"), page)

@@ -2,14 +2,8 @@
 
 from awp_jax.attacks._apgd import APGD, APGDTargeted
 from awp_jax.attacks._apgd_steps import checkpoints
-from awp_jax.attacks._autoattack import (
-    AutoAttackResult,
-    AutoAttackState,
-    Row,
-    autoattack,
-    run_stage,
-    start_state,
-)
+from awp_jax.attacks._autoattack import autoattack, run_stage, start_state
+from awp_jax.attacks._autoattack_result import AutoAttackResult, AutoAttackState, Row
 from awp_jax.attacks._ensemble import ensemble
 from awp_jax.attacks._fab import FAB, FABTargeted
 from awp_jax.attacks._feature import FeatureAttack
@@ -40,7 +34,7 @@ from awp_jax.attacks._result import AttackResult
 from awp_jax.attacks._spsa import SPSA
 from awp_jax.attacks._square import Square
 from awp_jax.attacks._stepped import SteppedAttack
-from awp_jax.attacks._survivors import Progress
+from awp_jax.attacks._told import Progress
 from awp_jax.attacks._transfer import transfer
 
 __all__ = [

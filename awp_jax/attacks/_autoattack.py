@@ -1,98 +1,34 @@
 """AutoAttack: an ensemble of parameter-free attacks (Croce and Hein, ICML 2020)."""
 
-import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
 from awp_jax import checks, parallel
 from awp_jax.attacks._apgd import APGD
+from awp_jax.attacks._autoattack_result import AutoAttackResult, AutoAttackState, Row
+from awp_jax.attacks._confirmed import check_finite, confirmed
 from awp_jax.attacks._ensemble import ensemble, is_random, runnable
 from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
 from awp_jax.attacks._model import as_pytree_function, check_examples, in_float32, number_of_classes
 from awp_jax.attacks._stepped import SteppedAttack
 from awp_jax.attacks._survivors import (
-    Found,
-    Progress,
     attack_keys,
     attack_survivors,
     batch_sizes,
     evaluate,
 )
+from awp_jax.attacks._told import Progress, Teller, robust_counts
 from awp_jax.balls import InputBall
+from awp_jax.progress import check_show
 from awp_jax.random import check_key, example_keys
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
 from awp_jax.words import known_names
-
-
-class Row(NamedTuple):
-    """One line of the table of results.
-
-    Attributes:
-        name: Of the attack; ``"clean"`` for the first line.
-        accuracy: Share of examples still robust after it, in [0, 1].
-        broke: How many examples it broke.
-        median_steps: Over those, steps (APGD, FAB) or queries (Square) to the first success,
-            counted over all targets and restarts; ``None`` where not known or none broke.
-        seconds: Wall time, compilation included.
-    """
-
-    name: str
-    accuracy: float
-    broke: int
-    median_steps: float | None
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class AutoAttackState:
-    """Everything that has to be saved to go on after any attack: NumPy arrays and plain values.
-
-    Attributes:
-        images: float ``[examples, ...]``: adversarial where one was found, else clean.
-        robust: bool ``[examples]``: not broken so far.
-        rows: One ``Row`` per finished attack, the clean accuracy first.
-    """
-
-    images: np.ndarray
-    robust: np.ndarray
-    rows: tuple[Row, ...]
-
-    @property
-    def finished(self) -> int:
-        """Number of finished attacks."""
-        return len(self.rows) - 1
-
-
-class AutoAttackResult(NamedTuple):
-    """The outcome of an ensemble.
-
-    Attributes:
-        images: float ``[examples, ...]``: inside the ball and its bounds; adversarial where found.
-        robust: bool ``[examples]``: by a last forward pass on ``images``.
-        clean_accuracy: In [0, 1].
-        accuracy: Robust accuracy in [0, 1].
-        rows: A ``Row`` per attack, ``"clean"`` first.
-        norm: Of the ball; ``None`` for a ball of one's own, as the next.
-        epsilon: Its exact radius in the units of the images; an array for several.
-        left_out: ``(name, reason)`` of attacks that are not defined for these images or classes.
-    """
-
-    images: np.ndarray
-    robust: np.ndarray
-    clean_accuracy: float
-    accuracy: float
-    rows: tuple[Row, ...]
-    norm: str | None
-    epsilon: Radius
-    left_out: tuple[tuple[str, str], ...] = ()
-
 
 Plan = Sequence[tuple[str, Callable[..., Any]]]
 
@@ -141,11 +77,12 @@ def start_state(
     keys = example_keys(key, len(labels))
     judging = _judging(plan)
     sizes = batch_sizes(min(batch_size, len(labels)), parallel.shards(function))
-    wrong, loss = evaluate(function, judging, keys, images, labels, sizes)
-    _check_finite(loss, "clean")
+    wrong, loss, said = evaluate(function, judging, keys, images, labels, sizes)
+    check_finite(loss, "clean")
     row = Row("clean", float(np.mean(~wrong)), int(wrong.sum()), None, time.perf_counter() - began)
     # A copy, because `images` may be the caller's own array.
-    return AutoAttackState(images.copy(), ~wrong, (row,))
+    broken_by = np.where(wrong, 0, -1).astype(np.int32)
+    return AutoAttackState(images.copy(), ~wrong, (row,), broken_by, loss, said)
 
 
 def _classes(
@@ -162,15 +99,6 @@ def _classes(
     classes = number_of_classes(function, few, key)
     checks.labels_below(labels, classes)
     return classes
-
-
-def _check_finite(loss: np.ndarray, what: str) -> None:
-    # The argmax of NaN is a class like any other, so the verdict itself would say nothing.
-    if np.isnan(loss).any():
-        raise ValueError(
-            f"The model returns NaN for {int(np.isnan(loss).sum())} of {len(loss)} {what} images: "
-            "no verdict is possible."
-        )
 
 
 def run_stage(
@@ -208,36 +136,73 @@ def run_stage(
         ValueError: As ``start_state``; also when the state belongs to other images, or no attack
             is left.
     """
-    began = time.perf_counter()
     if state.finished >= len(plan):
         raise ValueError(f"All {len(plan)} attacks have run.")
-    name, attack = plan[state.finished]
     images, labels = np.asarray(in_float32(images)), np.asarray(labels)
-    if state.images.shape != images.shape or state.robust.shape != labels.shape:
-        raise ValueError(
-            f"The state holds images {state.images.shape}, but {images.shape} were handed in."
-        )
+    _check_state(state, images, labels)
     function = as_pytree_function(logits_fn)
     classes = _classes(plan, function, images, labels, batch_size)
     keys = example_keys(key, len(labels))
     _, out = runnable([plan[state.finished]], images, classes)
     if out:
-        raise ValueError(f"Attack {name!r} cannot run: {out[0][1]}.")
+        raise ValueError(f"Attack {out[0][0]!r} cannot run: {out[0][1]}.")
+    teller = _teller(progress, plan, classes, function, state, batch_size)
     ball = _ball(plan) if ball is None else ball
+    return _stage(plan, state, function, keys, images, labels, classes, ball, batch_size, teller)
+
+
+def _check_state(state: AutoAttackState, images: np.ndarray, labels: np.ndarray) -> None:
+    if state.images.shape != images.shape or state.robust.shape != labels.shape:
+        raise ValueError(
+            f"The state holds images {state.images.shape}, but {images.shape} were handed in."
+        )
+
+
+def _teller(
+    show: Any,
+    plan: Plan,
+    classes: int,
+    function: Partial,
+    state: AutoAttackState,
+    batch_size: int,
+) -> Teller | None:
+    if show is None:
+        return None
+    examples = len(state.robust)
+    sizes = batch_sizes(min(batch_size, examples), parallel.shards(function))
+    done = robust_counts(state.rows, state.robust)
+    return Teller(show, plan, classes, examples, sizes, done)
+
+
+def _stage(
+    plan: Plan,
+    state: AutoAttackState,
+    function: Partial,
+    keys: Key,
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    ball: Any,
+    batch_size: int,
+    teller: Teller | None,
+) -> AutoAttackState:
+    """The next state, of arguments that were checked."""
+    began = time.perf_counter()
+    number = state.finished
+    name, attack = plan[number]
     found = attack_survivors(
-        name,
         attack,
         function,
         # By the place in the plan: a run that goes on draws what an unbroken one would.
-        attack_keys(keys, state.finished),
+        attack_keys(keys, number),
         images,
         labels,
         state.robust,
         classes=classes,
         batch_size=batch_size,
-        progress=progress,
+        tell=None if teller is None else teller.stage(number),
     )
-    broken, adversarial = _confirm(
+    broken, adversarial, loss, said = confirmed(
         found, function, _judging(plan), ball, keys, images, labels, batch_size
     )
     robust = state.robust & ~broken
@@ -247,51 +212,18 @@ def run_stage(
     steps = float(np.median(found.steps[broken])) if known else None  # type: ignore[index]
     seconds = time.perf_counter() - began
     row = Row(name, float(robust.mean()), int(broken.sum()), steps, seconds)
-    return AutoAttackState(result, robust, (*state.rows, row))
-
-
-def _confirm(
-    found: Found,
-    function: Partial,
-    judging: SteppedAttack,
-    ball: Any,
-    keys: Key,
-    images: np.ndarray,
-    labels: np.ndarray,
-    batch_size: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Projects what was found and judges it: ``(broken, images)``."""
-    rows = np.flatnonzero(found.success)
-    sizes = batch_sizes(min(batch_size, len(labels)), parallel.shards(function))
-    broken, adversarial = np.zeros(len(labels), bool), images.copy()
-    if len(rows) == 0:
-        return broken, adversarial
-    if isinstance(ball, InputBall):
-        ball = ball.examples(images, rows)
-    adversarial[rows] = _inside(ball, images[rows], found.images[rows])
-    # With the keys of the examples, not those of the attack: a randomised model draws anew.
-    wrong, loss = evaluate(function, judging, keys[rows], adversarial[rows], labels[rows], sizes)
-    _check_finite(loss, "attacked")
-    broken[rows] = wrong
-    return broken, adversarial
-
-
-def _inside(ball: Any, centre: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """The projection; for L2 and L1 shrunk by the rounding error that float32 leaves."""
-    point = np.array(ball.project(jnp.asarray(centre), jnp.asarray(point)))
-    if not (isinstance(ball, InputBall) and ball.norm in ("l2", "l1")):
-        return point
-    # In float64, where the excess that rounding leaves can be seen at all.
-    move = point.astype(np.float64) - centre
-    order = {"l2": 2, "l1": 1}[ball.norm]
-    lengths = np.linalg.norm(move.reshape(len(move), -1), order, axis=1)
-    lengths = lengths.reshape((-1,) + (1,) * (move.ndim - 1))
-    radius = np.asarray(ball.radius, np.float64)
-    radius = radius.reshape((-1,) + (1,) * (move.ndim - 1))
-    # 1e-30 keeps the quotient finite where nothing moved; that is not outside, and not scaled.
-    scale = np.minimum(1.0, radius / np.maximum(lengths, 1e-30))
-    point = np.where(lengths > radius, (centre + scale * move), point).astype(point.dtype)
-    return np.asarray(ball.clip(centre, point))
+    if teller is not None:
+        teller.end(int(robust.sum()))
+    # A state of another program's may not know them.
+    noted = [
+        None if old is None else np.where(broken, new, old).astype(old.dtype)
+        for old, new in (
+            (state.broken_by, number + 1),
+            (state.loss, loss),
+            (state.prediction, said),
+        )
+    ]
+    return AutoAttackState(result, robust, (*state.rows, row), *noted)
 
 
 @known_names
@@ -307,7 +239,8 @@ def autoattack(
     version: str = "standard",
     attacks: Iterable[Any] | None = None,
     batch_size: int = 250,
-    progress: Callable[[Progress], Any] | None = None,
+    progress: str | Callable[[Progress], Any] | None = None,
+    verbose: bool = False,
     state: AutoAttackState | None = None,
     on_stage: Callable[[AutoAttackState], Any] | None = None,
 ) -> AutoAttackResult:
@@ -332,7 +265,10 @@ def autoattack(
         version: ``"standard"``, ``"plus"``, ``"rand"`` or ``"custom"``; see ``ensemble``.
         attacks: See ``ensemble``.
         batch_size: Largest number of examples per step.
-        progress: Called with a ``Progress`` now and then.
+        progress: ``None`` for silence; ``"text"``: the attack, images left, robust accuracy so far
+            and time as lines on standard error, ``"bar"``: as a bar there, ``"auto"``: a bar on a
+            terminal and lines elsewhere; or a function that gets a ``Progress`` now and then.
+        verbose: ``True`` is ``progress="text"``, where no other is given.
         state: Where to go on; ``None`` to begin.
         on_stage: Called with the ``AutoAttackState`` after every attack, to save it.
 
@@ -343,7 +279,7 @@ def autoattack(
         ValueError: For an unknown norm, version or attack, an empty selection, a negative epsilon,
             bad images or labels, or a model that returns NaN; before anything runs for an attack
             named in ``attacks`` that is not defined for these images or classes (DLR below 3
-            classes, Square on what is no image).
+            classes, Square on what is no image), and for another ``progress``.
 
     Warns:
         UserWarning: Once, for attacks of a version that are not defined and left out.
@@ -356,7 +292,13 @@ def autoattack(
         >>> result = autoattack(logits_fn, jax.random.key(0), images, labels, attacks=["apgd-ce"])
         >>> result.clean_accuracy, result.accuracy
         (1.0, 0.5)
+        >>> [result.names[by] if by >= 0 else None for by in result.broken_by]
+        [None, 'apgd-ce']
     """
+    check_show(progress)
+    if not isinstance(verbose, bool):
+        raise ValueError(f"verbose is {verbose!r}, but True or False was expected.")
+    progress = "text" if verbose and progress is None else progress
     check_key(key)
     checks.check_arrays([*jax.tree.leaves(images), labels])
     if not checks.is_concrete((images, labels, key)):
@@ -367,7 +309,8 @@ def autoattack(
     ball = ball_of(epsilon, norm, ball)
     plan = ensemble(version, ball=ball, attacks=attacks)
     images, labels = np.asarray(in_float32(images)), np.asarray(labels)
-    classes = _classes(plan, as_pytree_function(logits_fn), images, labels, batch_size)
+    function = as_pytree_function(logits_fn)
+    classes = _classes(plan, function, images, labels, batch_size)
     plan, left_out = runnable(plan, images, classes)
     if left_out:
         reasons = "; ".join(f"{name} ({reason})" for name, reason in left_out)
@@ -382,22 +325,19 @@ def autoattack(
         state = start_state(plan, logits_fn, key, images, labels, batch_size=batch_size)
         if on_stage is not None:
             on_stage(state)
+    keys = example_keys(key, len(labels))
+    teller = _teller(progress, plan, classes, function, state, batch_size)
     # A ball of radius 0 holds the clean image alone, on which the verdict is known.
     nothing = isinstance(ball, InputBall) and not np.any(jax.tree.leaves(ball.radius)[0] > 0)
     while not nothing and state.finished < len(plan):
-        state = run_stage(
-            plan,
-            state,
-            logits_fn,
-            key,
-            images,
-            labels,
-            ball=ball,
-            batch_size=batch_size,
-            progress=progress,
+        _check_state(state, images, labels)
+        state = _stage(
+            plan, state, function, keys, images, labels, classes, ball, batch_size, teller
         )
         if on_stage is not None:
             on_stage(state)
+    if teller is not None:
+        teller.close()
     return AutoAttackResult(
         state.images,
         state.robust,
@@ -407,4 +347,7 @@ def autoattack(
         getattr(ball, "norm", None),
         getattr(ball, "radius", None),
         tuple(left_out),
+        state.broken_by,
+        state.loss,
+        state.prediction,
     )

@@ -179,6 +179,10 @@ class WorstOfModels(NamedTuple):
     loss: Callable[[jax.Array, jax.Array], jax.Array]
     success: Callable[[jax.Array, jax.Array], jax.Array]
 
+    def __repr__(self) -> str:
+        names = [getattr(one, "__name__", type(one).__name__) for one in self[1:]]
+        return f"WorstOfModels(logits_fn, loss {names[0]}, success {names[1]})"
+
 
 def worst_of_models(models: Sequence[Callable[..., Any]], loss: str = "margin") -> WorstOfModels:
     """One image that fools every model: the smallest loss is ascended, all must be wrong.

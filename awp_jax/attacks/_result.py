@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from awp_jax import results
 from awp_jax.attacks._goal import Goal
 from awp_jax.attacks._losses import margin
 from awp_jax.balls._input_norms import per_example
@@ -32,6 +34,38 @@ class AttackResult(NamedTuple):
     success: jax.Array
     loss: jax.Array
     steps: jax.Array | None = None
+
+    def __repr__(self) -> str:
+        head = f"{results.percent(self.success) or 'not known'} with success"
+        return results.described("AttackResult", self._asdict(), head)
+
+    def save(self, path: Any) -> None:
+        """Writes every array by its name, a compressed ``.npz`` file.
+
+        Raises:
+            ValueError: For a path that does not end in ``.npz``.
+        """
+        results.save_arrays(path, self)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws how the losses of the examples are spread, by success.
+
+        Args:
+            axes: Matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The axes.
+        """
+        axes = results.axes_or_new(axes)
+        losses, success = np.asarray(self.loss), np.asarray(self.success)
+        edges = np.histogram_bin_edges(losses, 30)
+        for mask, label in ((~success, "without success"), (success, "success")):
+            if mask.any():
+                axes.hist(losses[mask], edges, alpha=0.6, label=f"{label}: {int(mask.sum())}")
+        axes.set_xlabel("loss (nats)")
+        axes.set_ylabel("examples")
+        axes.legend()
+        return axes
 
 
 def outcome(result: Any, attack: Any) -> AttackResult:
@@ -62,11 +96,14 @@ class Ranked(NamedTuple):
         ascended: The loss that the attack ascends, ``[batch]``: not what is reported, which is 0.0
             on both sides where a model is very sure.
         margin: What decides where that ties, ``[batch]``.
+        said: The class that the model says, int ``[batch]``; ``None`` where outputs are no logits,
+            and where results of several runs were joined.
     """
 
     result: AttackResult
     ascended: jax.Array
     margin: jax.Array
+    said: jax.Array | None = None
 
 
 def ranked(
@@ -76,10 +113,11 @@ def ranked(
     outputs, goal = logits_fn(images), Goal() if goal is None else goal
     result = AttackResult(images, goal.succeeded(outputs, labels), goal.judged(outputs, labels))
     ascended = goal.ascended(outputs, labels)
-    margins = ascended
+    margins, said = ascended, None
     if goal.classifies:
+        said = outputs.argmax(axis=1)
         margins = -margin(outputs, labels) if goal.targeted else margin(outputs, labels)
-    return Ranked(result, ascended, margins)
+    return Ranked(result, ascended, margins, said)
 
 
 def judge(

@@ -10,28 +10,14 @@ import numpy as np
 from jax.tree_util import Partial
 
 from awp_jax import parallel
-from awp_jax.ascent import loop
+from awp_jax.ascent import Watch, loop, watched
 from awp_jax.attacks._result import AttackResult, outcome
 from awp_jax.attacks._stepped import SteppedAttack, advance, begin, finish, judged
+from awp_jax.attacks._told import Account, Tell
+from awp_jax.attacks._work import steps_of
 from awp_jax.balls import InputBall
 from awp_jax.random import fold_keys
 from awp_jax.typing import Key, PyTree
-
-
-class Progress(NamedTuple):
-    """Where an evaluation stands, for a progress bar.
-
-    Attributes:
-        attack: Name of the attack.
-        done: Share of this attack that is done, in [0, 1]; it jumps ahead when examples break.
-        robust: Number of examples still robust.
-        examples: Number of examples.
-    """
-
-    attack: str
-    done: float
-    robust: int
-    examples: int
 
 
 class Found(NamedTuple):
@@ -75,7 +61,6 @@ def _take(tree: PyTree, rows: jax.Array) -> Any:
 
 
 def attack_survivors(
-    name: str,
     attack: Callable[..., Any],
     function: Partial,
     keys: Key,
@@ -85,12 +70,11 @@ def attack_survivors(
     *,
     classes: int,
     batch_size: int,
-    progress: Callable[[Progress], Any] | None = None,
+    tell: Tell | None = None,
 ) -> Found:
     """Attacks the examples in ``robust``; what breaks goes on to no further target or restart.
 
     Args:
-        name: Of the attack, for ``progress``.
         attack: A ``SteppedAttack``, which is stopped early, or any
             ``(logits_fn, key, images, labels) -> AttackResult``.
         function: The model.
@@ -100,7 +84,7 @@ def attack_survivors(
         robust: bool ``[examples]``.
         classes: Number of classes.
         batch_size: Largest number of examples per step.
-        progress: Called with a ``Progress`` now and then.
+        tell: See ``Account``; ``None`` to tell nobody.
 
     Returns:
         A ``Found``.
@@ -110,34 +94,31 @@ def attack_survivors(
     stepped = isinstance(attack, SteppedAttack)
     runs = attack.runs(classes) if stepped else [(0, 0)]  # type: ignore[attr-defined]
     known = True
-
-    def report(share: float) -> None:
-        if progress is not None:
-            left = int(robust.sum() - found.success.sum())
-            progress(Progress(name, min(share, 1.0), left, len(labels)))
-
+    passes = attack.passes if stepped else steps_of(attack)  # type: ignore[attr-defined]
+    account = Account(tell, passes, len(runs), sizes, int(robust.sum()))
+    watch = None if tell is None else Watch(account.stepped)
     for number, (rank, restart) in enumerate(runs):
         parts = batches(np.flatnonzero(robust & ~found.success), sizes)
-        for count, part in enumerate(parts):
-
-            def tick(
-                share: Any, count: int = count, parts: Any = parts, number: Any = number
-            ) -> Any:
-                report((number + (count + share) / len(parts)) / len(runs))
-
-            padding = padded(part, sizes)
+        rows_of = [padded(part, sizes) for part in parts]
+        for count, (part, padding) in enumerate(zip(parts, rows_of, strict=True)):
+            account.begin(number, len(padding), sum(map(len, rows_of[count + 1 :])))
             data = _batch(function, keys, images, labels, padding)
             if stepped:
                 cut = Partial(of_examples, attack, images)
-                results: Any = _segments(cut, function, data, part, rank, restart, sizes, tick)
+                run = (function, data, part, rank, restart, sizes)
+                results: Any = _segments(cut, *run, account, watch)
             else:
                 one = of_examples(attack, images, padding)
-                results = [(part, outcome(one(function, *data), attack))]
+                with watched(watch):
+                    results = [(part, outcome(one(function, *data), attack))]
+                account.stepped(passes)
             before = number * attack.passes if stepped else 0  # type: ignore[attr-defined]
             for which, result in results:
                 # The call comes first: behind `and` it would be left out.
                 known = _record(found, which, result, before) and known
-    report(1.0)
+                account.leave(int(robust.sum() - found.success.sum()))
+            account.end()
+    account.finish()
     return found if known else found._replace(steps=None)
 
 
@@ -172,7 +153,8 @@ def _segments(
     rank: int,
     restart: int,
     sizes: tuple[int, ...],
-    tick: Callable[[float], Any],
+    account: Account,
+    watch: Watch | None,
 ) -> Iterator[tuple[np.ndarray, AttackResult]]:
     """One run, cut into segments; between them finished examples leave the batch.
 
@@ -185,6 +167,7 @@ def _segments(
         # The device is waited for once in a segment, not in every step.
         alive = ~parallel.to_host(state.success)[: len(rows)]
         last = index >= attack.passes or not alive.any()
+        account.reach(index, len(state.success), int((~alive).sum()))
         # Until they fit into a smaller compiled size, finished examples stay where they are.
         size = min(n for n in sizes if n >= alive.sum())
         if last or size < len(state.success):
@@ -203,9 +186,9 @@ def _segments(
             attack = cut(padded(rows, sizes))
             body = Partial(advance, attack, function)
         steps = min(attack.segment, attack.passes - index)
-        state = loop(body, state, steps, unroll=attack.unroll, first=index)
+        with watched(watch):
+            state = loop(body, state, steps, unroll=attack.unroll, first=index)
         index += steps
-        tick(index / attack.passes)
 
 
 def _batch(
@@ -223,16 +206,19 @@ def evaluate(
     images: np.ndarray,
     labels: np.ndarray,
     sizes: tuple[int, ...],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Verdict on all images in padded batches: ``(success, loss)`` as NumPy arrays."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Verdict on all images in padded batches: ``(success, loss, said)`` as NumPy arrays."""
     success, loss = np.zeros(len(labels), bool), np.zeros(len(labels), np.float64)
+    said = np.zeros(len(labels), np.int32)
     for part in batches(np.arange(len(labels)), sizes):
         rows = padded(part, sizes)
         data = _batch(function, keys, images, labels, rows)
-        verdict = parallel.to_host(judged(attack, function, *data).result)
+        found = judged(attack, function, *data)
+        verdict, classes = parallel.to_host((found.result, found.said))
         success[part] = verdict.success[: len(part)]
         loss[part] = verdict.loss[: len(part)]
-    return success, loss
+        said[part] = classes[: len(part)]
+    return success, loss, said
 
 
 def attack_keys(keys: Key, number: int) -> jax.Array:

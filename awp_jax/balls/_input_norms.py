@@ -1,7 +1,6 @@
 """Norms and directions of inputs, one for each example, without overflow or underflow."""
 
-from collections.abc import Callable
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +8,8 @@ import jax.numpy as jnp
 from awp_jax.balls._norms import (
     at_least_float32,
     largest,
-    length,
-    power_of_two,
-    power_sum,
     reciprocal,
+    sizes,
 )
 from awp_jax.typing import Inputs
 
@@ -42,20 +39,11 @@ def input_norms(inputs: Inputs, norm: str) -> jax.Array:
 def measured(leaves: list[jax.Array], norm: str) -> tuple[jax.Array, jax.Array]:
     """Two factors of the norm of each example: a power of two, and the norm of what it leaves."""
     flat = [leaf.reshape(leaf.shape[0], -1) for leaf in leaves]
-    most = _over_leaves(jnp.maximum, [largest(leaf, (1,))[:, 0] for leaf in flat])
-    # The largest entry is the norm itself: nothing is squared that could overflow.
-    if norm == "linf":
+    if norm == "linf":  # the largest entry itself: nothing is squared that could overflow
+        most = functools.reduce(jnp.maximum, [largest(leaf, (1,))[:, 0] for leaf in flat])
         return jnp.ones_like(most), most
-    size = power_of_two(most)
-    sums = [power_sum(leaf / size[:, None].astype(leaf.dtype), norm, (1,))[:, 0] for leaf in flat]
-    return size, length(_over_leaves(jnp.add, sums), norm)
-
-
-def _over_leaves(combine: Callable[..., Any], values: list[jax.Array]) -> jax.Array:
-    total = values[0]
-    for value in values[1:]:
-        total = combine(total, value)
-    return total
+    found = sizes(flat, norm, [(1,)] * len(flat), together=True)
+    return found.power[0][:, 0], found.rest[0][:, 0]
 
 
 def per_example(values: jax.Array, like: jax.Array) -> jax.Array:

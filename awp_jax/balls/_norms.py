@@ -1,7 +1,7 @@
 """Norms that neither overflow nor underflow: values are scaled before they are squared."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,15 +43,92 @@ def largest(array: jax.Array, axes: Sequence[int] | None) -> jax.Array:
     return jnp.max(jnp.abs(array), axis=axes, keepdims=axes is not None, initial=0.0)
 
 
-def power_sum(array: jax.Array, kind: str, axes: Sequence[int] | None) -> jax.Array:
-    """The sum of absolute values (``"l1"``) or squares (``"l2"``) over ``axes``."""
+class Sizes(NamedTuple):
+    """Norms as two factors, each a list with an entry for each array."""
+
+    power: list[jax.Array]
+    rest: list[jax.Array]
+
+    def norms(self) -> list[jax.Array]:
+        return [power * rest for power, rest in zip(self.power, self.rest, strict=True)]
+
+
+def sizes(
+    arrays: list[jax.Array],
+    kind: str,
+    axes: Sequence[Sequence[int] | None],
+    *,
+    together: bool = False,
+    one_pass: bool = False,
+) -> Sizes:
+    """Norms as a power of two, by which entries may be divided, and the norm of what that leaves.
+
+    The second factor is finite exactly where all entries are.
+
+    Args:
+        arrays: At least float32.
+        kind: ``"l1"`` or ``"l2"``.
+        axes: For each array the axes that one norm is taken over; ``None`` for all.
+        together: Whether one norm is taken over all arrays, whose norms have the same shape.
+        one_pass: Whether to try on CPU without scaling first: a fifth of AWP's step on large dense
+            layers. Not inside an attack's loop, whose convolutions XLA makes slower beside a
+            condition.
+    """
+
+    def over(combine: Callable[..., Any], values: list[jax.Array]) -> list[jax.Array]:
+        if not together:
+            return values
+        total = values[0]
+        for value in values[1:]:
+            total = combine(total, value)
+        return [total] * len(values)
+
+    def summed(parts: list[jax.Array]) -> list[jax.Array]:
+        sums = [_power_sum(p, kind, along) for p, along in zip(parts, axes, strict=True)]
+        return over(jnp.add, sums)
+
+    def scaled(sums: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+        # Divided before it is squared: neither 1e-30 nor 1e30 would survive that in float32.
+        del sums
+        most = [largest(a, along) for a, along in zip(arrays, axes, strict=True)]
+        # Together by one power of two, without which their sums could not be added.
+        powers = [power_of_two(value) for value in over(jnp.maximum, most)]
+        parts = [a / p.astype(a.dtype) for a, p in zip(arrays, powers, strict=True)]
+        return powers, summed(parts)
+
+    def plain(sums: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+        return [jnp.ones_like(value) for value in sums], sums
+
+    def on_cpu(sums: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+        # One pass over the arrays where nothing was lost in it, which is nearly always: both give
+        # the same norms, for division by a power of two is exact.
+        return jax.lax.cond(_all_usual(sums), plain, scaled, sums)
+
+    if not arrays:
+        return Sizes([], [])
+    if one_pass:
+        # On a GPU a condition costs more than a pass: the host would wait to know it.
+        powers, sums = jax.lax.platform_dependent(summed(arrays), cpu=on_cpu, default=scaled)
+    else:
+        powers, sums = scaled([])
+    return Sizes(powers, sums if kind == "l1" else [jnp.sqrt(value) for value in sums])
+
+
+def _all_usual(sums: list[jax.Array]) -> jax.Array:
+    """Whether no sum overflowed, nor what is divided by it, and no square that matters was lost."""
+    usual = jnp.bool_(True)
+    for value in sums:
+        limits = jnp.finfo(value.dtype)
+        least, most = (
+            jnp.array(2.0**e, value.dtype) for e in (limits.minexp + 26, limits.maxexp - 26)
+        )
+        usual &= jnp.all((value > least) & (value < most))
+    return usual
+
+
+def _power_sum(array: jax.Array, kind: str, axes: Sequence[int] | None) -> jax.Array:
     powers = jnp.abs(array) if kind == "l1" else jnp.square(array)
     return jnp.sum(powers, axis=axes, keepdims=axes is not None)
-
-
-def length(total: jax.Array, kind: str) -> jax.Array:
-    """The norm that belongs to a ``power_sum``."""
-    return total if kind == "l1" else jnp.sqrt(total)
 
 
 def reciprocal(values: jax.Array) -> jax.Array:

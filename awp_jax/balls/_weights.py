@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,10 @@ import jax.numpy as jnp
 from awp_jax import checks
 from awp_jax.balls._masks import as_mask, path_name
 from awp_jax.balls._norms import (
+    Sizes,
     at_least_float32,
-    largest,
-    length,
-    power_of_two,
-    power_sum,
     reciprocal,
+    sizes,
 )
 from awp_jax.pytrees import flatten, is_function, pytree_dataclass
 from awp_jax.random import leaf_keys
@@ -25,16 +23,6 @@ SIZES = ("l2", "l1")
 SCOPES = ("leaf", "global", "filter", "element")
 
 DEFAULT_GAMMA = 5e-3  # AWP, NeurIPS 2020, Table 2
-
-
-class _Sizes(NamedTuple):
-    """Norms as two factors, each a list with an entry for each leaf that moves."""
-
-    power: list[jax.Array]
-    rest: list[jax.Array]
-
-    def norms(self) -> list[jax.Array]:
-        return [power * rest for power, rest in zip(self.power, self.rest, strict=True)]
 
 
 @pytree_dataclass("gamma", "radius")
@@ -295,34 +283,19 @@ class WeightBall:
             lists.append([leaf for kept, leaf in zip(keep, leaves, strict=True) if kept])
         return self._put(centre, [function(*parts) for parts in zip(*lists, strict=True)])
 
-    def _sizes(self, tree: PyTree, centre: Params) -> _Sizes:
+    def _sizes(self, tree: PyTree, centre: Params) -> Sizes:
         """The norms that this ball compares, for each leaf that moves."""
         leaves = [at_least_float32(leaf) for leaf in self._moving(tree, centre)]
         if self.scope == "element":
             # The reciprocal of a large number itself would be too small.
-            sizes = [jnp.abs(leaf) for leaf in leaves]
-            there = [(size > 0).astype(size.dtype) + 0 * size for size in sizes]
-            return _Sizes([jnp.where(size > 0, size, 1) for size in sizes], there)
+            own = [jnp.abs(leaf) for leaf in leaves]
+            there = [(size > 0).astype(size.dtype) + 0 * size for size in own]
+            return Sizes([jnp.where(size > 0, size, 1) for size in own], there)
         axes = [
             tuple(range(leaf.ndim - 1)) if self.scope == "filter" and leaf.ndim > 1 else None
             for leaf in leaves
         ]
-        most = [largest(leaf, along) for leaf, along in zip(leaves, axes, strict=True)]
-        if self.scope == "global" and leaves:
-            # One power of two for all leaves, without which their sums could not be added.
-            all_most = most[0]
-            for value in most[1:]:
-                all_most = jnp.maximum(all_most, value)
-            most = [all_most] * len(leaves)
-        # Divided before it is squared: neither 1e-30 nor 1e30 would survive that in float32.
-        powers = [power_of_two(value) for value in most]
-        sums = [
-            power_sum(leaf / power.astype(leaf.dtype), self.size, along)
-            for leaf, power, along in zip(leaves, powers, axes, strict=True)
-        ]
-        if self.scope == "global" and leaves:
-            sums = [sum(sums[1:], start=sums[0])] * len(leaves)
-        return _Sizes(powers, [length(value, self.size) for value in sums])
+        return sizes(leaves, self.size, axes, together=self.scope == "global", one_pass=True)
 
     def _lengths(self, centre: Params) -> list[jax.Array]:
         """What the radius is relative to: the weights' norms, or 1."""

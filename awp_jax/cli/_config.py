@@ -3,6 +3,7 @@
 import importlib.machinery
 import importlib.util
 import pathlib
+import traceback
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -89,10 +90,11 @@ def load(text: str) -> ConfigDict:
         if colon:
             raise UsageError(f"{name} takes no argument, but {argument!r} was given.")
         return schema.from_yaml(path.read_text(encoding="utf-8"), name)
-    except (UsageError, ValueError) as error:
-        raise UsageError(_one_line(error)) from None
+    except UsageError:
+        raise
     except Exception as error:  # a config file is any Python, so is what it raises
-        raise UsageError(f"{name} failed: {type(error).__name__}: {_one_line(error)}") from None
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UsageError(f"{_where(path, name, error)}{kind}{_one_line(error)}") from None
 
 
 def _get_config(path: pathlib.Path) -> Any:
@@ -105,6 +107,16 @@ def _get_config(path: pathlib.Path) -> Any:
     if not callable(getattr(module, "get_config", None)):
         raise UsageError(f"{path} has no function get_config, which a config file needs.")
     return module.get_config
+
+
+def _where(path: pathlib.Path, name: str, error: Exception) -> str:
+    """Where in a config file an error arose: file, line, and what stands there."""
+    if isinstance(error, SyntaxError):
+        return f"{name}, line {error.lineno}: "
+    lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    if not lines:  # YAML, which says it itself, or a value that from_dict refuses
+        return "" if name in str(error) else f"{name}: "
+    return f"{name}, line {lines[-1].lineno} ({lines[-1].line}): "
 
 
 def _one_line(error: Exception) -> str:

@@ -42,6 +42,6 @@ def main(argv: Sequence[str]) -> int:
         ),
     )
     if parallel.is_main():
-        files = save_figure(found.plot(), run.workdir / "figures" / "diagnosis")
+        files = save_figure(found.figure(), run.workdir / "figures" / "diagnosis")
         print(f"{found.verdict}\n\nWritten: {', '.join(map(str, files))}")
     return 0

@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
         "Measures accuracy and loss of a run's checkpoints on clean and on attacked images,\n"
         "prints tables and writes evaluation.json. Earlier results stay in it: attacks of the\n"
         "same settings, images and weights as one evaluation, those of others beside it, the\n"
-        "widest first. The same command goes on where a stopped one was.",
+        "widest first. What happened to each image goes to per_image/*.npz. The same command goes\n"
+        "on where a stopped one was.",
     )
     command.string("workdir", None, "the run directory")
     command.string("checkpoints", "best,last", "which: best, last, epoch-N, every, average")

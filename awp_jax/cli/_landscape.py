@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     name = str(settings.name)
     for run, one in zip(opened, found, strict=True):
         figures = run.workdir / "figures"
-        files += save_figure(one.plot(), figures / name)
+        files += save_figure(one.figure(), figures / name)
         training = landscape_training_figure(one.values, read_metrics(run.workdir))
         if training is not None:
             files += save_figure(training, figures / f"{name}-training")

@@ -26,7 +26,12 @@ INPUTS = (
     group(
         "data",
         "Images, and what augmentation does to them.",
-        ("name", "cifar10", TEXT, "The data set, as awp_jax.data.load names it."),
+        (
+            "name",
+            "cifar10",
+            TEXT,
+            "The data set, as awp_jax.data.load names it, or 'package.module:function'.",
+        ),
         ("path", None, optional(TEXT), "Where its files lie; None: $AWP_JAX_DATA."),
         (
             "train_examples",
@@ -95,7 +100,12 @@ INPUTS = (
     group(
         "model",
         "The network.",
-        ("name", "preact-resnet-18", TEXT, "The architecture, as awp_jax.models names it."),
+        (
+            "name",
+            "preact-resnet-18",
+            TEXT,
+            "The architecture, as awp_jax.models names it, or 'package.module:function'.",
+        ),
         (
             "width",
             None,

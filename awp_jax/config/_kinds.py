@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from awp_jax import checks
+from awp_jax.parts import is_reference
 
 _NOTHING = ("null", "None")  # as YAML writes it, and Python; "none" is a value of some keys
 
@@ -47,7 +48,7 @@ class Kind:
         Raises:
             ValueError: In one sentence, when it stands for none.
         """
-        if self.optional and text in _NOTHING:
+        if self.optional and (text in _NOTHING or (self.type is not str and text == "none")):
             return None
         try:
             return _READERS[self.type](text)
@@ -109,6 +110,23 @@ def choice(*names: str) -> Kind:
         checks.choice(value, names, name)
 
     return Kind(str, f"one of {', '.join(names)}", check)
+
+
+OWN = "package.module:function"
+
+
+def named(*names: str) -> Kind:
+    """One of these names, or ``"package.module:function"`` for one's own."""
+
+    def check(value, name, config):
+        if is_reference(value):
+            return
+        try:
+            checks.choice(value, names, name)
+        except ValueError as error:
+            raise ValueError(f"{error} One's own is written {OWN!r}.") from None
+
+    return Kind(str, f"one of {', '.join(names)}, or {OWN!r}", check)
 
 
 def _step(value: Any, name: str, config: ConfigDict) -> None:

@@ -10,6 +10,7 @@ from awp_jax.config._kinds import (
     SWITCH,
     choice,
     integer,
+    named,
     number,
     optional,
     threshold,
@@ -22,7 +23,7 @@ METHOD = (
         (
             "name",
             "at",
-            choice("natural", "at", "trades", "mart"),
+            named("natural", "at", "trades", "mart"),
             "What weights descend, and the training attack ascends.",
         ),
         ("beta", 6.0, number(), "Of TRADES: the weight of the robust term."),
@@ -38,6 +39,12 @@ METHOD = (
     group(
         "attack",
         "The training attack.",
+        (
+            "name",
+            "pgd",
+            named("pgd"),
+            "How images are attacked; one's own: an attack, or a class of them (docs/own.md).",
+        ),
         ("norm", "linf", choice("linf", "l2", "l1"), "Of its ball, also in evaluation."),
         ("epsilon", "8/255", RADIUS, "Radius, in pixel units of [0, 1]."),
         (
@@ -71,7 +78,7 @@ METHOD = (
     group(
         "weights",
         "The perturbation of the weights.",
-        ("method", "awp", choice("none", "awp", "rwp", "random"), "How it is made."),
+        ("method", "awp", named("none", "awp", "rwp", "random"), "How it is made."),
         ("gamma", "0.01", SIZE, "Radius relative to the norm of the weights (NeurIPS 2020: 0.01)."),
         ("steps", None, optional(integer(1)), "Of its ascent (K2); None: 10 for rwp, else 1."),
         ("alternations", 1, integer(1), "Of input and weight attack in a step (A)."),
@@ -106,7 +113,7 @@ METHOD = (
     group(
         "optimizer",
         "The optimiser.",
-        ("name", "sgd", choice("sgd", "adam", "entropy-sgd"), "The method."),
+        ("name", "sgd", named("sgd", "adam", "entropy-sgd"), "The method."),
         ("learning_rate", 0.1, number(), "The highest; see schedule."),
         ("momentum", 0.9, number(), "Of sgd and entropy-sgd."),
         ("nesterov", False, SWITCH, "Whether momentum is Nesterov's."),

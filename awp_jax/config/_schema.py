@@ -60,6 +60,8 @@ def from_dict(values: Any) -> ConfigDict:
     Raises:
         ValueError: For an unknown key ("did you mean") or a value of another type.
     """
+    if not hasattr(values, "items"):
+        raise ValueError(f"A config is {values!r}, but a ConfigDict or dict was expected.")
     config = default()
     for key, value in values.items():
         config[key] = value
@@ -87,7 +89,8 @@ def override(config: ConfigDict, path: str, text: str) -> None:
     known = dict(keys())
     if path not in known:
         held = config[path]  # says what was meant
-        raise ValueError(f"Config key {path!r} is a group, with keys {', '.join(held)}.")
+        meant = f", such as {path}.name={text}" if "name" in held else ""
+        raise ValueError(f"Config key {path!r} is a group: give one of {', '.join(held)}{meant}.")
     group, _, leaf = path.rpartition(".")
     (config[group] if group else config)[leaf] = known[path].kind.read(text, path)
 

@@ -1,7 +1,7 @@
 """Data sets in memory, augmentation inside jit, and batches."""
 
 from awp_jax.data._dataset import DataError, Dataset, Splits, as_float
-from awp_jax.data._load import dataset_names, load
+from awp_jax.data._load import cut, dataset_names, load
 from awp_jax.data._npz import read_npz
 from awp_jax.data._published import published_sizes
 from awp_jax.data._statistics import has_statistics, measured_statistics, statistics
@@ -27,6 +27,7 @@ __all__ = [
     "augment",
     "autoaugment",
     "check_joinable",
+    "cut",
     "cutout",
     "dataset_names",
     "epoch_order",

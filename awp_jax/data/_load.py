@@ -168,6 +168,37 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def cut(
+    splits: Splits,
+    name: str,
+    *,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+    validation_examples: int = 0,
+    seed: int = 0,
+    downsample: int = 1,
+) -> Splits:
+    """Splits of one's own, cut as ``load`` cuts those that it reads.
+
+    Args:
+        splits: Where they hold validation images, those stay, and none are held out.
+        name: Of them in messages.
+        train_examples: See ``load``.
+        test_examples: See ``load``.
+        validation_examples: See ``load``.
+        seed: See ``load``.
+        downsample: See ``load``.
+
+    Raises:
+        DataError: For more examples than there are.
+    """
+    held_out = 0 if splits.validation is not None else validation_examples
+    found = _split(name, splits.train, splits.test, train_examples, test_examples, held_out, seed)
+    if splits.validation is not None:
+        found = dataclasses.replace(found, validation=splits.validation)
+    return found if downsample == 1 else _downsampled(found, downsample)
+
+
 def _hold_out(dataset: Dataset, path: Path, test_examples: int | None) -> tuple[Dataset, Dataset]:
     """Cut a single split in two, by a permutation that does not depend on the seed."""
     if test_examples is None:

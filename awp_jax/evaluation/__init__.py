@@ -6,6 +6,7 @@ from awp_jax.evaluation._measure import Measurement, measure
 from awp_jax.evaluation._names import attack_by_name, attacks_by_name
 from awp_jax.evaluation._outcomes import Outcome
 from awp_jax.evaluation._partial import PartialResults
+from awp_jax.evaluation._per_image import PerImage, read_per_image
 from awp_jax.evaluation._predict import predict
 from awp_jax.evaluation._suspicions import Check
 from awp_jax.files import write_arrays
@@ -17,11 +18,13 @@ __all__ = [
     "Measurement",
     "Outcome",
     "PartialResults",
+    "PerImage",
     "attack_by_name",
     "attacks_by_name",
     "diagnose",
     "evaluate",
     "measure",
     "predict",
+    "read_per_image",
     "write_arrays",
 ]

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax import checks
+from awp_jax import checks, results
+from awp_jax.ascent import Watch, watched
 from awp_jax.attacks import PGD, Square, cross_entropy, dlr, transfer
 from awp_jax.attacks._gradient import model_key, with_key
 from awp_jax.attacks._model import as_pytree_function, number_of_classes
+from awp_jax.attacks._work import passes_per_step, work
 from awp_jax.data import as_float
 from awp_jax.evaluation._measure import measure
 from awp_jax.evaluation._suspicions import (
@@ -26,13 +28,15 @@ from awp_jax.evaluation._suspicions import (
     never_rises,
     white_box_wins,
 )
+from awp_jax.panels import diagnosis_panels
+from awp_jax.progress import Progress, Show, check_show
 from awp_jax.random import example_keys
 
 _FACTORS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 _STEPS = (1, 5, 20, 50)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Diagnosis:
     """Whether robust accuracy by gradients can be trusted, and why.
 
@@ -89,6 +93,30 @@ class Diagnosis:
         """As plain values for JSON."""
         return {**dataclasses.asdict(self), "suspicious": self.suspicious}
 
+    def save(self, path: Any) -> None:
+        """Writes ``as_dict`` as JSON.
+
+        Raises:
+            ValueError: For a path that does not end in ``.json``.
+        """
+        results.save_plain(path, self.as_dict())
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws robust accuracy against the radius, and against the number of steps.
+
+        Args:
+            axes: Two matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The two axes, an array.
+        """
+        both = results.axes_or_new(axes, 2)
+        diagnosis_panels(both[0], both[1], self.as_dict())
+        return both
+
+    def __repr__(self) -> str:
+        return results.cut(self.verdict(), "print(found.verdict())")
+
 
 def diagnose(
     logits_fn: Callable,
@@ -102,6 +130,7 @@ def diagnose(
     queries: int = 1000,
     eot: int = 0,
     batch_size: int = 256,
+    progress: Show = None,
 ) -> Diagnosis:
     """Tells gradient masking from robustness (Athalye et al. 2018; Carlini et al. 2019).
 
@@ -118,14 +147,16 @@ def diagnose(
             averaged over so many passes, one-pass gradients take the place of Square, which cannot
             average, and the checks of logits look at one draw.
         batch_size: Examples per pass.
+        progress: As in ``awp_jax.progress.Progress``; ``None`` for silence.
 
     Returns:
         A ``Diagnosis``.
 
     Raises:
-        ValueError: For bad images, labels, norm or radius.
+        ValueError: For bad images, labels, norm, radius or ``progress``.
     """
     checks.choice(norm, ("linf", "l2"), "norm")
+    check_show(progress)
     images, labels = np.asarray(as_float(np.asarray(images))), np.asarray(labels)
     checks.images_and_labels(images, labels)
     # Pixels span [0, 1]: a larger radius adds nothing.
@@ -142,26 +173,55 @@ def diagnose(
     classes = number_of_classes(function, images[:1], keys[0] if eot else None)
     checks.labels_below(labels, classes)
 
-    def accuracy(attack: Any) -> float:
-        options: dict[str, Any] = {"key": keys, "batch_size": batch_size, "eot": eot}
-        return measure(function, images, labels, attack, **options).accuracy
+    # And the ball of all images, in which accuracy has to fall to zero.
+    epsilons = sorted({min(f * radius, largest) for f in _FACTORS} | {largest})
 
     def pgd(size: float, steps: int) -> PGD:
         return PGD(size, steps=steps, norm=norm, eot=eot)
 
+    square = Square(radius, queries, norm=norm)
+    planned: list[Any] = [
+        None,
+        *(pgd(e, 20) for e in epsilons if e),
+        *(pgd(radius, n) for n in _STEPS),
+    ]
+    planned += [PGD(radius, steps=_STEPS[-1], norm=norm, eot=1)] if eot else [square]
+    planned += [pgd(radius, 20)] if surrogate_fn is not None else []
+    total = len(labels) * sum(map(work, planned))
+    shown = Progress(total, unit="pass", show=progress)
+
+    def accuracy(attack: Any, what: str = "clean", like: Any = None) -> float:
+        options: dict[str, Any] = {"key": keys, "batch_size": batch_size, "eot": eot}
+        like = attack if like is None else like
+        whole, told = len(labels) * work(like), 0.0
+        share = min(batch_size, len(labels)) * passes_per_step(like)
+
+        def stepped(steps: int) -> None:
+            nonlocal told
+            more = min(steps * share, whole - told)
+            told += more
+            shown.advance(more, what)
+
+        with watched(Watch(stepped)):
+            found = measure(function, images, labels, attack, **options).accuracy
+        shown.advance(whole - told, what)
+        return found
+
     clean = accuracy(None)
-    # And the ball of all images, in which accuracy has to fall to zero.
-    epsilons = sorted({min(f * radius, largest) for f in _FACTORS} | {largest})
     # A ball of radius 0 holds the clean image alone.
-    by_epsilon = [clean if e == 0 else accuracy(pgd(e, 20)) for e in epsilons]
-    by_steps = [accuracy(pgd(radius, steps)) for steps in _STEPS]
+    by_epsilon = [
+        clean if e == 0 else accuracy(pgd(e, 20), f"PGD-20 at epsilon {e:.3g}") for e in epsilons
+    ]
+    by_steps = [accuracy(pgd(radius, steps), f"PGD-{steps}") for steps in _STEPS]
     # The better of PGD-20 and PGD-50: a masked gradient may fare worse with more steps.
     white = min(by_steps[-1], by_epsilon[epsilons.index(radius)])
-    others = {} if eot else {"square": accuracy(Square(radius, queries, norm=norm))}
+    others = {} if eot else {"square": accuracy(square, "Square")}
     if surrogate_fn is not None:
         attack = PGD(radius, steps=20, norm=norm)
         others["transfer"] = accuracy(
-            lambda f, k, x, y: transfer(attack, surrogate_fn, f, k, x, y, eot=eot)
+            lambda f, k, x, y: transfer(attack, surrogate_fn, f, k, x, y, eot=eot),
+            "transfer",
+            attack,
         )
     # One batch: whether logits and gradients are sound shows on a few images.
     few, few_labels = jnp.asarray(images[:batch_size]), jnp.asarray(labels[:batch_size])
@@ -174,7 +234,8 @@ def diagnose(
         *(white_box_wins(name, value, white) for name, value in others.items()),
     ]
     if eot:
-        single = accuracy(PGD(radius, steps=_STEPS[-1], norm=norm, eot=1))
+        one = PGD(radius, steps=_STEPS[-1], norm=norm, eot=1)
+        single = accuracy(one, "PGD of single passes")
         found.append(averaging_wins(single, by_steps[-1], eot))
         # One draw for all of these: they compare passes, which fresh draws would set apart.
         function = with_key(function, model_key(keys, 0))
@@ -182,6 +243,7 @@ def diagnose(
     found.append(gradients("cross-entropy", function, cross_entropy, few, few_labels))
     if classes >= 3:
         found.append(gradients("DLR", function, dlr, few, few_labels))
+    shown.close()
     return Diagnosis(
         checks=tuple(found),
         epsilons=tuple(epsilons),

@@ -10,17 +10,23 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from awp_jax import checks
+from awp_jax import checks, results
 from awp_jax.attacks import AutoAttackState, FeatureAttack, Row, autoattack, transfer
 from awp_jax.attacks._ensemble import is_random
 from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
 from awp_jax.attacks._model import as_pytree_function, check_examples, number_of_classes
+from awp_jax.attacks._work import steps_of, work
 from awp_jax.balls import InputBall
 from awp_jax.data import as_float
 from awp_jax.evaluation._outcomes import Outcome, attack_examples, summary, union
 from awp_jax.evaluation._partial import PartialResults, described
+from awp_jax.evaluation._per_image import PerImage, per_image
+from awp_jax.evaluation._tell import Tell
+from awp_jax.progress import Progress, check_show
 from awp_jax.random import example_keys
 
+# What an unfinished AutoAttack goes on from, beside its rows.
+_ARRAYS = ("images", "robust", "broken_by", "loss", "prediction")
 # How many images the feature attack chooses from.
 _POOL = 1000
 
@@ -38,6 +44,51 @@ class Evaluation(NamedTuple):
     union: dict[str, Any]
     outcomes: dict[str, Outcome]
 
+    def per_image(self, labels: Any) -> PerImage:
+        """What happened to each image, and which attack broke it first.
+
+        Args:
+            labels: int ``[examples]``, those of the call.
+
+        Returns:
+            A ``PerImage``.
+
+        Raises:
+            ValueError: For another number of labels.
+        """
+        return per_image(self.outcomes, labels)
+
+    def __repr__(self) -> str:
+        lines = [f"Evaluation({self.union['examples']} examples)"]
+        for name, row in self.attacks.items():
+            loss = "" if row["loss"] is None else f", loss {row['loss']:.3f}"
+            lines.append(f"  {name}: accuracy {row['accuracy']:.2%}{loss}")
+        lines.append(f"  all together: accuracy {self.union['accuracy']:.2%}")
+        return results.cut("\n".join(lines), "found.attacks")
+
+    def save(self, path: Any) -> None:
+        """Writes ``attacks`` and ``union`` as JSON; ``per_image`` and ``outcomes`` save arrays.
+
+        Raises:
+            ValueError: For a path that does not end in ``.json``.
+        """
+        results.save_plain(path, {"attacks": self.attacks, "union": self.union})
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the accuracy under each attack, and under all together.
+
+        Args:
+            axes: Matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The axes.
+        """
+        axes = results.axes_or_new(axes)
+        values = {name: row["accuracy"] for name, row in self.attacks.items()}
+        values |= {"all together": self.union["accuracy"]} if len(values) > 2 else {}
+        results.accuracy_bars(axes, values, f"accuracy of {self.union['examples']} images (%)")
+        return axes
+
 
 def evaluate(
     logits_fn: Callable,
@@ -53,7 +104,7 @@ def evaluate(
     eot: int = 0,
     surrogate_fn: Callable | None = None,
     partial: PartialResults | None = None,
-    progress: Callable[[str, float], Any] | None = None,
+    progress: str | Callable[[str, float], Any] | None = None,
 ) -> Evaluation:
     """Runs attacks on a set of images: what ``awp-jax evaluate`` does with a checkpoint.
 
@@ -79,14 +130,16 @@ def evaluate(
         surrogate_fn: Another model, on which every attack is crafted, while ``logits_fn`` judges (a
             transfer attack); ``None`` for white-box attacks. Cascades are refused.
         partial: Where finished attacks are kept; ``None``: nowhere.
-        progress: Called with the name of an attack and the share of it that is done.
+        progress: ``"text"``, ``"bar"`` or ``"auto"`` for lines or a bar on standard error, with the
+            time that is left; or called with the name of an attack and the share of it that is
+            done, also while a batch is attacked.
 
     Returns:
         An ``Evaluation``.
 
     Raises:
-        ValueError: For bad images or labels, an empty selection, a model that returns NaN, a
-            surrogate of other images or classes, or a cascade on a surrogate.
+        ValueError: For another ``progress``, bad images or labels, an empty selection, a model that
+            returns NaN, a surrogate of other images or classes, or a cascade on a surrogate.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -100,6 +153,7 @@ def evaluate(
         (0.5, 0.5)
     """
     checks.positive_integer(batch_size, "batch_size")
+    check_show(progress)
     ball = ball_of(epsilon, norm, ball)
     images, labels, function = np.asarray(images), np.asarray(labels), as_pytree_function(logits_fn)
     first = as_float(images[:1])
@@ -110,6 +164,11 @@ def evaluate(
     partial = PartialResults(None, {}) if partial is None else partial
     plain = _is_plain(ball)
     outcomes: dict[str, Outcome] = {}
+    lines = None
+    if isinstance(progress, str):
+        costs = {name: work(attack) for name, attack in {"clean": None, **attacks}.items()}
+        lines = Progress(len(labels) * sum(costs.values()), unit="pass", show=progress)
+        progress = Tell(lines, "", costs, len(labels))
     for name, attack in {"clean": None, **attacks}.items():
         # All that the outcome depends on beside model and images: it names the stored part.
         part: dict[str, Any] = {"attack": name, "settings": described(attack)}
@@ -124,11 +183,14 @@ def evaluate(
                 "surrogate: name single attacks, such as pgd-20, apgd-ce."
             )
         stored = partial.load(part)
-        if stored is not None:
+        if stored is not None and "prediction" in stored:
+            if isinstance(progress, Tell):
+                progress.kept(name)
             outcomes[name] = _unpacked(stored)
         else:
             tick = Partial(_unfinished, progress, name) if progress is not None else None
             common: dict[str, Any] = {"ball": ball, "batch_size": batch_size}
+            steps = steps_of(attack, classes) if hasattr(attack, "steps") else None
             if isinstance(attack, FeatureAttack) and attack.pool is None:
                 # From all images: drawn from the batch, results would depend on its size.
                 pool = (as_float(images[:_POOL]), labels[:_POOL])
@@ -142,12 +204,22 @@ def evaluate(
                 )
             else:
                 found = attack_examples(
-                    function, keys, images, labels, attack, tick=tick, eot=eot, **common
+                    function,
+                    keys,
+                    images,
+                    labels,
+                    attack,
+                    tick=tick,
+                    steps=steps,
+                    eot=eot,
+                    **common,
                 )._replace(seconds=time.perf_counter() - began)
             outcomes[name] = found
             partial.save(part, _packed(found))
         if progress is not None:
             progress(name, 1.0)
+    if lines is not None:
+        lines.close()
     clean = outcomes["clean"]
     attacked = {name: found for name, found in outcomes.items() if name != "clean"}
     rows = {name: summary(found, clean) for name, found in outcomes.items()}
@@ -162,9 +234,9 @@ def _is_plain(ball: Any) -> bool:
     return numbers and ball == InputBall(ball.norm, ball.radius)
 
 
-def _unfinished(progress, name, share):
+def _unfinished(progress, name, share, *more):
     if share < 1:  # the end is told once, when the result is kept
-        progress(name, share)
+        progress(name, share, *(more if isinstance(progress, Tell) else ()))
 
 
 def _transferred(attack, surrogate_fn, eot, function, keys, images, labels):
@@ -184,19 +256,16 @@ def _cascade(plan, function, keys, images, labels, partial, part, tick, eot, com
     part = {**part, "unfinished": True}
     stored = partial.load(part)
     state = None
-    if stored is not None:
+    if stored is not None and "broken_by" in stored:
         rows = tuple(Row(*row) for row in json.loads(str(stored["rows"])))
-        state = AutoAttackState(stored["images"], stored["robust"], rows)
+        state = AutoAttackState(rows=rows, **{name: stored[name] for name in _ARRAYS})
 
     def keep(now: AutoAttackState) -> None:
-        arrays = {"images": now.images, "robust": now.robust, "rows": json.dumps(now.rows)}
-        partial.save(part, arrays)
-
-    finished = 0 if state is None else state.finished
+        arrays = {name: getattr(now, name) for name in _ARRAYS}
+        partial.save(part, {**arrays, "rows": json.dumps(now.rows)})
 
     def report(now) -> None:
-        names = [name for name, _ in plan]
-        tick((max(names.index(now.attack), finished) + now.done) / len(plan))
+        tick(now.share, now.computed, f": {now}")
 
     result = autoattack(
         attacked,
@@ -212,11 +281,15 @@ def _cascade(plan, function, keys, images, labels, partial, part, tick, eot, com
     )
     seconds = sum(row.seconds for row in result.rows)
     stages = tuple(row._asdict() for row in result.rows)
-    success, error = ~result.robust, None
+    success, error, said, loss = ~result.robust, None, result.prediction, result.loss
+    stage: Any = result.broken_by
     if eot:  # robust so far is what no single draw has broken: the verdict averages over new ones
         judged = attack_examples(function, keys, result.images, labels, None, eot=eot, **common)
-        success, error = judged.success, judged.error
-    return Outcome(success, None, None, result.images, seconds, stages, error)
+        success, error, said, loss = judged.success, judged.error, judged.prediction, judged.loss
+        # What new draws break although no earlier one did is held against the last attack.
+        stage = np.where(stage < 0, len(stages) - 1, stage)
+        stage = np.where(success, stage, -1).astype(np.int32)
+    return Outcome(success, None, None, result.images, seconds, stages, error, said, stage, loss)
 
 
 def _packed(outcome: Outcome) -> dict[str, Any]:
@@ -234,4 +307,7 @@ def _unpacked(arrays: dict[str, np.ndarray]) -> Outcome:
         float(arrays["seconds"]),
         tuple(json.loads(str(arrays["stages"]))),
         arrays.get("error"),
+        arrays["prediction"],
+        arrays.get("stage"),
+        arrays.get("found_loss"),
     )

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from awp_jax import checks, parallel
+from awp_jax import checks, parallel, results
 from awp_jax.attacks._model import as_pytree_function, check_examples
 from awp_jax.attacks._result import outcome
 from awp_jax.data import as_float, padded_batches
@@ -32,6 +32,14 @@ class Measurement:
     def as_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
         return dataclasses.asdict(self)
+
+    def save(self, path: Any) -> None:
+        """Writes ``as_dict`` as JSON.
+
+        Raises:
+            ValueError: For a path that does not end in ``.json``.
+        """
+        results.save_plain(path, self.as_dict())
 
 
 def measure(
@@ -103,7 +111,7 @@ def measure(
             batch, error, losses = result.images, result.success, result.loss
         # An attack's result has the verdict already, but of a randomised model only one lucky draw.
         if attack is None or eot:
-            error, losses = judge_passes(logits_fn, batch_keys, batch, batch_labels, eot)
+            error, losses, _ = judge_passes(logits_fn, batch_keys, batch, batch_labels, eot)
         correct += jnp.sum(jnp.where(mask, 1.0 - error, 0.0))
         loss += jnp.sum(jnp.where(mask, losses, 0.0)).astype(jnp.float32)
         done += int(mask.sum())

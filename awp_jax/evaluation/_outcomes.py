@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax import parallel
+from awp_jax import parallel, results
+from awp_jax.ascent import Watch, watched
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.attacks._survivors import of_examples
 from awp_jax.balls import InputBall
@@ -29,6 +30,12 @@ class Outcome(NamedTuple):
         stages: Of AutoAttack, one plain dict per attack; else empty.
         error: float ``[examples]``: of a randomised model, the share of passes that misclassify
             ``images``; ``None`` for a deterministic one.
+        prediction: int32 ``[examples]``: the class that the model says of ``images``; of a
+            randomised model that of most passes.
+        stage: int32 ``[examples]``: of AutoAttack, which of ``stages`` broke the example (0 where
+            the clean image is misclassified), -1 for none; else ``None``.
+        found_loss: float ``[examples]``: of AutoAttack, the cross-entropy of ``images`` in nats;
+            else ``None``.
     """
 
     success: np.ndarray
@@ -38,11 +45,26 @@ class Outcome(NamedTuple):
     seconds: float = 0.0
     stages: tuple[dict[str, Any], ...] = ()
     error: np.ndarray | None = None
+    prediction: np.ndarray | None = None
+    stage: np.ndarray | None = None
+    found_loss: np.ndarray | None = None
 
     @property
     def errors(self) -> np.ndarray:
         """``error``, or 0 and 1 for a deterministic model."""
         return self.success.astype(np.float64) if self.error is None else self.error
+
+    def __repr__(self) -> str:
+        head = f"{results.percent(self.success)} misclassified"
+        return results.described("Outcome", self._asdict(), head)
+
+    def save(self, path: Any) -> None:
+        """Writes an ``.npz`` file, the arrays by their names and ``stages`` in ``json``.
+
+        Raises:
+            ValueError: For a path that does not end in ``.npz``.
+        """
+        results.save_arrays(path, self)
 
 
 def attack_examples(
@@ -56,6 +78,7 @@ def attack_examples(
     batch_size: int = 256,
     eot: int = 0,
     tick: Callable[[float], Any] | None = None,
+    steps: int | None = None,
 ) -> Outcome:
     """Attacks all examples in padded batches; the attack's own word does not count.
 
@@ -71,6 +94,8 @@ def attack_examples(
         batch_size: Examples per pass; does not change the result (of a deterministic model).
         eot: Passes of a randomised model that the verdict averages over; 0: deterministic.
         tick: Called with the share that is done.
+        steps: How many steps the attack takes on a batch; ``None`` where it is not known: then
+            ``tick`` hears the same share again until a batch is done.
 
     Returns:
         An ``Outcome``, without its seconds.
@@ -82,36 +107,57 @@ def attack_examples(
     n = len(labels)
     size = min(batch_size, n)
     parts: list[tuple[np.ndarray, ...]] = []
+    taken = 0
+
+    def stepped(more: int) -> None:
+        nonlocal taken
+        taken += more
+        assert tick is not None
+        # The end of a batch is told when it is judged.
+        within = min(taken / steps, 0.99) if steps else 0.0
+        tick(min((len(parts) + within) * size / n, 1.0))
+
+    watch = None if tick is None else Watch(stepped)
     for indices, mask in padded_batches(n, size, parallel.shards(function)):
         batch, batch_labels, batch_keys = parallel.follow(
             function,
             (jnp.asarray(as_float(images[indices])), jnp.asarray(labels[indices]), keys[indices]),
         )
-        point, result, steps = batch, None, np.zeros(len(mask), int)
+        point, result, counted = batch, None, np.zeros(len(mask), int)
         if attack is not None:
             # Radii and masks of single examples go with their rows, padding included.
             own = ball.examples(images, indices) if isinstance(ball, InputBall) else ball
             attack_now = of_examples(attack, images, indices)
-            result = attack_now(function, batch_keys, batch, batch_labels)
+            taken = 0
+            with watched(watch):
+                result = attack_now(function, batch_keys, batch, batch_labels)
             # Projected before it is judged: no attack gains by leaving the ball.
             point = own.project(batch, result.images)
             # -1 for not known, which None could not be among arrays to be joined.
-            steps = np.full(len(mask), -1) if result.steps is None else result.steps
-        error, loss = judge_passes(function, batch_keys, point, batch_labels, eot)
+            counted = np.full(len(mask), -1) if result.steps is None else result.steps
+        error, loss, said = judge_passes(function, batch_keys, point, batch_labels, eot)
         if result is not None and not eot:  # the highest of random draws would be no estimate
             loss = jnp.maximum(loss, result.loss)
-        arrays = parallel.to_host((error, loss, steps, point))
+        arrays = parallel.to_host((error, loss, counted, point, said))
         parts.append(tuple(array[mask] for array in arrays))
         if tick is not None:
             tick(min(len(parts) * size / n, 1.0))
-    errors, losses, counts, adversarial = (np.concatenate(p) for p in zip(*parts, strict=True))
+    joined = (np.concatenate(p) for p in zip(*parts, strict=True))
+    errors, losses, counts, adversarial, classes = joined
     if np.isnan(losses).any():
         raise ValueError(
             f"The model returns NaN for {int(np.isnan(losses).sum())} of {n} images: no verdict is "
             "possible."
         )
     known = None if (counts < 0).any() else counts
-    return Outcome(errors >= 0.5, losses, known, adversarial, error=errors if eot else None)
+    return Outcome(
+        errors >= 0.5,
+        losses,
+        known,
+        adversarial,
+        error=errors if eot else None,
+        prediction=classes.astype(np.int32),
+    )
 
 
 def summary(outcome: Outcome, clean: Outcome) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from awp_jax import checks, streams
+from awp_jax import checks, results, streams
 from awp_jax.landscape._prepared import prepared
 from awp_jax.landscape._robust_loss import PGD_20, Keep, RobustLoss, mean, stacked
+from awp_jax.panels import losses_against
 from awp_jax.pytrees import from_argument
 from awp_jax.random import fold_keys
 from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params, Radius
@@ -33,6 +34,31 @@ class AverageFlatness(NamedTuple):
     draws: np.ndarray
     losses: np.ndarray
     success: np.ndarray
+
+    def __repr__(self) -> str:
+        head = f"{results.short(self.flatness)} nats"
+        return results.described("AverageFlatness", self._asdict(), head)
+
+    def save(self, path: Any) -> None:
+        """Writes every array by its name, a compressed ``.npz`` file.
+
+        Raises:
+            ValueError: For a path that does not end in ``.npz``.
+        """
+        results.save_arrays(path, self)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the mean loss of each draw, and the reference.
+
+        Args:
+            axes: Matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The axes.
+        """
+        axes = results.axes_or_new(axes)
+        losses_against(axes, self.draws, "draw", float(self.reference))
+        return axes
 
 
 def average_flatness(

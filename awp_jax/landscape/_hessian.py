@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from awp_jax import checks, parallel, streams
+from awp_jax import checks, parallel, results, streams
 from awp_jax.attacks._losses import cross_entropy
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.landscape._layers import layers_of
@@ -38,6 +38,33 @@ class HessianSpectrum(NamedTuple):
     eigenvalues: np.ndarray
     residuals: np.ndarray
     products: int
+
+    def __repr__(self) -> str:
+        head = f"eigenvalues {results.short(self.eigenvalues)}"
+        return results.described("HessianSpectrum", self._asdict(), head)
+
+    def save(self, path: Any) -> None:
+        """Writes every array by its name, a compressed ``.npz`` file.
+
+        Raises:
+            ValueError: For a path that does not end in ``.npz``.
+        """
+        results.save_arrays(path, self)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the eigenvalues as bars.
+
+        Args:
+            axes: Matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The axes.
+        """
+        axes = results.axes_or_new(axes)
+        values = [float(value) for value in self.eigenvalues]
+        names = [str(place + 1) for place in range(len(values))]
+        results.bars(axes, {"": values}, names, "eigenvalue of the Hessian")
+        return axes
 
 
 def hessian_spectrum(

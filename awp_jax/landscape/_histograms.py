@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from awp_jax import checks
+from awp_jax import checks, results
 from awp_jax.landscape._layers import layer_names, layers_of
+from awp_jax.panels import histogram
 from awp_jax.typing import Params
 
 
@@ -26,6 +27,31 @@ class WeightHistogram(NamedTuple):
     mean: np.ndarray
     std: np.ndarray
     norm: np.ndarray
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{n} {results.short(getattr(self, n))}" for n in self._fields[2:])
+        return f"WeightHistogram(counts {results.short(self.counts)}, {numbers})"
+
+    def save(self, path: Any) -> None:
+        """Writes every array by its name, a compressed ``.npz`` file.
+
+        Raises:
+            ValueError: For a path that does not end in ``.npz``.
+        """
+        results.save_arrays(path, self)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the density of the weights.
+
+        Args:
+            axes: Matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The axes.
+        """
+        axes = results.axes_or_new(axes)
+        histogram(axes, self.counts, self.edges)
+        return axes
 
 
 def weight_histograms(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from awp_jax import checks, streams
+from awp_jax import checks, results, streams
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.balls import WeightBall
 from awp_jax.landscape._layers import layers_of
@@ -21,6 +21,7 @@ from awp_jax.landscape._robust_loss import (
     compute_only,
     mean,
 )
+from awp_jax.panels import clean
 from awp_jax.random import fold_keys, leaf_keys
 from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params
 
@@ -50,6 +51,37 @@ class PACBayes(NamedTuple):
     complexity: np.ndarray
     bound: np.ndarray
     draws: np.ndarray
+
+    def __repr__(self) -> str:
+        head = f"robust error at w {results.short(self.empirical)}"
+        return results.described("PACBayes", self._asdict(), head)
+
+    def save(self, path: Any) -> None:
+        """Writes every array by its name, a compressed ``.npz`` file.
+
+        Raises:
+            ValueError: For a path that does not end in ``.npz``.
+        """
+        results.save_arrays(path, self)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the terms of the bound over ``alphas``.
+
+        Args:
+            axes: Matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The axes.
+        """
+        axes = results.axes_or_new(axes)
+        for name, style in (("sharpness", "o-"), ("complexity", "s--"), ("bound", "^:")):
+            axes.plot(self.alphas, getattr(self, name), style, markersize=4, label=name)
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=0.1)
+        axes.set_xlabel("alpha: deviation of each coordinate relative to ||w||")
+        axes.legend()
+        clean(axes)
+        return axes
 
 
 def pac_bayes(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from awp_jax import checks, streams
+from awp_jax import checks, results, streams
 from awp_jax.attacks._losses import cross_entropy
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.balls import WeightBall, kernels_only
@@ -23,6 +23,7 @@ from awp_jax.landscape._robust_loss import (
     compute_only,
     mean,
 )
+from awp_jax.panels import clean, finish_gammas, gamma_curves
 from awp_jax.random import fold_keys
 from awp_jax.typing import ApplyFn, Attack, Gradients, Images, Key, Labels, Params, Radius
 
@@ -43,6 +44,36 @@ class PerturbedLoss(NamedTuple):
     gammas: np.ndarray
     adversarial: np.ndarray
     random: np.ndarray
+
+    def __repr__(self) -> str:
+        head = f"gammas {results.short(self.gammas)}"
+        return results.described("PerturbedLoss", self._asdict(), head)
+
+    def save(self, path: Any) -> None:
+        """Writes every array by its name, a compressed ``.npz`` file.
+
+        Raises:
+            ValueError: For a path that does not end in ``.npz``.
+        """
+        results.save_arrays(path, self)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the loss over gamma, under AWP and at random.
+
+        Args:
+            axes: Matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The axes.
+        """
+        axes = results.axes_or_new(axes)
+        found = (self.gammas, self.adversarial, np.asarray(self.random))
+        gamma_curves(axes, *found, "", "#0072B2", "o")
+        finish_gammas(axes)
+        axes.set_ylabel("loss (nats)")
+        axes.legend()
+        clean(axes)
+        return axes
 
 
 def perturbed_loss(

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from awp_jax import checks, parallel, streams
+from awp_jax import checks, parallel, results, streams
 from awp_jax.attacks import PGD
 from awp_jax.attacks._model import as_pytree_function, check_examples
 from awp_jax.data import as_float, padded_batches
 from awp_jax.landscape._model import full_precision, logits_at, looked_at
+from awp_jax.panels import losses_against
 from awp_jax.random import check_key, example_keys, fold_keys
 from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params
 
@@ -40,6 +41,31 @@ class RobustLoss(NamedTuple):
     error: np.ndarray
     losses: np.ndarray
     success: np.ndarray
+
+    def __repr__(self) -> str:
+        head = f"{results.short(self.loss)} nats"
+        return results.described("RobustLoss", self._asdict(), head)
+
+    def save(self, path: Any) -> None:
+        """Writes every array by its name, a compressed ``.npz`` file.
+
+        Raises:
+            ValueError: For a path that does not end in ``.npz``.
+        """
+        results.save_arrays(path, self)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the mean loss of each restart, and ``loss``, the highest per example.
+
+        Args:
+            axes: Matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The axes.
+        """
+        axes = results.axes_or_new(axes)
+        losses_against(axes, np.mean(self.losses, axis=1), "restart", float(self.loss))
+        return axes
 
 
 def robust_loss(

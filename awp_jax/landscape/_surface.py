@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from awp_jax import checks, parallel
+from awp_jax import checks, parallel, results
 from awp_jax.attacks._model import as_pytree_function, check_examples, number_of_classes
 from awp_jax.data import as_float, padded_batches
 from awp_jax.landscape._model import float_images, full_precision, logits_at, looked_at
+from awp_jax.panels import clean, contour, levels_of
 from awp_jax.random import example_keys
 from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params
 
@@ -41,6 +42,44 @@ class Surface(NamedTuple):
     def done(self) -> np.ndarray:
         """``computed``, or the points with a loss where that is not said."""
         return ~np.isnan(self.loss) if self.computed is None else self.computed
+
+    def __repr__(self) -> str:
+        head = " x ".join(map(str, getattr(self.loss, "shape", ()))) + " points"
+        return results.described("Surface", self._asdict(), head)
+
+    def save(self, path: Any) -> None:
+        """Writes every array by its name, a compressed ``.npz`` file.
+
+        Raises:
+            ValueError: For a path that does not end in ``.npz``.
+        """
+        results.save_arrays(path, self)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the loss as a curve, or of two directions its change from the centre as contours.
+
+        Args:
+            axes: Matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The axes.
+        """
+        axes = results.axes_or_new(axes)
+        if len(self.axes) == 1:
+            axes.plot(self.axes[0], self.loss, "o-", markersize=3)
+            axes.set_xlabel("a")
+            axes.set_ylabel("loss (nats)")
+            clean(axes)
+            return axes
+        if len(self.axes) != 2:
+            raise ValueError(f"{len(self.axes)} directions cannot be drawn: 1 or 2 can.")
+        centre = tuple(int(np.abs(axis).argmin()) for axis in self.axes)
+        change = np.abs(self.loss - self.loss[centre])
+        drawn = contour(axes, *self.axes, change, levels_of([change]))
+        axes.set_xlabel("a")
+        axes.set_ylabel("b")
+        axes.figure.colorbar(drawn, ax=axes, label="|g(a, b) - g(0, 0)| (nats)")
+        return axes
 
 
 def axis(points: int = 41, extent: float = 1.0) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from awp_jax import checks, streams
+from awp_jax import checks, results, streams
 from awp_jax.attacks import PGD
 from awp_jax.attacks._goal import Goal
 from awp_jax.attacks._in_ball import starting_point
@@ -16,6 +16,7 @@ from awp_jax.attacks._result import AttackResult, judge
 from awp_jax.landscape._model import full_precision, logits_at
 from awp_jax.landscape._prepared import prepared
 from awp_jax.landscape._robust_loss import PGD_20, Keep, RobustLoss, mean, stacked
+from awp_jax.panels import losses_against
 from awp_jax.pytrees import from_argument
 from awp_jax.random import fold_keys
 from awp_jax.typing import ApplyFn, Gradients, Images, Inputs, Key, Labels, Params, Radius
@@ -49,6 +50,31 @@ class WorstCaseFlatness(NamedTuple):
     per_batch: np.ndarray
     losses: np.ndarray
     success: np.ndarray
+
+    def __repr__(self) -> str:
+        head = f"{results.short(self.flatness)} nats"
+        return results.described("WorstCaseFlatness", self._asdict(), head)
+
+    def save(self, path: Any) -> None:
+        """Writes every array by its name, a compressed ``.npz`` file.
+
+        Raises:
+            ValueError: For a path that does not end in ``.npz``.
+        """
+        results.save_arrays(path, self)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the mean loss of each restart, and the reference.
+
+        Args:
+            axes: Matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The axes.
+        """
+        axes = results.axes_or_new(axes)
+        losses_against(axes, self.restarts, "restart", float(self.reference))
+        return axes
 
 
 def worst_case_flatness(

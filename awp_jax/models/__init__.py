@@ -7,6 +7,7 @@ from awp_jax.models.context import MODES, Context, Mode
 from awp_jax.models.initial import Initial
 from awp_jax.models.layers import ACTIVATIONS, Layers, Network
 from awp_jax.models.nnx_classifier import from_network
+from awp_jax.models.nnx_module import as_classifier, from_nnx
 from awp_jax.models.noise import noisy_kernels, with_parametric_noise
 from awp_jax.models.preact_resnet import PreActResNet
 from awp_jax.models.registry import create, names
@@ -33,10 +34,12 @@ __all__ = [
     "ResNet",
     "VGG",
     "WideResNet",
+    "as_classifier",
     "create",
     "from_callable",
     "from_linen",
     "from_network",
+    "from_nnx",
     "names",
     "noisy_kernels",
     "with_parametric_noise",

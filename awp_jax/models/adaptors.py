@@ -115,6 +115,7 @@ def from_linen(
         forward_fn=forward,
         features_fn=None if features_method is None else features,
         has_dropout=has_dropout,
+        takes_mask=False,
         mean=mean,
         std=std,
         axis_name=axis_name,

@@ -59,6 +59,8 @@ class Classifier:
         mean: subtracted from the images, one value per channel; empty for none.
         std: divides the images afterwards, one value per channel; empty for none.
         axis_name: mapped axis over which BatchNorm takes its statistics; ``None`` for none.
+        takes_mask: whether BatchNorm can leave padding out; where not, the trainer does not fill
+            up the smaller last batch of an epoch, and compiles a step for it.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Classifier:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     axis_name: str | None = None
+    takes_mask: bool = True
 
     def __post_init__(self):
         shape = check_sizes(self.image_shape, self.num_classes)

@@ -24,7 +24,7 @@ from awp_jax.models.layers import Layers, Network
 Path = tuple[str, ...]
 
 
-class _Labels:
+class Labels:
     """The paths of a NNX state's leaves, to and from a nested dict with string keys."""
 
     def __init__(self, what: str, state: nnx.State):
@@ -141,8 +141,8 @@ def from_network(
     # Abstract: structure, names and shapes are wanted, and no numbers drawn.
     abstract = nnx.eval_shape(lambda: construct(jax.random.key(0)))
     graphdef, params_state, stats_state = _split(abstract)
-    params_labels = _Labels("params", params_state)
-    stats_labels = _Labels("batch_stats", stats_state)
+    params_labels = Labels("params", params_state)
+    stats_labels = Labels("batch_stats", stats_state)
 
     initials = params_labels.initials + stats_labels.initials
 

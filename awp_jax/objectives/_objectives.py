@@ -241,7 +241,7 @@ NAMES = ("natural", "at", "trades", "mart")
 
 
 def create(
-    name: str,
+    name: Any,
     *,
     beta: float = 6.0,
     lambda_: float = 5.0,
@@ -251,7 +251,8 @@ def create(
     """An objective by name.
 
     Args:
-        name: ``"natural"``, ``"at"``, ``"trades"`` or ``"mart"``.
+        name: ``"natural"``, ``"at"``, ``"trades"`` or ``"mart"``; or an ``Objective`` of your own,
+            which beta and lambda_ do not change.
         beta: For TRADES.
         lambda_: For MART.
         label_smoothing: See ``smoothed``.
@@ -263,7 +264,8 @@ def create(
     Raises:
         ValueError: For an unknown name (says which are known) or a negative weight.
     """
-    checks.choice(name, NAMES, "objective")
+    if not isinstance(name, Objective):
+        checks.choice(name, NAMES, "objective")
     # Called only by name: a bad beta does not matter to MART.
     known = {
         "natural": natural,
@@ -271,7 +273,8 @@ def create(
         "trades": lambda: trades(beta),
         "mart": lambda: mart(lambda_),
     }
-    objective = smoothed(known[name](), label_smoothing)
+    plain = name if isinstance(name, Objective) else known[name]()
+    objective = smoothed(plain, label_smoothing)
     if not rotation_weight:
         return objective
     rotation_weight = _weight(rotation_weight, "rotation_weight")

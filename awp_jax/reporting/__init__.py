@@ -2,7 +2,12 @@
 
 from awp_jax.reporting._curves import evaluation_note, learning_curves, save_figure
 from awp_jax.reporting._diagnosis import diagnosis_figure
-from awp_jax.reporting._flatness import flatness_figures, flatness_scatter, flatness_training
+from awp_jax.reporting._flatness import (
+    flatness_bars,
+    flatness_figures,
+    flatness_scatter,
+    flatness_training,
+)
 from awp_jax.reporting._flatness_tables import (
     Correlation,
     Group,
@@ -15,6 +20,7 @@ from awp_jax.reporting._flatness_tables import (
 from awp_jax.reporting._landscape import (
     landscape_comparison,
     landscape_figure,
+    landscape_panel,
     landscape_training_figure,
 )
 from awp_jax.reporting._landscape_data import (
@@ -25,7 +31,13 @@ from awp_jax.reporting._landscape_data import (
 )
 from awp_jax.reporting._seeds import seed_table
 from awp_jax.reporting._style import COLOURS, MARKERS
-from awp_jax.reporting._tables import attack_table, evaluation_table, markdown_table
+from awp_jax.reporting._tables import (
+    accuracy_panel,
+    attack_table,
+    comparison_panel,
+    evaluation_table,
+    markdown_table,
+)
 from awp_jax.reporting._weights import gamma_figure, histogram_figure, pac_bayes_figure
 
 __all__ = [
@@ -34,11 +46,14 @@ __all__ = [
     "Correlation",
     "Group",
     "MARKERS",
+    "accuracy_panel",
     "attack_table",
+    "comparison_panel",
     "correlation",
     "diagnosis_figure",
     "evaluation_note",
     "evaluation_table",
+    "flatness_bars",
     "flatness_figures",
     "flatness_report",
     "flatness_scatter",
@@ -49,6 +64,7 @@ __all__ = [
     "histogram_figure",
     "landscape_comparison",
     "landscape_figure",
+    "landscape_panel",
     "landscape_table",
     "landscape_training_figure",
     "learning_curves",

@@ -13,6 +13,7 @@ from awp_jax.reporting._flatness_tables import (
 )
 from awp_jax.reporting._style import COLOURS, MARKERS
 from awp_jax.reporting._weights import gamma_figure, histogram_figure, pac_bayes_figure
+from awp_jax.results import bars
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +45,27 @@ def flatness_figures(results: Results) -> dict[str, "Figure"]:
     if any("pac_bayes" in measured[part] for measured in mains.values()):
         figures["pac_bayes"] = pac_bayes_figure(results)
     return figures
+
+
+def flatness_bars(axes: "Axes", result: Mapping[str, Any]) -> None:
+    """Draws both flatness measures as bars, for each checkpoint and set.
+
+    Args:
+        axes: Matplotlib axes.
+        result: What ``awp-jax flatness`` writes to ``flatness.json``.
+    """
+    found = {
+        f"{which}, {part}": measured[part]
+        for which, measured in result["checkpoints"].items()
+        for part in ("train", "validation", "test")
+        if part in measured
+    }
+    groups = {
+        label: [one[name] for one in found.values()]
+        for name, label in (("average", "average-case"), ("worst_case", "worst-case"))
+    }
+    bars(axes, groups, list(found), "flatness (nats)")
+    axes.axhline(0, color="0.6", linewidth=0.8)
 
 
 def training(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from awp_jax.panels import contour, curve, levels_of
 from awp_jax.reporting._landscape_curves import (
-    curve,
     finish,
     first_loss,
     label_grid,
@@ -182,7 +182,7 @@ def landscape_comparison(
         changes = {}
         for label, (found, _, which) in series.items():
             changes[label] = _change(found["checkpoints"][which])
-        levels = _levels(changes.values())
+        levels = levels_of(changes.values())
         for panel, (label, (found, *_)) in zip(panels[1:], series.items(), strict=True):
             drawn = _contour(panel, found, changes[label], levels)
             panel.set_title(label, fontsize=10)
@@ -190,6 +190,28 @@ def landscape_comparison(
     lines = {settings_line(found["settings"]): None for found, *_ in series.values()}
     figure.suptitle("\n".join(lines), fontsize=8)
     return figure
+
+
+def landscape_panel(panel: Any, landscape: Mapping[str, Any]) -> None:
+    """Draws the landscape of one run on one panel.
+
+    Args:
+        panel: Matplotlib axes.
+        landscape: From ``read_landscape``. In one dimension a curve for each checkpoint (the latest
+            of more than six), in two a contour of |g(a, b) - g(0, 0)| of the latest one.
+    """
+    if landscape["settings"]["dims"] == 2:
+        change = _change(landscape["checkpoints"][latest(landscape)])
+        drawn = _contour(panel, landscape, change, levels_of([change]))
+        _colorbar(panel.figure, drawn, [panel])
+        return
+    for place, (label, (_, _, which)) in enumerate(_series({"": landscape}).items()):
+        name = label.lstrip(", ") or which
+        run_curve(panel, landscape, which, name, place, change=False)
+    panel.set_xlabel(xlabel(landscape["settings"]))
+    panel.set_ylabel(ylabel(landscape["settings"]))
+    finish(panel)
+    panel.legend(fontsize=8)
 
 
 def _each_state_once(landscape) -> dict[str, Any]:
@@ -268,7 +290,7 @@ def _planes(landscape) -> "Figure":
 
     checkpoints = _each_state_once(landscape)
     changes = {which: _change(measured) for which, measured in checkpoints.items()}
-    levels, rows = _levels(changes.values()), len(checkpoints)
+    levels, rows = levels_of(changes.values()), len(checkpoints)
     figure = Figure(figsize=(8.6, 0.4 + 3.5 * rows), layout="constrained")
     axis, panels = landscape["axis"], []
     first, second = np.meshgrid(axis, axis, indexing="ij")
@@ -296,30 +318,16 @@ def _change(measured) -> np.ndarray:
     return np.abs(loss - centre[:, None, None]).mean(axis=0)
 
 
-def _levels(changes) -> np.ndarray:
-    """Closer near 0, so that flat and sharp landscapes can share them; a bowl has even rings."""
-    top = max(float(np.nanmax(c)) for c in changes) or 1.0
-    return top * np.linspace(0, 1, 13) ** 2
-
-
 def _colorbar(figure, drawn, panels) -> None:
     bar = figure.colorbar(drawn, ax=panels, label=_CHANGE, ticks=drawn.levels[::2])
     bar.ax.set_yticklabels([f"{level:.2g}" for level in drawn.levels[::2]])
 
 
 def _contour(panel, landscape, change, levels):
-    from matplotlib.colors import PowerNorm
-
     axis, unit = landscape["axis"], landscape["settings"]["normalisation"]
-    norm = PowerNorm(0.5, 0, levels[-1])
-    drawn = panel.contourf(axis, axis, change.T, levels, cmap="viridis", norm=norm)
-    inside = [level for level in levels[2::2] if change.min() < level < change.max()]
-    if inside:
-        # Every other level of the colour bar, for print in grey; labels would be cut at the border.
-        panel.contour(axis, axis, change.T, inside, colors="white", linewidths=0.7)
+    drawn = contour(panel, axis, axis, change, levels)
     panel.set_xlabel(f"a ({unit} norms)")
     panel.set_ylabel(f"b ({unit} norms)")
-    panel.set_aspect("equal")
     return drawn
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from awp_jax.panels import curve
 from awp_jax.reporting._landscape_data import HOWS
 from awp_jax.reporting._style import COLOURS, MARKERS, SETS, STYLES
 
@@ -55,17 +56,6 @@ def run_curve(
         losses = losses - losses[:, losses.shape[1] // 2, None]
     colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
     curve(panel, found["axis"], losses, colour, style or STYLES[place % 4], marker, label)
-
-
-def curve(panel, axis, losses, colour, style, marker, label, band: bool = True) -> None:
-    """The mean over draws ``losses [draws, points]``, with one standard deviation around it."""
-    mean, spread = losses.mean(axis=0), losses.std(axis=0)
-    every = max(1, len(axis) // 10)
-    panel.plot(
-        axis, mean, style, color=colour, marker=marker, markevery=every, markersize=4, label=label
-    )
-    if band and len(losses) > 1:
-        panel.fill_between(axis, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
 
 
 def xlabel(settings: Mapping[str, Any]) -> str:

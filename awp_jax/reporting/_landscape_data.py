@@ -56,6 +56,10 @@ class Measured(NamedTuple):
     evaluation: Mapping[str, Any] | None
     records: Sequence[Mapping[str, Any]]
 
+    def __repr__(self) -> str:
+        which = list((self.evaluation or {}).get("checkpoints", {}))
+        return f"Measured(checkpoints {which} evaluated, {len(self.records)} records)"
+
 
 def robust_accuracies(
     runs: Mapping[str, Measured], steps: Mapping[str, Mapping[str, int]]

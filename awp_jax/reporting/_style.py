@@ -1,7 +1,8 @@
 """Colours and markers of all figures."""
 
-# Okabe-Ito: told apart by colour-blind people; markers and line styles tell curves apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+from awp_jax.results import COLOURS as COLOURS
+
+# Markers and line styles tell curves apart in grey.
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLES = ("-", "--", "-.", ":")
 SETS = {"train": "--", "test": "-"}

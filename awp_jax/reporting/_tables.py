@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from awp_jax.results import bars
+
 _NAMES = {
     "clean": "natural",
     "autoattack": "AutoAttack",
@@ -127,6 +129,50 @@ def _merged(header: list[str], columns: list[str]) -> list[str]:
             before = found.index(columns[place - 1]) if place else -1
             found.insert(before + 1, column)
     return found
+
+
+def accuracy_panel(axes: Any, result: Mapping[str, Any]) -> None:
+    """Draws accuracies as bars: for each attack one of every checkpoint and set.
+
+    Args:
+        axes: Matplotlib axes.
+        result: What ``awp-jax evaluate`` writes to ``evaluation.json``.
+    """
+    rows = {
+        f"{which}, {part}": measured[part]
+        for which, measured in _states(result).items()
+        for part in ("train", "validation", "test")
+        if part in measured
+    }
+    _bars(axes, rows)
+
+
+def comparison_panel(axes: Any, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draws accuracies of runs as bars: for each attack one of every run.
+
+    Args:
+        axes: Matplotlib axes.
+        results: By name of the run, what ``awp-jax evaluate`` writes to ``evaluation.json``; drawn
+            is ``best``, or else the first checkpoint, on the test set, or else the first set.
+    """
+    rows: dict[str, Mapping[str, Any]] = {}
+    for name, result in results.items():
+        states = result["checkpoints"]
+        which = "best" if "best" in states else next(iter(states))
+        sets = [part for part in ("test", "validation", "train") if part in states[which]]
+        rows[f"{name} ({which}, {sets[0]})"] = states[which][sets[0]]
+    _bars(axes, rows)
+
+
+def _bars(axes: Any, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    attacks = list(dict.fromkeys(name for row in rows.values() for name in row))
+    groups = {
+        label: [100 * row[a]["accuracy"] if a in row else float("nan") for a in attacks]
+        for label, row in rows.items()
+    }
+    bars(axes, groups, [attack_label(a) for a in attacks], "accuracy (%)", "{:.1f}")
+    axes.set_ylim(0, 110)
+    axes.set_yticks(range(0, 101, 20))
 
 
 def attack_table(result: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from awp_jax.panels import finish_gammas, gamma_curves, histogram
 from awp_jax.reporting._flatness_tables import Results, main_checkpoint
 from awp_jax.reporting._style import COLOURS, MARKERS
 
@@ -43,32 +44,20 @@ def histogram_figure(results: Results, *, most: int = 6) -> "Figure":
         for index, (name, histograms) in enumerate(found.items()):
             if layer not in histograms:
                 continue
-            counts, edges = _coarse(histograms[layer]["counts"], histograms[layer]["edges"])
-            axis.stairs(
-                counts / counts.sum() / np.diff(edges),
-                edges,
+            histogram(
+                axis,
+                histograms[layer]["counts"],
+                histograms[layer]["edges"],
                 color=COLOURS[index % len(COLOURS)],
                 linestyle=_LINES[index % len(_LINES)],
-                linewidth=1.2,
                 label=name,
             )
         axis.set_title(layer, fontsize=9)
-        axis.set_xlabel("weight")
-        axis.set_ylabel("density")
-        axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(chosen) :]:
         axis.remove()
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
     return figure
-
-
-def _coarse(counts, edges) -> tuple[np.ndarray, np.ndarray]:
-    """Fewer bins for small layers, whose single weights would be all one sees."""
-    counts, edges = np.asarray(counts, float), np.asarray(edges)
-    together = next(size for least, size in ((5000, 1), (500, 3), (0, 9)) if counts.sum() >= least)
-    starts = np.arange(0, len(counts), together)
-    return np.add.reduceat(counts, starts), np.append(edges[starts], edges[-1])
 
 
 def gamma_figure(results: Results, part: str = "test") -> "Figure":
@@ -103,11 +92,7 @@ def gamma_figure(results: Results, part: str = "test") -> "Figure":
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         gammas, random = found["gammas"], np.asarray(found["random"])
         style = {"color": colour, "marker": marker, "markersize": 4}
-        axes[0].plot(gammas, found["adversarial"], "-", label=f"{name}, AWP", **style)
-        axes[0].plot(
-            gammas, random.mean(1), "--", fillstyle="none", label=f"{name}, random", **style
-        )
-        axes[0].fill_between(gammas, random.min(1), random.max(1), color=colour, alpha=0.15)
+        gamma_curves(axes[0], gammas, found["adversarial"], random, name, colour, marker)
         if wide:
             epochs = sorted(through[name])
             for gamma, kind, line in ((0.005, "adversarial", "-"), (1.0, "random", "--")):
@@ -115,11 +100,7 @@ def gamma_figure(results: Results, part: str = "test") -> "Figure":
                 values = [np.mean(through[name][e][kind][column]) for e in epochs]
                 fill = "full" if kind == "adversarial" else "none"
                 axes[1].plot(epochs, values, line, fillstyle=fill, **style)
-    axes[0].set_xscale("symlog", linthresh=0.001)
-    axes[0].set_xlabel("gamma: size of the perturbation relative to the weights")
-    axes[0].set_yscale("log")
-    for ticks in (axes[0].yaxis.set_major_formatter, axes[0].yaxis.set_minor_formatter):
-        ticks("{x:g}")
+    finish_gammas(axes[0])
     if wide:
         axes[1].set_xlabel("epoch")
         axes[1].set_title("AWP at gamma 0.005, random at gamma 1", fontsize=9)

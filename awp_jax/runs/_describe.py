@@ -32,7 +32,7 @@ def describe(experiment: Experiment) -> str:
 
 
 def _perturbed(experiment: Experiment) -> str:
-    w = weight_perturbation(experiment.config)
+    w = weight_perturbation(experiment.config, experiment.given)
     if w.method == "none":
         return "weights: not perturbed"
     params = initial_state(experiment).params
@@ -56,10 +56,10 @@ def _perturbed(experiment: Experiment) -> str:
     steps = {
         "awp": f"A {w.alternations}, K2 {w.steps}, ",
         "rwp": f"K2 {w.steps} on examples of loss at most {w.c_min}, ",
-    }.get(w.method, "")
+    }.get(experiment.config.weights.method, "")
     head = (
-        f"weights: {w.method}, gamma {ball.gamma}, {steps}{ball.size} size per "
-        f"{ball.scope}{schedule}: "
+        f"weights: {experiment.config.weights.method}, gamma {ball.gamma}, {steps}{ball.size} "
+        f"size per {ball.scope}{schedule}: "
         f"{len(rows)} of {len(jax.tree.leaves(params))} tensors, {inside:,} of {total:,} "
         "parameters (kernels; BatchNorm and biases stay)"
     )
@@ -78,7 +78,7 @@ def _perturbed(experiment: Experiment) -> str:
 def _memory(experiment: Experiment) -> str:
     config, splits = experiment.config, experiment.splits
     state = experiment.abstract_state()
-    objective = objective_of(config)
+    objective = objective_of(config, experiment.given)
 
     def size(tree: Any) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

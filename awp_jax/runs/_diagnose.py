@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from awp_jax import checks, parallel, streams
+from awp_jax import checks, parallel, results, streams
 from awp_jax.evaluation import diagnose
 from awp_jax.files import write_json
+from awp_jax.panels import diagnosis_panels
+from awp_jax.progress import Show
 from awp_jax.reporting import diagnosis_figure
 from awp_jax.runs._directory import RunDirectory
 from awp_jax.runs._evaluate import passes_of
@@ -67,15 +69,38 @@ class RunDiagnosis(NamedTuple):
         """Whether any check failed."""
         return bool(self.values["suspicious"])
 
-    def plot(self) -> Any:
-        """A matplotlib figure; needs the extra ``plot``."""
+    def plot(self, axes: Any = None) -> Any:
+        """Draws robust accuracy against the radius, and against the number of steps.
+
+        Args:
+            axes: Two matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The two axes, an array.
+        """
+        both = results.axes_or_new(axes, 2)
+        diagnosis_panels(both[0], both[1], self.values)
+        return both
+
+    def figure(self) -> Any:
+        """The same as a matplotlib figure, for ``awp_jax.reporting.save_figure``."""
         return diagnosis_figure(self.values)
 
+    def save(self, path: Any) -> None:
+        """Writes the values as JSON.
+
+        Raises:
+            ValueError: For a path that does not end in ``.json``.
+        """
+        results.save_plain(path, self.values)
+
     def __repr__(self) -> str:
-        return self.verdict
+        return results.cut(self.verdict, "print(found.verdict)")
 
 
-def diagnose_run(run: RunDirectory, settings: DiagnosisSettings) -> RunDiagnosis:
+def diagnose_run(
+    run: RunDirectory, settings: DiagnosisSettings, *, progress: Show = "auto"
+) -> RunDiagnosis:
     """Diagnoses a checkpoint and writes ``diagnosis.json``.
 
     Raises:
@@ -102,6 +127,7 @@ def diagnose_run(run: RunDirectory, settings: DiagnosisSettings) -> RunDiagnosis
         queries=settings.queries,
         eot=eot,
         batch_size=config.evaluation.batch_size,
+        progress=progress,
     )
     values = {
         "checkpoint": settings.checkpoint,

@@ -9,9 +9,10 @@ import numpy as np
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from awp_jax import checks, data
+from awp_jax import checks, data, results
 from awp_jax import config as schema
 from awp_jax.models import Classifier
+from awp_jax.parts import Parts, record
 from awp_jax.training import (
     Experiment,
     TrainState,
@@ -23,6 +24,7 @@ from awp_jax.training import (
     restore,
 )
 
+NONE = Parts()
 SETS = ("train", "validation", "test")
 
 
@@ -59,6 +61,18 @@ class Model(NamedTuple):
         """
         return self.classifier.as_nnx(self.params, self.batch_stats)
 
+    def save(self, path: Any) -> None:
+        """Writes the arrays, an ``.npz`` file: ``params/LAYER/...``, ``batch_stats/...``; of
+        ``info`` the numbers as ``info/...``, or all of it in ``json``.
+
+        ``Run.export`` writes what PyTorch reads.
+
+        Raises:
+            ValueError: For a path that does not end in ``.npz``.
+        """
+        arrays = {"params": self.params, "batch_stats": self.batch_stats}
+        results.save_arrays(path, {**arrays, "info": self.info})
+
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in _leaves(self.params))
         return f"Model({self.classifier.name}, {count:,} parameters, step {self.info['step']})"
@@ -86,7 +100,7 @@ class RunDirectory:
     def __init__(
         self,
         workdir: str | pathlib.Path,
-        splits: data.Splits | None = None,
+        given: Parts = NONE,
         *,
         devices: int | None = None,
         dtype: str | None = "float32",
@@ -98,7 +112,8 @@ class RunDirectory:
             self.config.model.dtype = dtype
         if data_path is not None:
             self.config.data.path = data_path
-        self._splits, self.devices, self.dtype = splits, devices, dtype
+        record(self.config, given)
+        self._given, self.devices, self.dtype = given, devices, dtype
 
     def __repr__(self) -> str:
         c = self.config
@@ -117,7 +132,7 @@ class RunDirectory:
         Raises:
             ValueError: When the config does not fit this version, or its data is missing.
         """
-        return build(self.config, self._splits, devices=self.devices)
+        return build(self.config, devices=self.devices, given=self._given)
 
     def metrics(self) -> dict[str, np.ndarray]:
         """``metrics.jsonl`` as columns: one entry per line, NaN where a line has not that value.

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import shutil
-import time
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from awp_jax import checks, parallel, streams
+from awp_jax import checks, parallel, results, streams
+from awp_jax.attacks._work import work
 from awp_jax.evaluation import (
     Evaluation,
     PartialResults,
@@ -19,13 +19,14 @@ from awp_jax.evaluation import (
     evaluate,
     write_arrays,
 )
-from awp_jax.evaluation._work import work
+from awp_jax.evaluation._tell import Tell
 from awp_jax.files import write_json
 from awp_jax.progress import Progress, Show
-from awp_jax.reporting import attack_table, evaluation_table
+from awp_jax.reporting import accuracy_panel, attack_table, evaluation_table
 from awp_jax.runs._directory import SETS, RunDirectory
 from awp_jax.runs._kept import EVALUATION, read_evaluation, with_earlier
 from awp_jax.runs._method import method_name
+from awp_jax.runs._per_image import keep_per_image, kept_attacks
 from awp_jax.runs._surrogate import Surrogate, open_surrogate
 from awp_jax.training import BEST, LAST
 
@@ -52,7 +53,8 @@ class EvaluationSettings:
         surrogate: The directory of another run: attacks are crafted on it, and this run judges.
         surrogate_checkpoint: Which of it; ``None``: the best, where there is one.
         save_images: Whether to write ``adversarial/CHECKPOINT-SET-ATTACK.npz``: images, labels, and
-            which of them are misclassified.
+            which of them are misclassified; of checkpoints with the same weights for the first.
+            Images of an evaluation that was made without it were not kept: attacks run again.
 
     Raises:
         ValueError: For an unknown set, or a number that is no positive integer.
@@ -106,11 +108,29 @@ class RunEvaluation(NamedTuple):
         return attack_table(self.values)
 
     def save(self, path: Any) -> None:
-        """Writes the values as JSON."""
-        write_json(path, self.values)
+        """Writes the values as JSON.
+
+        Raises:
+            ValueError: For a path that does not end in ``.json``.
+        """
+        results.save_plain(path, self.values)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws accuracies as bars: for each attack one of every checkpoint and set.
+
+        Args:
+            axes: Matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The axes.
+        """
+        axes = results.axes_or_new(axes)
+        accuracy_panel(axes, self.values)
+        axes.set_title(self.name)
+        return axes
 
     def __repr__(self) -> str:
-        return self.table()
+        return results.cut(self.table(), "print(found.table())")
 
 
 def evaluate_run(
@@ -121,6 +141,9 @@ def evaluate_run(
     progress: Show = "auto",
 ) -> RunEvaluation:
     """Measures checkpoints of a run and keeps the result in ``evaluation.json``.
+
+    What happened to each image is kept beside it, in ``per_image/`` (see ``Run.per_image`` and
+    ``awp_jax.evaluation.PerImage``).
 
     Args:
         run: From ``awp_jax.runs.open``.
@@ -241,7 +264,15 @@ def _measure(
                 "surrogate": None if surrogate is None else surrogate.identity,
                 "images": [zlib.crc32(a.tobytes()) for a in (part.images, part.labels)],
             }
-            tell = _Tell(progress, f"{which} {set_name}", costs, len(part))
+            if settings.save_images and parallel.is_main():
+                before = kept_attacks(folder, result, which, set_name, len(part))
+                again = [name for name in before if name in named]
+                if again:
+                    progress.line(
+                        f"{which} {set_name}: {', '.join(again)} ran before, but its images were "
+                        "not kept: attacked again to save them."
+                    )
+            tell = Tell(progress, f"{which} {set_name}", costs, len(part))
             found = evaluate(
                 run.logits_fn(state),
                 key,
@@ -257,33 +288,13 @@ def _measure(
                 progress=tell,
             )
             measured[set_name], unions[set_name] = found.attacks, found.union
+            if parallel.is_main():
+                images = found.per_image(part.labels)
+                keep_per_image(folder, result, which, set_name, images)
             if settings.save_images and parallel.is_main():
                 _save_images(folder, f"{which}-{set_name}", found, part.labels)
     progress.close()
     return result
-
-
-class _Tell:
-    """Tells the share of each attack as work, which attacks have very different amounts of."""
-
-    def __init__(self, progress: Progress, where: str, costs: Mapping[str, float], examples: int):
-        self._progress, self._where = progress, where
-        self._costs, self._examples = costs, examples
-        self._name, self._share = "", 0.0
-        self._said = time.monotonic()
-
-    def __call__(self, name: str, share: float) -> None:
-        """So much of an attack is done, in [0, 1]."""
-        first = name != self._name
-        if first:
-            self._name, self._share = name, 0.0
-        amount = (share - self._share) * self._costs[name] * self._examples
-        self._share = share
-        now = time.monotonic()
-        # What is there at once was found on disk: a whole attack, or stages of AutoAttack.
-        kept = first and now - self._said < 0.2
-        self._said = now
-        self._progress.advance(amount, f"{self._where} {name}", kept=kept, say=share == 1)
 
 
 def _save_images(folder: pathlib.Path, prefix: str, found: Evaluation, labels: np.ndarray) -> None:

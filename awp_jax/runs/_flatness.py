@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from awp_jax import checks, data, landscape, parallel, streams
+from awp_jax import checks, data, landscape, parallel, results, streams
+from awp_jax.ascent import Watch, watched
 from awp_jax.attacks import PGD
 from awp_jax.evaluation import PartialResults
 from awp_jax.files import read_json, write_json
 from awp_jax.progress import Progress, Show
-from awp_jax.reporting import flatness_figures, flatness_report
+from awp_jax.reporting import flatness_bars, flatness_figures, flatness_report
 from awp_jax.runs._directory import SETS, RunDirectory
 from awp_jax.runs._method import method_name
 from awp_jax.training import BEST, LAST, WorkdirError
@@ -104,16 +105,34 @@ class RunFlatness(NamedTuple):
         """Markdown: tables, and everything that a number needs."""
         return flatness_report({self.name: self.values})
 
-    def plot(self) -> dict[str, Any]:
-        """Matplotlib figures by name; needs the extra ``plot``."""
+    def plot(self, axes: Any = None) -> Any:
+        """Draws average- and worst-case flatness as bars, for each checkpoint and set.
+
+        Args:
+            axes: Matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The axes.
+        """
+        axes = results.axes_or_new(axes)
+        flatness_bars(axes, self.values)
+        axes.set_title(self.name)
+        return axes
+
+    def figures(self) -> dict[str, Any]:
+        """Matplotlib figures by name, of what was measured beside (epochs, histograms, ...)."""
         return flatness_figures({self.name: self.values})
 
     def save(self, path: Any) -> None:
-        """Writes the values as JSON."""
-        write_json(path, self.values)
+        """Writes the values as JSON.
+
+        Raises:
+            ValueError: For a path that does not end in ``.json``.
+        """
+        results.save_plain(path, self.values)
 
     def __repr__(self) -> str:
-        return self.table()
+        return results.cut(self.table(), "print(found.table())")
 
 
 def read_flatness(workdir: pathlib.Path) -> RunFlatness:
@@ -259,7 +278,9 @@ class _Keep:
         part = self.partial.load({"part": name})
         stored = part is not None
         if part is None:
-            part = {key: np.asarray(value) for key, value in compute().items()}
+            # A part may take minutes: the same share, said again, tells that it goes on.
+            with watched(Watch(lambda steps: self.progress.advance(0, f"{self.where} {name}"))):
+                part = {key: np.asarray(value) for key, value in compute().items()}
             self.partial.save({"part": name}, part)
         self.progress.advance(1, f"{self.where} {name}", kept=stored)
         return part

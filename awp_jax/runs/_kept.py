@@ -10,8 +10,8 @@ from awp_jax.training import WorkdirError
 EVALUATION = "evaluation.json"
 OTHERS = "others"
 # What results must have in common to be one evaluation.
-_SAME: tuple[str, ...] = ("method", "seed", "norm", "epsilon", "step_size", "restarts", "eot")
-_SAME += ("selection", "device", "data", "model", "dtype", "surrogate")
+SAME: tuple[str, ...] = ("method", "seed", "norm", "epsilon", "step_size", "restarts", "eot")
+SAME += ("selection", "device", "data", "model", "dtype", "surrogate")
 
 
 def read_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -95,7 +95,7 @@ def _superseded(one: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, 
 
 def _difference(earlier: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """Why the two are not one evaluation; empty where they are."""
-    for key in _SAME:
+    for key in SAME:
         if earlier.get(key) != result.get(key):
             return f"{key} is {earlier.get(key)!r} there and {result.get(key)!r} here"
     for which, measured in result["checkpoints"].items():

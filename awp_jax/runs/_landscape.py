@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax import checks, data, parallel, streams
+from awp_jax import checks, data, parallel, results, streams
+from awp_jax.ascent import Watch, watched
 from awp_jax.attacks import PGD
 from awp_jax.evaluation import PartialResults
 from awp_jax.files import write_arrays, write_json
 from awp_jax.landscape import Surface, adversarial_directions, axis, directions, surface
 from awp_jax.progress import Progress, Show
-from awp_jax.reporting import landscape_figure, landscape_table, read_landscape
+from awp_jax.reporting import landscape_figure, landscape_panel, landscape_table, read_landscape
 from awp_jax.runs._directory import SETS, RunDirectory
 from awp_jax.runs._method import method_name
 from awp_jax.training import LAST
@@ -145,12 +146,45 @@ class RunLandscape(NamedTuple):
         """Markdown: how far the loss changes, and everything that a number needs."""
         return landscape_table({self.name: self.values})
 
-    def plot(self) -> Any:
-        """A matplotlib figure; needs the extra ``plot``."""
+    def plot(self, axes: Any = None) -> Any:
+        """Draws a curve for each checkpoint; in two dimensions contours of the latest.
+
+        Args:
+            axes: Matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The axes.
+        """
+        axes = results.axes_or_new(axes)
+        landscape_panel(axes, self.values)
+        axes.set_title(self.name)
+        return axes
+
+    def figure(self) -> Any:
+        """A matplotlib figure with a panel for each checkpoint, and all draws."""
         return landscape_figure(self.values)
 
+    def save(self, path: Any) -> None:
+        """Writes an ``.npz`` file: ``axis``, ``CHECKPOINT/HOW/loss`` and ``.../accuracy``; in
+        ``json`` all other values.
+
+        Raises:
+            ValueError: For a path that does not end in ``.npz``.
+        """
+        arrays, plain = {"axis": self.values["axis"]}, {**self.values, "checkpoints": {}}
+        del plain["axis"]
+        for which, measured in self.values["checkpoints"].items():
+            kept = plain["checkpoints"][which] = {}
+            for how, found in measured.items():
+                one = found if isinstance(found, dict) else {}
+                numbers = {n: value for n, value in one.items() if isinstance(value, np.ndarray)}
+                arrays |= {f"{which}/{how}/{n}": value for n, value in numbers.items()}
+                words = {n: value for n, value in one.items() if n not in numbers}
+                kept[how] = words if one else found
+        results.save_arrays(path, {**arrays, "values": plain})
+
     def __repr__(self) -> str:
-        return self.table()
+        return results.cut(self.table(), "print(found.table())")
 
 
 def landscape_runs(
@@ -318,20 +352,22 @@ def _one(run, state, part, settings, how, draw, attack, partial, clock, name) ->
             partial.save({"how": how, "draw": draw}, points)
             saved = time.monotonic()
 
-    return surface(
-        apply_fn,
-        params,
-        together,
-        part.images,
-        part.labels,
-        axes=axes,
-        attack=None if how == "none" else attack,
-        key=jax.random.fold_in(key, streams.DRAWN_IMAGES),
-        adversarial="centre" if how == "centre" else "anew",
-        batch_size=run.experiment.config.evaluation.batch_size,
-        start=start,
-        on_points=keep,
-    )
+    # A point may take minutes: the same share, said again, tells that it goes on.
+    with watched(Watch(lambda steps: clock.advance(0, what))):
+        return surface(
+            apply_fn,
+            params,
+            together,
+            part.images,
+            part.labels,
+            axes=axes,
+            attack=None if how == "none" else attack,
+            key=jax.random.fold_in(key, streams.DRAWN_IMAGES),
+            adversarial="centre" if how == "centre" else "anew",
+            batch_size=run.experiment.config.evaluation.batch_size,
+            start=start,
+            on_points=keep,
+        )
 
 
 def _summary(loss: np.ndarray, accuracy: np.ndarray) -> dict[str, float]:

@@ -2,19 +2,23 @@
 
 from typing import Any
 
+from awp_jax.parts import short
+
 
 def method_name(config: Any) -> str:
     """How tables call the method of a config: ``"AT-AWP"``, ``"RST-RWP"``, ``"AT + mixup"``, ..."""
     d, objective, w = config.data, config.objective, config.weights
-    name = "RST" if d.unlabelled and objective.name == "trades" else objective.name.upper()
+    name = "RST" if d.unlabelled and objective.name == "trades" else short(objective.name).upper()
     name += "-PNI" if config.model.pni else ""
-    name += {"none": "", "awp": "-AWP", "rwp": "-RWP", "random": "-RandomWP"}[w.method]
+    known = {"none": "", "awp": "-AWP", "rwp": "-RWP", "random": "-RandomWP"}
+    name += known.get(w.method, f"-{short(w.method)}")
     regularisation, optimizer = config.regularisation, config.optimizer
     extras = {
         "shared backward": w.shared_backward,
         f"LSC{list(w.loss_range)}": w.loss_range,
         "unlabelled": d.unlabelled and not name.startswith("RST"),
         "fine-tuned": config.init_from,
+        short(config.attack.name): config.attack.name != "pgd",
         "early-stopped PGD": config.attack.early_stop is not None,
         "label smoothing": objective.label_smoothing,
         "label noise": d.label_noise,
@@ -26,6 +30,6 @@ def method_name(config: Any) -> str:
         "L1": regularisation.l1,
         "L2": regularisation.l2,
         "weight clipping": regularisation.clip,
-        optimizer.name: optimizer.name != "sgd",
+        short(optimizer.name): optimizer.name != "sgd",
     }
     return " + ".join([name, *(text for text, on in extras.items() if on)])

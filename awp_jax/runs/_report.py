@@ -4,9 +4,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from awp_jax import results
 from awp_jax.files import write_text
 from awp_jax.reporting import (
     Measured,
+    comparison_panel,
     evaluation_note,
     evaluation_table,
     landscape_comparison,
@@ -35,8 +37,24 @@ class Report(NamedTuple):
     landscapes: dict[str, dict[str, Any]]
     measured: dict[str, Measured]
 
-    def plot(self) -> dict[str, Any]:
-        """Matplotlib figures by name: ``learning_curves``, ``landscape``; needs ``plot``."""
+    def plot(self, axes: Any = None) -> Any:
+        """Draws test accuracies as bars: for each attack one of every run.
+
+        Of the checkpoint ``best`` where it was measured; an attack that a run was not measured
+        under has no bar.
+
+        Args:
+            axes: Matplotlib axes to draw on; ``None`` for new ones.
+
+        Returns:
+            The axes.
+        """
+        axes = results.axes_or_new(axes, width=6.4)
+        comparison_panel(axes, {name: one.evaluation or {} for name, one in self.measured.items()})
+        return axes
+
+    def figures(self) -> dict[str, Any]:
+        """Matplotlib figures by name: ``learning_curves``, ``landscape``."""
         found = {}
         if any(self.curves.values()):  # imported runs have none
             notes = dict.fromkeys(
@@ -56,14 +74,14 @@ class Report(NamedTuple):
         folder = pathlib.Path(folder)
         files = [
             file
-            for name, figure in self.plot().items()
+            for name, figure in self.figures().items()
             for file in save_figure(figure, folder / name)
         ]
         write_text(folder / "report.md", self.table + "\n")
         return [folder / "report.md", *files]
 
     def __repr__(self) -> str:
-        return self.table
+        return results.cut(self.table, "print(found.table)")
 
 
 def measured_of(workdir: pathlib.Path) -> Measured:
@@ -124,9 +142,9 @@ def compare(workdirs: Sequence[str | pathlib.Path]) -> Report:
             landscape = read_landscape(workdir)
             if landscape["settings"]["dims"] == 1:
                 landscapes[name] = landscape
-    results = {name: run.evaluation or {} for name, run in measured.items()}
-    table = evaluation_table(results)
-    over_seeds = seed_table(results)
+    evaluations = {name: run.evaluation or {} for name, run in measured.items()}
+    table = evaluation_table(evaluations)
+    over_seeds = seed_table(evaluations)
     if over_seeds:
         table += f"\n\nMean and standard deviation over seeds:\n\n{over_seeds}"
     if others:

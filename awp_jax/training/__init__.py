@@ -29,10 +29,11 @@ from awp_jax.training._restore import checkpoint_names, kept_epochs, restore
 from awp_jax.training._schedules import schedule
 from awp_jax.training._state import TrainState, digest, init_state
 from awp_jax.training._step import augmentation_keys, make_train_step
-from awp_jax.training._weights import WeightPerturbation
+from awp_jax.training._weights import Ascent, WeightPerturbation
 
 __all__ = [
     "AVERAGE",
+    "Ascent",
     "BEST",
     "CONFIG",
     "CheckpointError",

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from awp_jax import checks, mapped
 from awp_jax.ascent import ascend
@@ -28,6 +29,10 @@ class TrainingAttack(InBall):
             stay as they are. ``"running"``: running statistics. ``"released"``: as the released AT
             code, batch statistics with every forward pass of the attack, and one clean pass after
             the update, moving the running ones.
+        own: An attack in place of PGD: ``(logits_fn, key, images, labels)`` to a result with
+            ``images``, as all of ``awp_jax.attacks``, or to the images alone. It is called under
+            ``jit`` at the weights w + v, with one key for the batch, ascends a loss of its own, and
+            must keep to a ball of its own; the statistics of BatchNorm are those of ``batch_norm``.
         early_stop: ``None``, or tau of friendly adversarial training (Zhang et al., ICML 2020,
             algorithm 1): an image that is misclassified takes at most tau steps more.
     """
@@ -37,6 +42,7 @@ class TrainingAttack(InBall):
     start: Any = None
     batch_norm: str | None = None
     early_stop: int | None = None
+    own: Any = None
 
     def __post_init__(self, epsilon: Radius, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
@@ -47,6 +53,14 @@ class TrainingAttack(InBall):
         checks.positive_integer(self.steps, "steps", minimum=0)
         if self.early_stop is not None:
             checks.positive_integer(self.early_stop, "early_stop", minimum=0)
+        if self.own is not None:
+            if not callable(self.own):
+                raise ValueError(
+                    f"own is {self.own!r}, but an attack was expected, called as (logits_fn, key, "
+                    "images, labels)."
+                )
+            if self.early_stop is not None or self.batch_norm == "released":
+                raise ValueError("early_stop and batch_norm 'released' are of PGD, not of own.")
         if self.batch_norm is not None:
             checks.choice(self.batch_norm, ("batch", "running", "released"), "attack_batch_norm")
 
@@ -113,6 +127,15 @@ def make_attack(
         def forward(params: Params, x: Any, stats: Any) -> tuple[Any, Any]:
             return classifier.apply(params, stats, x, mode=mode, key=dropout_key, **counted(mask))
 
+        if attack.own is not None:
+
+            def logits_fn(x: Any) -> Any:
+                return forward(params, x, batch_stats)[0]
+
+            # One key: attacks of other people know nothing of one for each example.
+            made = attack.own(Partial(logits_fn), keys[0], images, labels)
+            return Crafted(checked_images(made, images), batch_stats)
+
         clean_logits = None
         if objective.attack_uses_clean_logits:
             # Once for all steps and not differentiated: a constant of the attack's loss.
@@ -167,6 +190,21 @@ def make_attack(
         return Crafted(ball.project(images, point), batch_stats, weight_gradient)
 
     return craft, released
+
+
+def checked_images(made: Any, images: Images) -> Any:
+    """The images of what an attack returned.
+
+    Raises:
+        ValueError: Where they are not like the clean ones.
+    """
+    found = getattr(made, "images", made)
+    if jnp.shape(found) != images.shape:
+        raise ValueError(
+            f"The attack of this run gave {jnp.shape(found)}, but images of shape {images.shape} "
+            "were expected, or a result with images."
+        )
+    return jnp.asarray(found, images.dtype)
 
 
 def _friendly(

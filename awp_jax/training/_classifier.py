@@ -1,11 +1,13 @@
 """The classifier of a config, and the numbers that its images are normalised by."""
 
+import dataclasses
 import functools
+import inspect
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from awp_jax import data, models, objectives
+from awp_jax import data, models, objectives, parts
 
 
 def with_statistics(config: ConfigDict, train: data.Dataset) -> ConfigDict:
@@ -26,7 +28,12 @@ def with_statistics(config: ConfigDict, train: data.Dataset) -> ConfigDict:
     return config
 
 
-def create_classifier(config: ConfigDict, image_shape: Any, num_classes: int) -> Any:
+NONE = parts.Parts()
+
+
+def create_classifier(
+    config: ConfigDict, image_shape: Any, num_classes: int, given: parts.Parts = NONE
+) -> Any:
     """The classifier of a config for images of this shape.
 
     Raises:
@@ -51,8 +58,10 @@ def create_classifier(config: ConfigDict, image_shape: Any, num_classes: int) ->
         options["mean"], options["std"] = one_for_all
     height, width, channels = image_shape
     shape = (height, width, channels)
+    own = parts.own(config, "model", given)
     # Sorted and hashable, because the options are the key of a cache.
-    classifier = _created(m.name, shape, num_classes, tuple(sorted(options.items())))
+    key = (shape, num_classes, tuple(sorted(options.items())))
+    classifier = _created(m.name, *key) if own is None else _own(own, m.name, *key)
     return models.with_parametric_noise(classifier) if m.pni else classifier
 
 
@@ -60,3 +69,35 @@ def create_classifier(config: ConfigDict, image_shape: Any, num_classes: int) ->
 def _created(name: str, shape: tuple[int, int, int], classes: int, options: tuple[Any, ...]) -> Any:
     """One object for all runs of an architecture: what is compiled for one serves the others."""
     return models.create(name, image_shape=shape, num_classes=classes, **dict(options))
+
+
+# Of options that a user's own function does not take: what they must be, to have no effect.
+_NO_EFFECT = {
+    "dtype": "float32",
+    "batch_norm_groups": 1,
+    "activation": "relu",
+    "remat": False,
+    "width": None,
+    "auxiliary": None,
+}
+
+
+# By identity of the function: what is compiled for one run of it serves the others.
+@functools.lru_cache(maxsize=32)
+def _own(
+    own: Any, name: str, shape: tuple[int, int, int], classes: int, options: tuple[Any, ...]
+) -> Any:
+    """The classifier that a user's own function makes, or that was given as it is."""
+    given = dict(options)
+    normal = {key: given.pop(key, ()) for key in ("mean", "std")}
+    what = f"model.name {name!r}"
+    if inspect.isroutine(own) or inspect.isclass(own) or isinstance(own, functools.partial):
+        made = functools.partial(parts.call, own, what, shape, classes, defaults=_NO_EFFECT)
+        if "rngs" in parts.signature_of(own).parameters:  # drawn anew for every seed
+            own = lambda rngs: made(options={**given, "rngs": rngs})  # noqa: E731
+        else:
+            own = made(options=given)
+    found = models.as_classifier(own, image_shape=shape, num_classes=classes, name=name, **normal)
+    if found is own and not found.mean:  # normalised as every other model of a config
+        return dataclasses.replace(found, **normal)
+    return found

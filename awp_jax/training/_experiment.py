@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
 import jax
@@ -9,14 +10,14 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from awp_jax import checks, data, objectives, parallel, streams
+from awp_jax import checks, data, objectives, parallel, parts, streams
 from awp_jax.attacks import PGD
 from awp_jax.balls import InputBall, WeightBall
 from awp_jax.config import validate
 from awp_jax.training._attack import TrainingAttack
 from awp_jax.training._averaging import averaging_rate, estimate_batch_stats
 from awp_jax.training._batch import batch_function
-from awp_jax.training._classifier import create_classifier, with_statistics
+from awp_jax.training._classifier import NONE, create_classifier, with_statistics
 from awp_jax.training._optimizers import make_optimizer
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._schedules import schedule
@@ -26,11 +27,20 @@ from awp_jax.training._weights import WeightPerturbation
 from awp_jax.typing import Images, Key, Labels, Radius
 
 
-def training_attack(config: ConfigDict) -> TrainingAttack:
+def training_attack(config: ConfigDict, given: parts.Parts = NONE) -> TrainingAttack:
     """The training attack of a config."""
     a = config.attack
+    ball = _ball(a.norm, a.epsilon)
+    own = parts.own(config, "attack", given)
+    if inspect.isclass(own):
+        own = parts.call(
+            own,
+            f"attack.name {a.name!r}",
+            options={"ball": ball, "steps": a.steps, "step_size": checks.radius(a.step_size)},
+        )
     return TrainingAttack(
-        ball=_ball(a.norm, a.epsilon),
+        ball=ball,
+        own=own,
         steps=a.steps,
         step_size=a.step_size,
         start=a.start,
@@ -45,13 +55,18 @@ def _ball(norm: str, epsilon: Radius) -> InputBall:
     return InputBall(norm, min(radius, 1.0) if norm == "linf" else radius)
 
 
-def weight_perturbation(config: ConfigDict) -> WeightPerturbation:
+def weight_perturbation(config: ConfigDict, given: parts.Parts = NONE) -> WeightPerturbation:
     """The weight perturbation of a config."""
     w = config.weights
+    own = parts.own(config, "weights", given)
+    if own is not None and not callable(own):
+        raise ValueError(
+            f"weights.method {w.method!r} is a {type(own).__name__}, but a function was expected."
+        )
     # One ratio over all tensors for RWP, as released, and one for each with AWP (eq. 8).
     scope = w.scope or ("global" if w.method == "rwp" else "leaf")
     return WeightPerturbation(
-        w.method,
+        w.method if own is None else own,
         ball=WeightBall(gamma=w.gamma, size=w.size, scope=scope),
         steps=w.steps,
         alternations=w.alternations,
@@ -61,11 +76,20 @@ def weight_perturbation(config: ConfigDict) -> WeightPerturbation:
     )
 
 
-def objective_of(config: ConfigDict) -> objectives.Objective:
+def objective_of(config: ConfigDict, given: parts.Parts = NONE) -> objectives.Objective:
     """The objective of a config."""
     o = config.objective
+    name = parts.own(config, "objective", given) or o.name
+    if not isinstance(name, str | objectives.Objective):
+        what, weights = f"objective.name {o.name!r}", {"beta": o.beta, "lambda_": o.lambda_}
+        name = parts.call(name, what, options=weights)
+        if not isinstance(name, objectives.Objective):
+            raise ValueError(
+                f"{what} gave a {type(name).__name__}, but an awp_jax.objectives.Objective was "
+                "expected."
+            )
     return objectives.create(
-        o.name,
+        name,
         beta=o.beta,
         lambda_=o.lambda_,
         label_smoothing=o.label_smoothing,
@@ -104,6 +128,7 @@ class Experiment:
         learning_rate: ``step -> rate``.
         key: The key of the run, from the seed.
         mesh: The devices; see ``awp_jax.parallel``.
+        given: What was given as objects, see ``awp_jax.parts``.
     """
 
     config: ConfigDict
@@ -115,6 +140,7 @@ class Experiment:
     learning_rate: Any
     key: Key
     mesh: jax.sharding.Mesh
+    given: parts.Parts = NONE
 
     @property
     def total_steps(self) -> int:
@@ -191,7 +217,8 @@ class Experiment:
         # There padding would shift the groups, be mixed into others, or be rotated without a mask.
         together = c.model.batch_norm_groups > 1 or c.data.mixup or c.objective.rotation_weight
         whole = len(self.splits.train) % self._labelled_batch == 0
-        return not (together or whole or self.unlabelled is not None)
+        alone = self.classifier.takes_mask and self.unlabelled is None
+        return alone and not (together or whole)
 
     def rows_of(self, step: int) -> int:
         """Rows of the batch of a step that is compiled, padding included."""
@@ -237,12 +264,12 @@ class Experiment:
         It is compiled once per ``batch_size``, see ``rows_of`` (and once more when weight
         perturbation starts later).
         """
-        weights = weight_perturbation(self.config)
+        weights = weight_perturbation(self.config, self.given)
         train = make_train_step(
             self.classifier,
-            objective_of(self.config),
+            objective_of(self.config, self.given),
             self.optimizer,
-            attack=training_attack(self.config),
+            attack=training_attack(self.config, self.given),
             weights=weights,
             regularisation=Regularisation(**self.config.regularisation),
             average_rate=self._average_rate,
@@ -324,7 +351,11 @@ def _labelled_batch(config: ConfigDict, with_unlabelled: bool) -> int:
 
 
 def build(
-    config: ConfigDict, splits: data.Splits | None = None, *, devices: int | None = None
+    config: ConfigDict,
+    splits: data.Splits | None = None,
+    *,
+    devices: int | None = None,
+    given: parts.Parts = NONE,
 ) -> Experiment:
     """Everything that ``config`` stands for.
 
@@ -332,6 +363,7 @@ def build(
         config: In the schema of ``awp_jax.config.default``.
         splits: Data to use in place of what ``config.data`` names.
         devices: Use the first so many; ``None`` for all.
+        given: Parts to use in place of what the config's names find, see ``awp_jax.parts``.
 
     Returns:
         The experiment; nothing is compiled yet.
@@ -343,15 +375,7 @@ def build(
     mesh = parallel.data_mesh(devices)
     d = config.data
     if splits is None:
-        splits = data.load(
-            d.name,
-            path=d.path,
-            train_examples=d.train_examples,
-            downsample=d.downsample,
-            test_examples=d.test_examples,
-            validation_examples=d.validation_examples,
-            seed=config.seed,
-        )
+        splits = _splits(config, given)
     if d.label_noise:
         noisy = data.with_label_noise(splits.train, d.label_noise, config.seed)
         splits = dataclasses.replace(splits, train=noisy)
@@ -363,7 +387,8 @@ def build(
     if config.batch_size > n:
         raise ValueError(f"batch_size is {config.batch_size}, but there are {n} training examples.")
     config = with_statistics(config, splits.train)
-    classifier = create_classifier(config, splits.train.images.shape[1:], splits.train.num_classes)
+    shape, classes = splits.train.images.shape[1:], splits.train.num_classes
+    classifier = create_classifier(config, shape, classes, given)
     steps_per_epoch = data.steps_per_epoch(n, _labelled_batch(config, unlabelled is not None))
     learning_rate = schedule(
         config.schedule.name,
@@ -382,15 +407,42 @@ def build(
         unlabelled=unlabelled,
         classifier=classifier,
         optimizer=make_optimizer(
-            config.optimizer, learning_rate, jax.random.fold_in(key, streams.RUN_OPTIMIZER)
+            config.optimizer,
+            learning_rate,
+            jax.random.fold_in(key, streams.RUN_OPTIMIZER),
+            parts.own(config, "optimizer", given),
         ),
         steps_per_epoch=steps_per_epoch,
         learning_rate=learning_rate,
         key=key,
         mesh=mesh,
+        given=given,
     )
     _check_settings(experiment)
     return experiment
+
+
+def _splits(config: ConfigDict, given: parts.Parts) -> data.Splits:
+    """The data that a config names, or that a user's own function returns."""
+    d = config.data
+    sizes = {
+        "train_examples": d.train_examples,
+        "downsample": d.downsample,
+        "test_examples": d.test_examples,
+        "validation_examples": d.validation_examples,
+        "seed": config.seed,
+    }
+    own = parts.own(config, "data", given)
+    if own is None:
+        return data.load(d.name, path=d.path, **sizes)
+    what = f"data.name {d.name!r}"
+    if not isinstance(own, data.Splits):
+        own = parts.call(own, what, options={"path": d.path, "seed": config.seed})
+    if not isinstance(own, data.Splits):
+        raise ValueError(
+            f"{what} gave a {type(own).__name__}, but awp_jax.data.Splits were expected."
+        )
+    return data.cut(own, what, **sizes)
 
 
 def _check_settings(experiment: Experiment) -> None:
@@ -409,6 +461,7 @@ def _check_settings(experiment: Experiment) -> None:
             f"objective.rotation_weight needs square images, but those of {d.name} are {shape}."
         )
     # These check themselves when they are made.
-    weight_perturbation(experiment.config)
-    training_attack(experiment.config)
+    weight_perturbation(experiment.config, experiment.given)
+    training_attack(experiment.config, experiment.given)
+    objective_of(experiment.config, experiment.given)
     Regularisation(**experiment.config.regularisation)

@@ -16,9 +16,11 @@ from ml_collections import ConfigDict
 
 from awp_jax import data, parallel
 from awp_jax.files import StorageError
+from awp_jax.parts import Parts
 from awp_jax.progress import Progress, Show
 from awp_jax.training import _records as records
 from awp_jax.training._checkpoints import BEST, KEPT, LAST, Checkpoints
+from awp_jax.training._classifier import NONE
 from awp_jax.training._experiment import Experiment, build
 from awp_jax.training._feed import Feed
 from awp_jax.training._initial import check_start, initial_state
@@ -60,6 +62,7 @@ def train(
     should_stop: Callable[[], bool] | None = None,
     progress: Show = "auto",
     extend: bool = False,
+    given: Parts = NONE,
 ) -> Outcome:
     """Trains as ``config`` says, in ``workdir``; a started run goes on where it was.
 
@@ -84,6 +87,7 @@ def train(
             terminal and lines elsewhere, or a function that gets an ``awp_jax.progress.Moment``.
         extend: Whether a run in ``workdir`` may go on to more epochs than it was begun with, with
             its optimiser's state; the schedule is that of the new number from there on.
+        given: Parts to use in place of what the config's names find, see ``awp_jax.parts``.
 
     Returns:
         An ``Outcome``.
@@ -98,7 +102,7 @@ def train(
     """
     workdir = pathlib.Path(workdir)
     config = records.absolute_paths(copy.deepcopy(config))
-    experiment = build(config, splits, devices=devices)
+    experiment = build(config, splits, devices=devices, given=given)
     batch_size, count = experiment.config.batch_size, experiment.mesh.size
     if batch_size % count:
         raise ValueError(

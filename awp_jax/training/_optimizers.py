@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from awp_jax import checks
+from awp_jax import checks, parts
 from awp_jax.random import leaf_keys
 from awp_jax.typing import Key, Params
 
@@ -130,7 +130,9 @@ def entropy_sgd(
     return optax.GradientTransformation(init, update)
 
 
-def make_optimizer(settings: Any, learning_rate: Callable[..., Any], key: Key) -> Any:
+def make_optimizer(
+    settings: Any, learning_rate: Callable[..., Any], key: Key, own: Any = None
+) -> Any:
     """The optimiser of a config's group ``optimizer``.
 
     As in PyTorch, decay joins the gradient, then momentum (or Adam's moments), then the rate.
@@ -139,11 +141,18 @@ def make_optimizer(settings: Any, learning_rate: Callable[..., Any], key: Key) -
         settings: The group, see ``awp_jax.config.default``.
         learning_rate: ``step -> rate``.
         key: One typed key, for the noise of Entropy-SGD.
+        own: A user's own ``(learning_rate, ...)`` to an optax optimiser, in place of what the
+            settings name. Where it takes no ``weight_decay``, the decay joins the gradient.
 
     Returns:
         An optax optimiser.
+
+    Raises:
+        ValueError: When ``own`` gives anything else.
     """
     o = settings
+    if own is not None:
+        return _own(o, learning_rate, own)
     if o.name == "entropy-sgd":
         return entropy_sgd(
             learning_rate,
@@ -163,3 +172,20 @@ def make_optimizer(settings: Any, learning_rate: Callable[..., Any], key: Key) -
         # None for 0: optax would carry a trace of zeros through the state otherwise.
         own = optax.sgd(learning_rate, momentum=o.momentum or None, nesterov=o.nesterov)
     return optax.chain(optax.add_decayed_weights(o.weight_decay), own)
+
+
+def _own(o: Any, learning_rate: Callable[..., Any], own: Any) -> Any:
+    what = f"optimizer.name {o.name!r}"
+    options = {
+        "momentum": o.momentum,
+        "nesterov": o.nesterov,
+        "weight_decay": o.weight_decay,
+    }
+    made = parts.call(own, what, learning_rate, options=options, defaults={"nesterov": False})
+    if not (callable(getattr(made, "init", None)) and callable(getattr(made, "update", None))):
+        raise ValueError(
+            f"{what} gave a {type(made).__name__}, but an optax optimiser was expected."
+        )
+    if "weight_decay" in parts.signature_of(own).parameters:
+        return made
+    return optax.chain(optax.add_decayed_weights(o.weight_decay), made)

@@ -308,6 +308,8 @@ def _check_shareable(objective: Objective, attack: TrainingAttack) -> None:
             f"shared_backward needs an attack that ascends what the weights ascend, as that of AT; "
             f"{objective.name} attacks another loss."
         )
+    if attack.own is not None:
+        raise ValueError("shared_backward takes its gradient from PGD's last step, not from own.")
     if attack.batch_norm == "running" or attack.early_stop is not None or attack.steps < 1:
         raise ValueError(
             "shared_backward takes its gradient from the last step of the attack in batch "

@@ -16,7 +16,7 @@ from awp_jax.weights import (
     random_displacement,
     robust_displacement,
 )
-from awp_jax.weights._displacement import default_step, weight_ball
+from awp_jax.weights._displacement import check_gradient, default_step, weight_ball
 
 # The released default for AT (csdongxian/AWP), which is what is trained by default; for TRADES and
 # MART it is 0.005, as in Table 2 of the paper and as `awp_jax.weights.awp` has it.
@@ -51,7 +51,9 @@ class WeightPerturbation:
     """How weights are perturbed in training.
 
     Attributes:
-        method: ``"none"``, ``"awp"``, ``"rwp"`` (robust weight perturbation) or ``"random"``.
+        method: ``"none"``, ``"awp"``, ``"rwp"`` (robust weight perturbation) or ``"random"``; or a
+            function ``(ascent, ball) -> displacement`` of your own, which may look at all that an
+            ``awp_jax.training.Ascent`` holds, and returns a pytree like the weights.
         gamma: Short for ``ball=WeightBall(gamma)``, for RWP with scope ``"global"``: relative
             radius, without unit (0.01, as released for AT; 0.005 for TRADES and MART).
         ball: What v moves in, any ball of weights with a radius.
@@ -69,7 +71,7 @@ class WeightPerturbation:
         ValueError: For unknown names, values out of range, and options of another method.
     """
 
-    method: str = "awp"
+    method: Any = "awp"
     gamma: dataclasses.InitVar[Any] = None
     _: dataclasses.KW_ONLY
     ball: Any = None
@@ -80,7 +82,8 @@ class WeightPerturbation:
     shared_backward: bool = False
 
     def __post_init__(self, gamma: Radius) -> None:
-        checks.choice(self.method, METHODS, "weight perturbation")
+        if not callable(self.method):
+            checks.choice(self.method, METHODS, "weight perturbation")
         robust = self.method == "rwp"
         scope = "global" if robust else "leaf"
         object.__setattr__(self, "ball", weight_ball(gamma, self.ball, GAMMA, scope=scope))
@@ -102,7 +105,7 @@ class WeightPerturbation:
             ("loss_range", limits, ()),
             ("shared_backward", self.shared_backward, False),
         ):
-            if value != least and self.method in ("rwp", "random"):
+            if value != least and self.method not in ("none", "awp"):
                 raise ValueError(
                     f"{name} is {value!r}, which only weight perturbation 'awp' has, not "
                     f"{self.method!r}."
@@ -115,7 +118,10 @@ class WeightPerturbation:
 
     def displace(self, ascent: Ascent) -> Any:
         """The displacement v, like the weights; ``None`` for the method ``"none"``."""
-        return METHODS[self.method](self, ascent)
+        if not callable(self.method):
+            return METHODS[self.method](self, ascent)
+        v = self.method(ascent, self.ball)
+        return check_gradient(v, ascent.params, "the weight perturbation's result")
 
 
 def _none(settings: WeightPerturbation, ascent: Ascent) -> None:

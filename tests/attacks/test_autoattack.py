@@ -20,6 +20,7 @@ from awp_jax.attacks import (
     start_state,
 )
 from awp_jax.attacks._survivors import batch_sizes, batches, padded
+from awp_jax.attacks._told import Account, padded_count
 from awp_jax.balls import InputBall, input_norms
 
 KEY = jax.random.key(0)
@@ -175,6 +176,11 @@ def test_resumes_between_attacks(tmp_path):
     np.testing.assert_array_equal(resumed.images, whole.images)
     assert [row[:4] for row in resumed.rows] == [row[:4] for row in whole.rows]
     assert len(stages) == 1 and stages[0].finished == 2
+    # Saved without them, as programs may do that know images and verdicts only.
+    assert resumed.broken_by is None and "broken_by" not in repr(resumed)
+    again = autoattack(function, KEY, images, labels, **kwargs, state=state)
+    for name in ("broken_by", "loss", "prediction"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
     with pytest.raises(ValueError, match="All 2 attacks have run"):
         run_stage(plan, stages[0], function, KEY, images, labels)
     with pytest.raises(ValueError, match="The state holds"):
@@ -193,6 +199,78 @@ def test_progress_only_grows():
         assert shares == sorted(shares) and shares[-1] == 1.0
     robust = [event.robust for event in events]
     assert robust == sorted(robust, reverse=True) and events[0].examples == 20
+    for name in ("share", "computed", "seconds"):
+        values = [getattr(event, name) for event in events]
+        assert values == sorted(values) and values[0] >= 0
+    assert events[-1].share == 1.0 and all(e.computed <= e.share + 1e-9 for e in events)
+
+
+def test_what_is_spared_counts_as_done_and_not_as_computed():
+    function, images, labels = problem()
+    options = {"epsilon": 0.5, "version": "custom", "attacks": short(0.5)[:2]}
+    events, states = [], []
+    autoattack(
+        function, KEY, images, labels, **options, progress=events.append, on_stage=states.append
+    )
+    # The first attack breaks all in a ball this large: nothing of the second is computed.
+    assert events[-1].robust == 0 and events[-1].share == 1.0
+    # 20 passes of 20 and, with three targets, 60
+    assert events[-1].computed == pytest.approx(0.25)
+    events = []
+    autoattack(function, KEY, images, labels, **options, progress=events.append, state=states[1])
+    assert all(event.computed == 0.0 for event in events) and events[-1].share == 1.0
+
+
+def test_what_is_left_of_an_attack_by_hand():
+    said = []
+    account = Account(lambda *now: said.append(now), passes=10, runs=3, sizes=(8, 3), robust=9)
+    account.begin(0, size=8, later=3)
+    account.stepped(4)  # 6 steps of 8 examples, then 10 of 3, then two runs of 11
+    assert said[-1] == (32.0, 6 * 8 + 10 * 3 + 2 * 10 * 11, 9)
+    account.reach(5, 3, broken=0)
+    account.leave(4)
+    account.stepped(100)  # more than there are
+    assert said[-1] == (40.0 + 5 * 3, 10 * 3 + 2 * 10 * 8, 4)
+    account.finish()
+    assert said[-1] == (55.0, 0, 4)
+    assert [padded_count(rows, (8, 3)) for rows in (0, 1, 3, 4, 8, 17)] == [0, 3, 3, 8, 8, 19]
+
+
+@pytest.mark.parametrize("given", [{"progress": "text"}, {"verbose": True}])
+def test_a_ready_printer(given, capsys):
+    function, images, labels = problem()
+    options = {"epsilon": 0.02, "version": "custom", "attacks": short(0.02)[:2]}
+    silent = autoattack(function, KEY, images, labels, **options)
+    assert capsys.readouterr() == ("", "")
+    result = autoattack(function, KEY, images, labels, **options, **given)
+    printed = capsys.readouterr()
+    last = printed.err.strip().splitlines()[-1]
+    left = f"{result.robust.sum()} of 20 images left, robust accuracy {result.accuracy:.2%} so far"
+    assert not printed.out and last.startswith(f"autoattack apgd-t 100%, {left}")
+    assert "apgd-ce 100%" in printed.err and last.endswith("100% done")
+    np.testing.assert_array_equal(result.images, silent.images)
+
+
+def test_broken_by_is_the_stage_after_which_an_image_is_no_longer_robust():
+    function, images, labels = problem()
+    labels = np.where(np.arange(20) < 3, (labels + 1) % 4, labels).astype(np.int32)
+    weak = [("weak", PGD(0.02, 1, step_size=0.004)), *short(0.02)[:2]]
+    stages = []
+    result = autoattack(
+        function, KEY, images, labels, epsilon=0.02, version="custom", attacks=weak,
+        on_stage=stages.append,
+    )  # fmt: skip
+    robust = np.stack([state.robust for state in stages])
+    expected = np.where(robust[-1], -1, robust.argmin(axis=0))
+    np.testing.assert_array_equal(result.broken_by, expected)
+    assert {0, 1, -1} <= set(result.broken_by.tolist()) and result.broken_by.dtype == np.int32
+    assert result.names == ("clean", "weak", "apgd-ce", "apgd-t")
+    broke = [int((result.broken_by == place).sum()) for place in range(4)]
+    assert broke == [row.broke for row in result.rows]
+    logits = np.asarray(function(result.images), np.float64)
+    np.testing.assert_array_equal(result.prediction, logits.argmax(1))
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(20), labels]
+    np.testing.assert_allclose(result.loss, losses, rtol=1e-4, atol=1e-5)
 
 
 def test_epsilon_zero_is_the_clean_accuracy():
@@ -267,6 +345,8 @@ def test_compiles_for_no_new_parameters():
         ({"images": np.full((20, 4, 4, 1), 255.0, np.float32)}, "values in"),
         ({"logits_fn": lambda x: x.reshape(20, -1)[:, :4] * np.nan}, "NaN for 20 of 20 clean"),
         ({"key": 0}, "typed key"),
+        ({"progress": "loud"}, "Unknown progress 'loud'"),
+        ({"verbose": 2}, "verbose is 2, but True or False"),
     ],
 )
 def test_bad_input(changes, message):

@@ -187,7 +187,7 @@ def test_worse_by_hand():
     first = result([1, 2, 3, 4, 5, 6], yes, [1, 9, 1, 2, 3, 0], [5, 9, 1, 2, 3, 0], [0] * 6)
     yes = [False, True, True, False, True, False]
     second = [-1, -2, -3, -4, -5, -6], yes, [7, 1, 2, 1, 3, 0], [9, 1, 2, 1, 3, 0]
-    both, ascended, _ = worse(first, result(*second, [0, 0, 0, 9, 0, 1]))
+    both, ascended, *_ = worse(first, result(*second, [0, 0, 0, 9, 0, 1]))
     # A misclassified image wins whatever the losses; else the higher loss that is ascended, and the
     # margin where that ties; the first where both do.
     np.testing.assert_array_equal(both.images[:, 0], [1, -2, -3, 4, 5, -6])

@@ -13,6 +13,7 @@ from awp_jax import config as schema
 from awp_jax import progress as shown
 from awp_jax.attacks import APGD, Square
 from awp_jax.evaluation import _names
+from awp_jax.evaluation._tell import Tell
 from awp_jax.runs import _evaluate, _kept
 from awp_jax.runs._method import method_name
 from awp_jax.runs._surrogate import open_surrogate
@@ -153,7 +154,7 @@ def test_results_of_earlier_weights_are_kept_and_no_longer_shown():
     def result(digest, examples, **changes):
         cell = {"accuracy": 0.5, "examples": examples}
         measured = {"digest": digest, "step": 3, "epoch": 1.0, "test": {"clean": cell}}
-        same = dict.fromkeys(_kept._SAME) | {"epsilon": "0.05"} | changes
+        same = dict.fromkeys(_kept.SAME) | {"epsilon": "0.05"} | changes
         union = {"test": {"attacks": [], "accuracy": 0.5}}
         return {**same, "checkpoints": {"last": measured}, "unions": {"last": union}}
 
@@ -276,18 +277,21 @@ def test_the_time_left_counts_work_and_not_what_was_kept(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(shown.time, "monotonic", lambda: now[0])
     progress = shown.Progress(4000, unit="pass", show="text")
-    tell = _evaluate._Tell(progress, "best test", {"clean": 1.0, "a": 99.0, "b": 300.0}, 10)
-    tell("clean", 1.0)  # kept from before
+    tell = Tell(progress, "best test", {"clean": 1.0, "a": 99.0, "b": 300.0}, 10)
+    tell.kept("clean")
+    tell("clean", 1.0)
     now[0] = 10.0
     tell("a", 0.1)  # with the compilation, which says nothing about the rest
     now[0] = 19.0
     tell("a", 1.0)
-    tell("b", 0.5)  # was kept up to here
+    tell("b", 0.5, 0.0)  # was kept up to here
     now[0] = 34.0
-    tell("b", 1.0)
+    tell("b", 0.9, 0.3, ": robust 3")
+    tell("b", 1.0)  # the rest was spared
     assert capsys.readouterr().err.strip().splitlines() == [
         "best test clean: 0% done",
         "best test a: 25% done, about 30 s left",
+        "best test b: robust 3: 92% done, about 4 s left",
         "best test b: 100% done",
     ]
 

@@ -39,7 +39,11 @@ def failed(diagnosis):
 
 def test_a_sound_model_is_not_flagged(sound):
     surrogate = Partial(digits.network, digits.train(seed=1, steps=100))
-    found = look(sound, surrogate_fn=surrogate)
+    moments = []
+    found = look(sound, surrogate_fn=surrogate, progress=moments.append)
+    shares = [moment.done for moment in moments]
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1.0)
+    assert moments[0].what == "clean" and moments[-1].what == "transfer"
     assert not found.suspicious, found.verdict()
     assert found.verdict().startswith("No sign of gradient masking")
     assert set(found.others) == {"square", "transfer"}
@@ -115,6 +119,8 @@ def test_bad_input(sound):
         diagnose(logits_fn, KEY, images, labels, norm="l2", epsilon=9)
     with pytest.raises(ValueError, match="Unknown norm"):
         diagnose(logits_fn, KEY, images, labels, norm="l1")
+    with pytest.raises(ValueError, match="Unknown progress 'loud'"):
+        diagnose(logits_fn, KEY, images, labels, progress="loud")
     broken = images.copy()
     broken[3, 0] = np.nan
     with pytest.raises(ValueError, match="^images hold NaN, in 1 of 100 images.$"):

@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -113,6 +115,77 @@ def test_progress_is_a_value(run, capsys):
     assert capsys.readouterr() == ("", "")
     with pytest.raises(ValueError, match="Unknown progress 'loud'"):
         run.evaluate(settings, progress="loud")
+
+
+def test_what_happened_to_each_image_is_kept(run, tmp_path, capsys):
+    workdir = tmp_path / "copy"
+    shutil.copytree(run.workdir, workdir, ignore=shutil.ignore_patterns("evaluation*", "per_*"))
+    mine = runs.open(workdir)
+    with pytest.raises(WorkdirError, match="holds nothing of best test"):
+        mine.per_image()
+    common = {"checkpoints": ["last"], "sets": ["test"], "progress": None}
+    wide = mine.evaluate(attacks=["fgsm"], **common)
+    narrow = mine.evaluate(attacks=["pgd-2"], examples=10, **common)
+    wide = mine.evaluate(attacks=["pgd-3"], **common)
+    found = mine.per_image("last")
+    assert found.attacks.tolist() == ["fgsm", "pgd-3"] and len(found.labels) == 40
+    np.testing.assert_array_equal(found.labels, mine.data("test").labels)
+    logits = mine.model("last").logits_fn(jnp.asarray(as_float(mine.data("test").images)))
+    np.testing.assert_array_equal(found.clean_prediction, logits.argmax(1))
+    for name in ("fgsm", "pgd-3"):
+        assert found.accuracy(name) == wide.accuracy(name, "last")
+    few = mine.per_image("last", attack="pgd-2")
+    assert len(few.labels) == 10 and few.accuracy("pgd-2") == narrow.accuracy("pgd-2", "last")
+    assert few.accuracy() == narrow.values["unions"]["last"]["test"]["accuracy"]
+    assert len(list((workdir / "per_image").iterdir())) == 2
+    mine.evaluate(attacks=["fgsm"], save_images=True, **common | {"progress": "text"})
+    printed = capsys.readouterr().err
+    assert "last test: fgsm ran before, but its images were not kept: attacked again" in printed
+    saved = np.load(workdir / "adversarial" / "last-test-fgsm.npz")
+    np.testing.assert_array_equal(saved["success"], found.success[0])
+    for call, message in (
+        (lambda: mine.per_image(part="tset"), "Did you mean 'test'"),
+        (lambda: mine.per_image("last", attack="square"), "holds nothing of square on last test"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_results_are_saved_and_drawn(run, tmp_path):
+    common = {"checkpoints": ["last"], "sets": ["test"], "progress": None}
+    ignored = shutil.ignore_patterns("evaluation*", "per_*")
+    run = runs.open(shutil.copytree(run.workdir, tmp_path / "copy", ignore=ignored))
+    found = run.evaluate(attacks=["fgsm"], examples=20, **common)
+    found.save(tmp_path / "found.json")
+    assert json.loads((tmp_path / "found.json").read_text()) == found.values
+    bars = found.plot().patches
+    percent = [100 * found.accuracy(name, "last") for name in ("clean", "fgsm")]
+    assert [bar.get_height() for bar in bars] == pytest.approx(percent)
+    report = runs.compare([run.workdir])
+    assert report.plot().has_data() and set(report.figures()) == {"learning_curves"}
+    landscape = run.landscape(points=3, draws=1, examples=10, steps=1, progress=None)
+    (line,) = landscape.plot().get_lines()
+    loss = landscape.values["checkpoints"]["last"]["anew"]["loss"]
+    np.testing.assert_allclose(line.get_ydata(), loss[0])
+    landscape.save(tmp_path / "landscape.npz")
+    with np.load(tmp_path / "landscape.npz") as saved:
+        np.testing.assert_array_equal(saved["last/anew/loss"], loss)
+        assert json.loads(str(saved["json"]))["values"]["settings"]["points"] == 3
+    flatness = run.flatness(examples=10, restarts=1, draws=1, steps=1, **common)
+    values = flatness.values["checkpoints"]["last"]["test"]
+    heights = [bar.get_height() for bar in flatness.plot().patches]
+    assert heights == pytest.approx([values["average"], values["worst_case"]])
+    model = run.model("last")
+    model.save(tmp_path / "model.npz")
+    with np.load(tmp_path / "model.npz") as saved:
+        assert sum(saved[n].size for n in saved if n.startswith("params/")) == sum(
+            leaf.size for leaf in jax.tree.leaves(model.params)
+        )
+    for one in (found, report, landscape, flatness, model):
+        assert len(repr(one).splitlines()) <= 15
+    for one, ending in ((found, ".json"), (landscape, ".npz"), (flatness, ".json")):
+        with pytest.raises(ValueError, match=f"ends in {ending} was expected"):
+            one.save(tmp_path / "found.txt")
 
 
 def test_bad_settings_are_one_sentence(run):

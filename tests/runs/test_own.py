@@ -1,0 +1,284 @@
+"""One's own parts in a config: the library's numbers, found again, and what goes wrong."""
+
+import ast
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from awp_jax import cli, config, models, runs
+from awp_jax.parts import PartError
+from awp_jax.training._experiment import training_attack
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # as PYTHONPATH would
+import own_parts  # noqa: E402
+
+
+def small(**changes):
+    chosen = config.default()
+    chosen.update_from_flattened_dict(
+        {
+            "data.name": "digits",
+            "data.train_examples": 64,
+            "data.validation_examples": 20,
+            "data.test_examples": 40,
+            "data.crop_padding": 0,
+            "data.flip": False,
+            "model.name": "mlp",
+            "model.width": 16,
+            "model.mean": (0.3,),
+            "model.std": (0.4,),
+            "epochs": 2,
+            "batch_size": 32,
+            "attack.epsilon": "0.15",
+            "attack.step_size": "0.05",
+            "attack.steps": 2,
+            "evaluation.steps": 2,
+            "evaluation.train_examples": 0,
+            **changes,
+        }
+    )
+    return chosen
+
+
+def equal(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("library")
+    return runs.train(small(), workdir, progress=None).model("last")
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("data.name", "own_parts:whole_digits"),
+        ("model.name", "own_parts:mlp"),
+        ("objective.name", "own_parts:at"),
+        ("objective.name", "awp_jax.objectives:at"),
+        ("weights.method", "own_parts:ascended"),
+        ("optimizer.name", "optax:sgd"),
+    ],
+)
+def test_the_library_s_own_parts_by_reference_give_its_numbers(library, key, name, tmp_path):
+    run = runs.train(small(**{key: name}), tmp_path, progress=None)
+    assert run.config[key] == name
+    equal(run.model("last").params, library.params)
+
+
+def test_an_attack_of_one_s_own_is_what_training_sees(tmp_path):
+    # One step of the length of the radius from the image: what PGD without a random start does.
+    pgd = small(**{"attack.steps": 1, "attack.step_size": "0.15", "attack.start": "none"})
+    expected = runs.train(pgd, tmp_path / "pgd", progress=None).model("last")
+    own = small(**{"attack.name": "own_parts:one_step", "attack.step_size": "0.15"})
+    found = runs.train(own, tmp_path / "own", progress=None).model("last")
+    for a, b in zip(*map(jax.tree.leaves, (found.params, expected.params)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+    made = small(**{"attack.name": "awp_jax.attacks:APGD", "epochs": 1})
+    runs.train(made, tmp_path / "apgd", progress=None)
+    attack = training_attack(made).own  # a class is made with the config's ball and steps
+    assert (float(attack.ball.radius), attack.steps) == (pytest.approx(0.15), 2)
+
+
+# One process is killed in its second epoch; another resumes it, and trains a run undisturbed.
+SCRIPT = """
+import os, signal, sys
+import jax
+from awp_jax import config, runs
+from awp_jax.training import digest
+jax.config.update("jax_compilation_cache_dir", os.environ["AWP_JAX_TEST_CACHE"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+what, workdir, file = sys.argv[1:]
+chosen = config.from_yaml(open(file).read(), "config")
+def told(moment):
+    if moment.done > 0.4:
+        os.kill(os.getpid(), signal.SIGKILL)
+if what == "killed":
+    runs.train(chosen, workdir, progress=told)
+else:  # the directory alone: its config names the network
+    resumed = runs.train(runs.open(workdir, dtype=None).config, workdir, progress="text")
+    whole = runs.train(chosen, workdir + "-whole", progress=None)
+    print([int(digest(run.restore("last")[0])) for run in (resumed, whole)])
+"""
+
+
+@pytest.mark.parametrize("name", ["own_parts:linen_net", "own_parts:Net"])
+def test_a_network_of_one_s_own_is_killed_resumed_evaluated_and_drawn(name, tmp_path, capsys):
+    chosen = small(**{"model.name": name, "model.width": None, "data.name": "own_parts:digits"})
+    chosen.epochs, chosen.data.train_examples, chosen.data.test_examples = 3, None, None
+    (tmp_path / "config.yaml").write_text(config.to_yaml(chosen))
+    workdir = tmp_path / "run"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def process(what):
+        command = [sys.executable, "-c", SCRIPT, what, str(workdir), str(tmp_path / "config.yaml")]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+    assert process("killed").returncode == -signal.SIGKILL
+    after = process("resumed")
+    assert "Resuming at step 2 of 6." in after.stderr, after.stderr
+    resumed, whole = ast.literal_eval(after.stdout.splitlines()[-1])
+    assert resumed == whole
+    run = runs.open(workdir)
+    found = run.evaluate(attacks=["fgsm"], sets=["test"], progress=None)
+    assert 0 <= found.accuracy("fgsm", "last") <= found.accuracy("clean", "last") <= 1
+    surface = run.landscape(points=3, draws=1, examples=20, steps=1, progress=None)
+    assert (workdir / "landscape.json").is_file() and surface is not None
+    assert cli.main(["train", f"--workdir={workdir}"]) in (None, 0)
+    assert "finished at step 6" in capsys.readouterr().out
+
+
+def test_an_nnx_network_draws_by_the_seed_and_comes_back_as_itself(tmp_path):
+    first = runs.train(
+        small(**{"model.name": "own_parts:Net", "model.width": None, "epochs": 1}),
+        tmp_path / "0",
+        progress=None,
+    )
+    model = first.model("last")
+    assert isinstance(model.as_nnx(), own_parts.Net)
+    starts = [
+        first.experiment.classifier.init(jax.random.key(seed))[0]["dense"]["kernel"]
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(starts[0], starts[1])
+    assert not np.array_equal(starts[0], starts[2])
+    images = jnp.asarray(first.data("test", 8).images)
+    network = nnx.view(model.as_nnx(), use_running_average=True, deterministic=True)
+    np.testing.assert_allclose(
+        network((images - 0.3) / 0.4), model.logits_fn(images), rtol=1e-5, atol=1e-6
+    )
+
+
+def _nets(cls):
+    """A network of the adaptor, and the arrays it starts from."""
+    net = models.from_nnx(
+        lambda rngs: cls((8, 8, 1), 10, rngs=rngs), image_shape=(8, 8, 1), num_classes=10
+    )
+    return net, net.init(jax.random.key(0))
+
+
+def test_the_modes_of_an_nnx_module_are_those_of_flax():
+    net, (params, stats) = _nets(own_parts.Net)
+    images = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
+    key = jax.random.key(2)
+
+    def by_hand(learns, dropout):
+        module = nnx.view(
+            net.nnx_fn(params, stats), use_running_average=not learns, deterministic=not dropout
+        )
+        return module(images), nnx.state(module, nnx.BatchStat)["norm"]["mean"][...]
+
+    running, same = net.apply(params, stats, images, mode="running")
+    np.testing.assert_allclose(running, by_hand(False, False)[0], rtol=1e-6)
+    equal(same, stats)
+    batch, same = net.apply(params, stats, images, mode="batch")
+    np.testing.assert_allclose(batch, by_hand(True, False)[0], rtol=1e-6)
+    equal(same, stats)
+    dropped, moved = net.apply(params, stats, images, mode="update", key=key)
+    np.testing.assert_allclose(moved["norm"]["mean"], by_hand(True, False)[1], rtol=1e-6)
+    assert not np.allclose(dropped, batch)
+    again, _ = net.apply(params, stats, images, mode="update", key=key)
+    np.testing.assert_array_equal(dropped, again)  # by the key alone
+    other, _ = net.apply(params, stats, images, mode="update", key=jax.random.key(3))
+    assert not np.allclose(dropped, other)
+    with pytest.raises(ValueError, match="needs a key"):
+        net.apply(params, stats, images, mode="update")
+
+
+def test_what_an_nnx_module_may_not_hold():
+    class Counts(nnx.Module):
+        def __init__(self, rngs):
+            self.dense = nnx.Linear(64, 10, rngs=rngs)
+            self.count = nnx.Cache(jnp.zeros(()))
+
+        def __call__(self, images):
+            return self.dense(images.reshape(len(images), -1))
+
+    with pytest.raises(ValueError, match="Counts holds a Cache, but a classifier carries"):
+        models.from_nnx(Counts, image_shape=(8, 8, 1), num_classes=10)
+
+
+def test_objects_are_named_where_they_can_be_imported(tmp_path):
+    run = runs.train(
+        small(**{"model.width": None, "epochs": 1}),
+        tmp_path / "named",
+        model=own_parts.linen_net,
+        data=own_parts.digits,
+        progress=None,
+    )
+    assert (run.config.model.name, run.config.data.name) == (
+        "own_parts:linen_net",
+        "own_parts:digits",
+    )
+    assert len(runs.open(run.workdir).data("test")) == 40
+    given = own_parts.digits(0)
+    run = runs.train(
+        small(**{"epochs": 1, "data.test_examples": None, "data.train_examples": None}),
+        tmp_path / "given",
+        data=given,
+        progress=None,
+    )
+    with pytest.raises(ValueError, match=r"data.name is '<given>:Splits'.*data=\.\.\. of"):
+        runs.open(run.workdir).data("test")
+    assert len(runs.open(run.workdir, data=given).data("test")) == 40
+    with pytest.raises(ValueError, match="modle"):
+        runs.train(small(), tmp_path / "none", modle=own_parts.mlp)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "sentence"),
+    [
+        ("model.name", "no_such_module:net", "there is no module 'no_such_module'"),
+        ("model.name", "own_parts:nett", "module 'own_parts' has no 'nett'"),
+        ("model.name", "own_parts:lineen_net", "did you mean 'linen_net'"),
+        ("model.name", "own_parts:", "'package.module:function' was expected"),
+        ("model.name", "own_parts:answer", "gave a int, but an awp_jax.models.Classifier"),
+        ("model.name", "own_parts:linen_net", "takes no 'width', but the config sets it to 16"),
+        ("model.name", "own_parts:of_another_shape", "in 11 classes, but the data has images"),
+        ("model.name", "own_parts:three", "gave a int, but an awp_jax.models.Classifier"),
+        ("data.name", "own_parts:three", "gave a int, but awp_jax.data.Splits were expected"),
+        ("objective.name", "own_parts:three", "gave a int, but an awp_jax.objectives.Objective"),
+        ("objective.name", "own_parts:answer", "is a int, but a function was expected"),
+        ("optimizer.name", "own_parts:three", "gave a int, but an optax optimiser was expected"),
+        ("attack.name", "own_parts:answer", "own is 42, but an attack was expected"),
+        ("weights.method", "own_parts:answer", "is a int, but a function was expected"),
+        ("attack.name", "fgsm", "Unknown attack.name 'fgsm'; known: pgd"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence_before_anything_is_written(
+    key, name, sentence, tmp_path
+):
+    with pytest.raises(ValueError, match=sentence.replace("(", r"\(")) as caught:
+        runs.train(small(**{key: name}), tmp_path / "run", progress=None)
+    assert len(str(caught.value).splitlines()) == 1 and "0x" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_module_that_fails_says_how(tmp_path, monkeypatch):
+    (tmp_path / "broken_parts.py").write_text("import json\njson.nothing()\n")
+    (tmp_path / "needs_parts.py").write_text("import no_such_library\n")
+    monkeypatch.chdir(tmp_path)  # modules lie beside the user
+    with pytest.raises(PartError, match="importing 'broken_parts' failed: AttributeError"):
+        runs.train(small(**{"model.name": "broken_parts:net"}), tmp_path / "run")
+    with pytest.raises(PartError, match="importing 'needs_parts' failed: No module named 'no_such"):
+        runs.train(small(**{"model.name": "needs_parts:net"}), tmp_path / "run")
+    assert str(tmp_path) not in sys.path
+
+
+def test_padding_is_left_out_where_batch_norm_takes_no_mask(tmp_path):
+    # 64 examples in batches of 40: the last one of an epoch is smaller.
+    chosen = small(**{"model.name": "own_parts:Net", "model.width": None, "batch_size": 40})
+    run = runs.train(chosen, tmp_path, progress=None)
+    assert not run.experiment.padded and run.metrics()["step"].max() == 4
