@@ -161,7 +161,7 @@ def test_help_and_unknown_commands(capsys):
         ),
         (
             ["train", f"--config={CONFIG}", "--workdir=W", "--config.weights=3"],
-            "'weights' is a group, with keys .*gamma",
+            "'weights' is a group: give one of .*gamma",
         ),
         (
             ["train", f"--config={CONFIG}", "--workdir=W", "--config.data.name.x=3"],
@@ -241,7 +241,7 @@ def config_files(folder):
     """Config files that are wrong, by what is said of them."""
     head = "from awp_jax import config\n\n\ndef get_config():\n    c = config.default()\n"
     texts = {
-        r"Unknown config key 'attack.epsilom'. Did you mean 'attack.epsilon'\?": (
+        r"c1.py, line 6 \(c.attack.epsilom = .*\): Unknown config key 'attack.epsilom'": (
             f"{head}    c.attack.epsilom = '8/255'\n    return c\n"
         ),
         r"'attack.epsilon' is 0.03, but a value of type str .*text, such as '8/255'": (
@@ -249,8 +249,10 @@ def config_files(folder):
         ),
         "Unknown config key 'atack'. Did you mean 'attack'": f"{head}    return c.atack\n",
         "has no function get_config": "x = 1\n",
-        r"c5.py failed: SyntaxError: .*": "def get_config(:\n",
-        r"c6.py failed: ZeroDivisionError: division by zero": "1 / 0\n",
+        r"c5.py, line 1: SyntaxError: .*": "def get_config(:\n",
+        r"c6.py, line 1 \(1 / 0\): ZeroDivisionError: division by zero": "1 / 0\n",
+        "c7.py: A config is 3, but a ConfigDict": f"{head}    return 3\n",
+        r"c8.py, line 6 .*Config key 'schedule' is a group": f"{head}    c.schedule = 'cosine'\n",
         "takes no argument|0 positional arguments": None,
     }
     for number, (said, text) in enumerate(texts.items(), start=1):
