@@ -23,20 +23,20 @@ $(VENV)/installed-peers: $(VENV)/installed-test
 	$(BIN)/python -m pip install --quiet --no-deps torchattacks
 	touch $@
 
-# Trains AT and AT-AWP on handwritten digits, evaluates both, prints one table, draws the learning
-# curves and the loss around the weights. AT is evaluated while AT-AWP trains, AT-AWP while the
-# landscapes are computed.
+# Trains AT and AT-AWP on handwritten digits side by side, evaluates both, prints one table, draws the
+# learning curves and the loss around the weights.
 quickstart: $(VENV)/installed
-	$(BIN)/awp-jax train --config=configs/quickstart.py:at --workdir=$(RUNS)/at
-	@$(BIN)/awp-jax evaluate --workdir=$(RUNS)/at > $(RUNS)/evaluate.log 2>&1 & evaluating=$$!; \
-	$(BIN)/awp-jax train --config=configs/quickstart.py:at-awp --workdir=$(RUNS)/at-awp \
-	&& { wait $$evaluating || { cat $(RUNS)/evaluate.log; exit 1; }; } \
-	|| exit 1; \
-	$(BIN)/awp-jax landscape --workdir=$(RUNS)/at,$(RUNS)/at-awp --points=9 --draws=2 \
-	--examples=64 --steps=5 --step_size=0.08 > $(RUNS)/landscape.log 2>&1 & looking=$$!; \
-	$(BIN)/awp-jax evaluate --workdir=$(RUNS)/at-awp > $(RUNS)/evaluate.log 2>&1 \
-	|| { cat $(RUNS)/evaluate.log; exit 1; }; \
-	wait $$looking || { cat $(RUNS)/landscape.log; exit 1; }
+	@mkdir -p $(RUNS)
+	@$(BIN)/awp-jax train --config=configs/quickstart.py:at --workdir=$(RUNS)/at > $(RUNS)/at.log 2>&1 \
+	& at=$$!; \
+	$(BIN)/awp-jax train --config=configs/quickstart.py:at-awp --workdir=$(RUNS)/at-awp || exit 1; \
+	wait $$at || { cat $(RUNS)/at.log; exit 1; }
+	@$(BIN)/awp-jax evaluate --workdir=$(RUNS)/at > $(RUNS)/at.log 2>&1 & at=$$!; \
+	$(BIN)/awp-jax evaluate --workdir=$(RUNS)/at-awp > $(RUNS)/at-awp.log 2>&1 \
+	|| { cat $(RUNS)/at-awp.log; exit 1; }; \
+	wait $$at || { cat $(RUNS)/at.log; exit 1; }
+	@$(BIN)/awp-jax landscape --workdir=$(RUNS)/at,$(RUNS)/at-awp --points=21 --draws=3 --examples=300 \
+	--steps=7 > $(RUNS)/landscape.log 2>&1 || { cat $(RUNS)/landscape.log; exit 1; }
 	@$(BIN)/awp-jax report --workdir=$(RUNS)/at,$(RUNS)/at-awp --output=$(RUNS)/report
 
 # Every table and figure of the papers, and the comparison, at the smallest scale: shows that they

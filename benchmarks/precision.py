@@ -1,4 +1,4 @@
-"""Does bfloat16 change robust accuracy? The quickstart and 2,000 CIFAR-10 images, three seeds.
+"""Does bfloat16 change robust accuracy? A small ResNet on digits and 2,000 CIFAR-10 images, three seeds.
 
     AWP_JAX_DATA=... python benchmarks/precision.py --out=benchmarks/precision.json [--epochs=8]
 
@@ -22,7 +22,7 @@ from awp_jax.compilation import use_fast_convolutions
 from awp_jax.config import default
 from awp_jax.evaluation import measure
 from awp_jax.reporting import markdown_table
-from configs import quickstart
+from configs import digits_resnet
 
 
 def cifar10(width):
@@ -101,7 +101,7 @@ def main():
     use_fast_convolutions()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="precision.json")
-    parser.add_argument("--data", default="quickstart,cifar10")
+    parser.add_argument("--data", default="digits-resnet,cifar10")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=500, help="of the test set")
@@ -110,9 +110,9 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one epoch, one seed")
     options = parser.parse_args()
     if options.quick:
-        options.epochs, options.seeds, options.data = 1, 1, "quickstart"
+        options.epochs, options.seeds, options.data = 1, 1, "digits-resnet"
     known = {
-        "quickstart": quickstart.get_config,
+        "digits-resnet": digits_resnet.get_config,
         "cifar10": lambda: cifar10(options.width),
     }
     results = {

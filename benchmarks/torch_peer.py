@@ -30,7 +30,7 @@ def mnist_net():
 
 
 NETWORKS = {
-    "quickstart": lambda: ResidualNet(PreActBlock, 1, 10, 12, (1, 1, 1, 1)),
+    "digits-resnet": lambda: ResidualNet(PreActBlock, 1, 10, 12, (1, 1, 1, 1)),
     "mnist-cnn": mnist_net,
     "preact-resnet-18": lambda: ResidualNet(PreActBlock, 3, 10, 64, (2, 2, 2, 2)),
     "wrn-34-10": lambda: WideNet(34, 10, 3, 10),

@@ -43,7 +43,7 @@ METHODS = {
 }
 # Images, classes 10, and batches on CPU and on GPU.
 MODELS = {
-    "quickstart": ((8, 8, 1), 100, 100),
+    "digits-resnet": ((8, 8, 1), 100, 100),
     "mnist-cnn": ((28, 28, 1), 128, 128),
     "preact-resnet-18": ((32, 32, 3), 16, 512),
     "wrn-34-10": ((32, 32, 3), 2, 128),
@@ -55,7 +55,7 @@ def config_of(model, batch, *, method=AWP, dtype="float32", steps=10, width=None
     config, shape = schema.default(), shape or MODELS[model][0]
     config.model.name, config.model.width, config.model.dtype = model, width, dtype
     config.model.normalize = shape == (32, 32, 3)
-    if model == "quickstart":
+    if model == "digits-resnet":
         config.model.name, config.model.width = "preact-resnet-10", width or 12
     if not config.model.normalize:
         config.data.flip, config.data.crop_padding = False, 0
@@ -320,7 +320,7 @@ def main():
     if options.models:
         models = options.models.split(",")
     elif options.quick:
-        models = ["quickstart"]
+        models = ["digits-resnet"]
     if options.quick:
         options.steps, options.batch, options.methods = 1, options.batch or 8, [AWP]
     options.torch_compile = not options.no_compile and torch_peer.compiler_works()

@@ -82,6 +82,50 @@ def test_guides_run(name, tmp_path, monkeypatch):
             raise
 
 
+# What a reader of the README has already: a model, its loss, and images.
+READER = """
+import jax, jax.numpy as jnp, optax
+images = jax.random.uniform(jax.random.key(1), (6, 4, 4, 1))
+labels = jnp.arange(6) % 3
+params = {"kernel": jax.random.normal(jax.random.key(2), (16, 3))}
+def logits_fn(x, params=params):
+    return x.reshape(len(x), -1) @ params["kernel"]
+def loss_fn(params, images, labels):
+    logits = logits_fn(images, params)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+"""
+
+
+def test_the_readme_runs():
+    text = (GUIDES.parent / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    page = {}
+    exec(READER, page)
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    for block in blocks:
+        exec(block, page)
+    new, _ = page["step"](page["params"], page["state"], page["images"], page["labels"])
+    assert not jax.numpy.array_equal(new["kernel"], page["params"]["kernel"])
+    assert page["grads"]["kernel"].shape == (16, 3) and page["found"].images.shape == (6, 4, 4, 1)
+    assert 0 <= page["whole"].accuracy <= 1 and len(blocks) == 3
+
+
+def test_files_that_pages_name_are_there():
+    for page in (
+        GUIDES.parent / "README.md",
+        *GUIDES.glob("*.md"),
+        *GUIDES.glob("../results/*/README.md"),
+    ):
+        text = page.read_text()
+        named = re.findall(r"\]\(([^)#:]+)\)", text)  # links and pictures
+        named += re.findall(
+            r"`((?:docs|tests|benchmarks|results|configs|experiments)/[\w./-]+)`", text
+        )
+        for name in named:
+            beside = (page.parent / name, GUIDES.parent / name)
+            assert any(path.exists() for path in beside), f"{page} names {name}, which is not there"
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_have_docstrings(name):

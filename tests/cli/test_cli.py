@@ -11,7 +11,7 @@ from awp_jax import cli
 from awp_jax.cli._config import load
 from awp_jax.config import to_yaml
 
-CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
+CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "digits_resnet.py")
 SMALL = [
     "--config.model.name=mlp",
     "--config.epochs=2",

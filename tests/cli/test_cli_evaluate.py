@@ -19,7 +19,7 @@ from awp_jax.runs._method import method_name
 from awp_jax.runs._surrogate import open_surrogate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
+CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "digits_resnet.py")
 
 
 @pytest.fixture(scope="module")

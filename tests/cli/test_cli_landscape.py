@@ -15,7 +15,7 @@ from awp_jax.reporting import read_landscape
 from awp_jax.runs import _landscape
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
+CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "digits_resnet.py")
 FEW = ["--points=3", "--examples=20", "--steps=2", "--draws=2"]
 
 

@@ -200,7 +200,7 @@ def interrupted(folder):
     shell = recipe()
     for text, ours in (
         ("awp-jax", f"{sys.executable} -m awp_jax"),
-        ("configs/quickstart.py:at-awp", str(config_file)),
+        ("configs/digits_resnet.py:at-awp", str(config_file)),
         ("runs/two", str(workdir)),
         ("12345", str(free_port())),
     ):
