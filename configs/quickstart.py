@@ -30,6 +30,7 @@ def get_config(method: str = "at-awp") -> ConfigDict:
 
     config.model.name = "mlp"
     config.model.width = 512
+    config.model.normalize = False
 
     config.attack.epsilon = "0.15"
     config.attack.step_size = "0.04"
