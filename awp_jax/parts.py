@@ -9,7 +9,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -107,7 +107,7 @@ def _imported(name: str, what: str) -> Any:
                 "call from there."
             ) from None
         raise PartError(f"{what}, but importing {name!r} failed: {error}.") from error
-    except Exception as error:  # a module is any Python, so is what it raises
+    except (Exception, SystemExit) as error:  # a module is any Python, so is what it raises
         first = (str(error).strip().splitlines() or [""])[0]
         raise PartError(
             f"{what}, but importing {name!r} failed: {type(error).__name__}: {first}"
@@ -158,13 +158,17 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(function)
     # Not that of the class: a metaclass (of Flax NNX) takes anything, and hands it on.
     found = inspect.signature(function.__init__)
-    return found.replace(parameters=list(found.parameters.values())[1:])
+    kept = list(found.parameters.values())[1:]
+    if any(base.__module__.startswith("flax.linen") for base in function.__mro__):
+        kept = [p for p in kept if p.name not in ("parent", "name")]  # linen's own
+    return found.replace(parameters=kept)
 
 
 def call(
     function: Callable[..., Any],
     what: str,
     *arguments: Any,
+    names: Sequence[str] = (),
     options: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
 ) -> Any:
@@ -174,6 +178,7 @@ def call(
         function: The user's.
         what: How messages call it: ``"model.name 'mine:net'"``.
         *arguments: What it must take.
+        names: Of these, for messages.
         options: What it may take, by name.
         defaults: Of options: one that it does not take must be so, or is refused.
 
@@ -188,13 +193,14 @@ def call(
     every = any(p.kind is p.VAR_KEYWORD for p in parameters)
     by_name = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     taken = {name: value for name, value in options.items() if every or name in by_name}
+    try:
+        signature.bind(*arguments, **taken)
+    except TypeError as error:
+        wanted = ", ".join([*names, *(f"{name}=" for name in taken)])
+        raise PartError(f"{what} is called with ({wanted}), but {signature}: {error}.") from None
     for name, value in (defaults or {}).items():
         if name not in taken and options.get(name, value) != value:
             raise PartError(
                 f"{what} takes no {name!r}, but the config sets it to {options[name]!r}."
             )
-    try:
-        signature.bind(*arguments, **taken)
-    except TypeError as error:
-        raise PartError(f"{what} cannot be called with what a run has: {error}.") from None
     return function(*arguments, **taken)

@@ -1,4 +1,4 @@
-"""Does bfloat16 change robust accuracy? A small ResNet on digits and 2,000 CIFAR-10 images, three seeds.
+"""Does bfloat16 change robust accuracy? A ResNet on digits and 2,000 CIFAR-10 images, three seeds.
 
     AWP_JAX_DATA=... python benchmarks/precision.py --out=benchmarks/precision.json [--epochs=8]
 

@@ -1,4 +1,4 @@
-"""Robust overfitting on handwritten digits, and what AWP does against it: a minute on two CPU cores.
+"""Robust overfitting on handwritten digits, and what AWP does against it: a minute or two.
 
     awp-jax train --config=configs/quickstart.py:at --workdir=runs/at
     awp-jax train --config=configs/quickstart.py:at-awp --workdir=runs/at-awp

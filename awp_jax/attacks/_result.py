@@ -83,6 +83,26 @@ def outcome(result: Any, attack: Any) -> AttackResult:
     return result
 
 
+def images_of(result: Any, images: Any, attack: Any) -> Any:
+    """The adversarial images of what anybody's attack returned: a result, or the images alone.
+
+    Raises:
+        ValueError: Where they are not like the clean ones.
+    """
+    found = getattr(result, "images", result)
+    structure: Any = jax.tree.structure
+    same = structure(found) == structure(images)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(found)]
+    if not same or shapes != [leaf.shape for leaf in jax.tree.leaves(images)]:
+        name = getattr(attack, "__name__", type(attack).__name__)
+        what = f"shape {shapes[0]}" if same else f"a {type(found).__name__}"
+        raise ValueError(
+            f"{name} returned {what}, but images like the clean ones were expected, of shape "
+            f"{jax.tree.leaves(images)[0].shape}, or a result with them."
+        )
+    return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), found, images)
+
+
 def choose(mask: jax.Array, first: Any, second: Any) -> Any:
     """``first`` where ``mask [batch]``, else ``second``: pytrees of ``[batch, ...]``."""
     return jax.tree.map(lambda a, b: jnp.where(per_example(mask, a), a, b), first, second)

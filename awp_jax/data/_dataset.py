@@ -32,6 +32,10 @@ class Dataset:
     num_classes: int
     name: str
 
+    def __repr__(self) -> str:
+        images = f"{self.images.dtype}{list(self.images.shape)}"
+        return f"Dataset({self.name}: images {images}, {self.num_classes} classes)"
+
     def __post_init__(self) -> None:
         _check_images(self.images, self.name)
         labels = _checked_labels(self.labels, self.num_classes, self.name)

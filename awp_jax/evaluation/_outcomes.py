@@ -10,6 +10,7 @@ import numpy as np
 from awp_jax import parallel, results
 from awp_jax.ascent import Watch, watched
 from awp_jax.attacks._model import as_pytree_function
+from awp_jax.attacks._result import images_of
 from awp_jax.attacks._survivors import of_examples
 from awp_jax.balls import InputBall
 from awp_jax.data import as_float, padded_batches
@@ -132,12 +133,13 @@ def attack_examples(
             with watched(watch):
                 result = attack_now(function, batch_keys, batch, batch_labels)
             # Projected before it is judged: no attack gains by leaving the ball.
-            point = own.project(batch, result.images)
+            point = own.project(batch, images_of(result, batch, attack))
             # -1 for not known, which None could not be among arrays to be joined.
-            counted = np.full(len(mask), -1) if result.steps is None else result.steps
+            steps = getattr(result, "steps", None)
+            counted = np.full(len(mask), -1) if steps is None else steps
         error, loss, said = judge_passes(function, batch_keys, point, batch_labels, eot)
         if result is not None and not eot:  # the highest of random draws would be no estimate
-            loss = jnp.maximum(loss, result.loss)
+            loss = jnp.maximum(loss, getattr(result, "loss", loss))
         arrays = parallel.to_host((error, loss, counted, point, said))
         parts.append(tuple(array[mask] for array in arrays))
         if tick is not None:

@@ -42,6 +42,28 @@ class Objective:
     attacks_its_loss: bool = False
     rotation_weight: float = 0.0
 
+    def __post_init__(self) -> None:
+        if tuple(self.inputs) not in ((CLEAN,), (ADVERSARIAL,), (CLEAN, ADVERSARIAL)):
+            raise ValueError(
+                f"inputs of objective {self.name!r} are {self.inputs!r}, but ('clean',), "
+                "('adversarial',) or both, in this order, were expected."
+            )
+
+
+def check_losses(losses: Any, batch: int, what: str) -> jax.Array:
+    """``losses`` when they are one float for each example: sums and means would broadcast.
+
+    Raises:
+        ValueError: Otherwise; shapes are known before anything is compiled.
+    """
+    shape, dtype = jnp.shape(losses), jnp.result_type(losses)
+    if shape != (batch,) or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"{what} is {dtype}{list(shape)}, but one float for each of {batch} examples was "
+            "expected: neither their sum nor their mean."
+        )
+    return losses
+
 
 def natural() -> Objective:
     """Ordinary training on clean images: cross-entropy, no adversary."""

@@ -96,8 +96,16 @@ class RunEvaluation(NamedTuple):
     note: str = ""
 
     def accuracy(self, attack: str, which: str = BEST, part: str = "test") -> float:
-        """Accuracy under an attack (or ``"clean"``), in [0, 1]."""
-        return self.values["checkpoints"][which][part][attack]["accuracy"]
+        """Accuracy under an attack (or ``"clean"``), in [0, 1].
+
+        Raises:
+            ValueError: For what was not measured, with what was.
+        """
+        found = self.values["checkpoints"]
+        for name, what in ((which, "checkpoint"), (part, "set"), (attack, "attack")):
+            checks.choice(name, found, f"measured {what}")
+            found = found[name]
+        return found["accuracy"]
 
     def table(self) -> str:
         """Markdown: one row per checkpoint, and everything that a number needs."""
@@ -176,6 +184,8 @@ def evaluate_run(
 
 def _attacks(settings: EvaluationSettings, described: Mapping[str, Any]) -> dict[str, Any]:
     """By name, clean first; an attack of one's own keeps the settings that it was made with."""
+    if isinstance(settings.attacks, str):
+        raise ValueError(f"attacks is {settings.attacks!r}, but a list of names was expected.")
     if isinstance(settings.attacks, Mapping):
         return {"clean": None, **settings.attacks}
     found: dict[str, Any] = {"clean": None}

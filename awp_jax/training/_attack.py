@@ -11,7 +11,8 @@ from jax.tree_util import Partial
 from awp_jax import checks, mapped
 from awp_jax.ascent import ascend
 from awp_jax.attacks._in_ball import InBall, check_start, starting_point
-from awp_jax.objectives import Objective
+from awp_jax.attacks._result import images_of
+from awp_jax.objectives import Objective, check_losses
 from awp_jax.training._descent import counted
 from awp_jax.typing import BatchStats, Images, Inputs, Key, Labels, Logits, Params, Radius
 
@@ -134,7 +135,7 @@ def make_attack(
 
             # One key: attacks of other people know nothing of one for each example.
             made = attack.own(Partial(logits_fn), keys[0], images, labels)
-            return Crafted(checked_images(made, images), batch_stats)
+            return Crafted(images_of(made, images, attack.own), batch_stats)
 
         clean_logits = None
         if objective.attack_uses_clean_logits:
@@ -143,7 +144,9 @@ def make_attack(
 
         def loss(x: Any, params: Params, stats: Any) -> tuple[jax.Array, tuple[Any, Any]]:
             logits, stats = forward(params, x, stats)
-            losses = attack_loss(logits, labels, clean_logits)
+            found = attack_loss(logits, labels, clean_logits)
+            what = f"attack_loss of objective {objective.name!r}"
+            losses = check_losses(found, labels.shape[0], what)
             if mask is not None:  # padding is normalised by the statistics of the others
                 losses = jnp.where(mask, losses, 0)
             # The sum: the gradient of an image does not depend on how many others are in its batch.
@@ -190,21 +193,6 @@ def make_attack(
         return Crafted(ball.project(images, point), batch_stats, weight_gradient)
 
     return craft, released
-
-
-def checked_images(made: Any, images: Images) -> Any:
-    """The images of what an attack returned.
-
-    Raises:
-        ValueError: Where they are not like the clean ones.
-    """
-    found = getattr(made, "images", made)
-    if jnp.shape(found) != images.shape:
-        raise ValueError(
-            f"The attack of this run gave {jnp.shape(found)}, but images of shape {images.shape} "
-            "were expected, or a result with images."
-        )
-    return jnp.asarray(found, images.dtype)
 
 
 def _friendly(

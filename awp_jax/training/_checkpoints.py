@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from awp_jax import parallel
 from awp_jax.files import StorageError, checksum
@@ -153,6 +154,8 @@ class Checkpoints:
             try:
                 return self._restore_step(kind, one, like)
             except Exception as error:  # Orbax raises at least seven types for damaged files
+                if other := self._other_network(kind, one, like):
+                    raise CheckpointError(other) from None
                 problem = f"The {kind} checkpoint of step {one} is damaged ({_first_line(error)})"
             problems.append(problem)
             if step is not None:
@@ -160,6 +163,29 @@ class Checkpoints:
             others = "the one before it is used" if one != steps[-1] else "no other is there"
             report(f"{problem}; {others}.")
         raise CheckpointError(f"{problems[0]}, and no other {kind} checkpoint is whole.")
+
+    def _other_network(self, kind: str, step: int, like: Any) -> str:
+        """A sentence where a whole checkpoint is of other parameters than ``like``; else empty."""
+        try:
+            saved = self._manager(kind).item_metadata(step)["state"]
+            kept = {
+                keystr(path): tuple(leaf.shape)
+                for path, leaf in tree_leaves_with_path(saved["params"])
+            }
+            now = {
+                keystr(path): tuple(leaf.shape) for path, leaf in tree_leaves_with_path(like.params)
+            }
+        except Exception:  # damaged, or no TrainState
+            return ""
+        differ = [name for name in [*kept, *now] if kept.get(name) != now.get(name)]
+        if not differ:
+            return ""
+        name = differ[0]
+        return (
+            f"The {kind} checkpoint of step {step} in {self._directory} is of another network: "
+            f"params{name} has shape {kept.get(name, 'none')} there and {now.get(name, 'none')} "
+            "here. Was the model's code changed since the run was trained?"
+        )
 
     def _restore_step(self, kind: str, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         abstract = jax.tree.map(

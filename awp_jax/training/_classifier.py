@@ -82,6 +82,9 @@ _NO_EFFECT = {
 }
 
 
+NAMES = ("image_shape", "num_classes")
+
+
 # By identity of the function: what is compiled for one run of it serves the others.
 @functools.lru_cache(maxsize=32)
 def _own(
@@ -92,7 +95,9 @@ def _own(
     normal = {key: given.pop(key, ()) for key in ("mean", "std")}
     what = f"model.name {name!r}"
     if inspect.isroutine(own) or inspect.isclass(own) or isinstance(own, functools.partial):
-        made = functools.partial(parts.call, own, what, shape, classes, defaults=_NO_EFFECT)
+        made = functools.partial(
+            parts.call, own, what, shape, classes, names=NAMES, defaults=_NO_EFFECT
+        )
         if "rngs" in parts.signature_of(own).parameters:  # drawn anew for every seed
             own = lambda rngs: made(options={**given, "rngs": rngs})  # noqa: E731
         else:

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import optax
 
 from awp_jax import mapped
-from awp_jax.objectives import ADVERSARIAL, CLEAN, ROTATIONS, Objective, self_supervised
+from awp_jax.objectives import (
+    ADVERSARIAL,
+    CLEAN,
+    ROTATIONS,
+    Objective,
+    check_losses,
+    self_supervised,
+)
 from awp_jax.random import example_keys
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
@@ -77,7 +84,8 @@ class StepModel:
                 key=self.dropout_keys(key, batch),
                 **counted(mask),
             )
-        values = objective.loss(logits, labels)
+        found = objective.loss(logits, labels)
+        values = check_losses(found, batch, f"The loss of objective {objective.name!r}")
         if objective.rotation_weight:
             extra, batch_stats = self_supervised(
                 self.classifier,

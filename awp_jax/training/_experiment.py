@@ -25,6 +25,7 @@ from awp_jax.training._state import TrainState, init_state
 from awp_jax.training._step import make_train_step
 from awp_jax.training._weights import WeightPerturbation
 from awp_jax.typing import Images, Key, Labels, Radius
+from awp_jax.weights._displacement import check_gradient
 
 
 def training_attack(config: ConfigDict, given: parts.Parts = NONE) -> TrainingAttack:
@@ -437,10 +438,19 @@ def _splits(config: ConfigDict, given: parts.Parts) -> data.Splits:
         return data.load(d.name, path=d.path, **sizes)
     what = f"data.name {d.name!r}"
     if not isinstance(own, data.Splits):
-        own = parts.call(own, what, options={"path": d.path, "seed": config.seed})
+        try:
+            own = parts.call(own, what, options={"path": d.path, "seed": config.seed})
+        except data.DataError as error:
+            raise data.DataError(f"{what}: {error}") from None
     if not isinstance(own, data.Splits):
         raise ValueError(
             f"{what} gave a {type(own).__name__}, but awp_jax.data.Splits were expected."
+        )
+    sets = (own.train, own.validation, own.test)
+    kinds = {(s.images.shape[1:], s.num_classes) for s in sets if s is not None}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{what} gave sets of different images: shapes and classes {sorted(kinds)}."
         )
     return data.cut(own, what, **sizes)
 
@@ -464,4 +474,16 @@ def _check_settings(experiment: Experiment) -> None:
     weight_perturbation(experiment.config, experiment.given)
     training_attack(experiment.config, experiment.given)
     objective_of(experiment.config, experiment.given)
+    if parts.own(experiment.config, "optimizer", experiment.given) is not None:
+        _check_updates(experiment)
     Regularisation(**experiment.config.regularisation)
+
+
+def _check_updates(experiment: Experiment) -> None:
+    """A user's own optimiser may return anything, which would broadcast, or fail late."""
+    params = jax.eval_shape(experiment.classifier.init, jax.random.key(0))[0]
+    optimizer = experiment.optimizer
+    updates, _ = jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), params)
+    check_gradient(
+        updates, params, f"The update of optimizer.name {experiment.config.optimizer.name!r}"
+    )

@@ -181,11 +181,27 @@ def _own(o: Any, learning_rate: Callable[..., Any], own: Any) -> Any:
         "nesterov": o.nesterov,
         "weight_decay": o.weight_decay,
     }
-    made = parts.call(own, what, learning_rate, options=options, defaults={"nesterov": False})
-    if not (callable(getattr(made, "init", None)) and callable(getattr(made, "update", None))):
+    if _is_optimizer(own):
+        raise ValueError(
+            f"{what} is an optimiser already: give a function of the learning rate, which follows "
+            "the schedule, such as lambda rate: optax.adam(rate)."
+        )
+    made = parts.call(
+        own,
+        what,
+        learning_rate,
+        names=("learning_rate",),
+        options=options,
+        defaults={"nesterov": False},
+    )
+    if not _is_optimizer(made):
         raise ValueError(
             f"{what} gave a {type(made).__name__}, but an optax optimiser was expected."
         )
     if "weight_decay" in parts.signature_of(own).parameters:
         return made
     return optax.chain(optax.add_decayed_weights(o.weight_decay), made)
+
+
+def _is_optimizer(found: Any) -> bool:
+    return callable(getattr(found, "init", None)) and callable(getattr(found, "update", None))

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import optax
 from flax import nnx
 
 from awp_jax import data, models, objectives
@@ -76,3 +77,38 @@ def three(*arguments, **options):
 
 
 answer = 42
+
+
+def mean_loss():
+    return objectives.Objective(
+        "mean", ("adversarial",), lambda logits, labels: logits["adversarial"].mean(), None
+    )
+
+
+def mean_attack_loss():
+    return objectives.Objective(
+        "mean attack",
+        ("adversarial",),
+        lambda logits, labels: cross_entropy(logits["adversarial"], labels),
+        lambda logits, labels, clean: logits.mean(),
+    )
+
+
+def summed_updates(learning_rate):
+    return optax.stateless(
+        lambda g, p: jax.tree.map(lambda leaf: -learning_rate(0) * leaf.sum(), g)
+    )
+
+
+def one_set_of_other_images():
+    found = data.load("digits")
+    test = data.Dataset(found.test.images[:, ::2], found.test.labels, 10, "half")
+    return data.Splits(found.train, None, test)
+
+
+class Needs(nn.Module):
+    number: int = 10
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(self.number)(images.reshape(len(images), -1))

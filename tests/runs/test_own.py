@@ -3,6 +3,7 @@
 import ast
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -10,11 +11,14 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
-from awp_jax import cli, config, models, runs
+from awp_jax import cli, config, models, objectives, runs
+from awp_jax.attacks import FGSM
 from awp_jax.parts import PartError
+from awp_jax.training import CheckpointError
 from awp_jax.training._experiment import training_attack
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # as PYTHONPATH would
@@ -254,16 +258,72 @@ def test_objects_are_named_where_they_can_be_imported(tmp_path):
         ("optimizer.name", "own_parts:three", "gave a int, but an optax optimiser was expected"),
         ("attack.name", "own_parts:answer", "own is 42, but an attack was expected"),
         ("weights.method", "own_parts:answer", "is a int, but a function was expected"),
+        ("model.name", "own_parts:Needs", "called with (image_shape, num_classes), but (number"),
+        ("optimizer.name", "own_parts:summed_updates", "The update of optimizer.name 'own_parts:"),
+        ("optimizer.name", "own_parts:answer", "is a int, but a function was expected"),
+        ("data.name", "own_parts:one_set_of_other_images", "gave sets of different images"),
         ("attack.name", "fgsm", "Unknown attack.name 'fgsm'; known: pgd"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence_before_anything_is_written(
     key, name, sentence, tmp_path
 ):
-    with pytest.raises(ValueError, match=sentence.replace("(", r"\(")) as caught:
+    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
         runs.train(small(**{key: name}), tmp_path / "run", progress=None)
     assert len(str(caught.value).splitlines()) == 1 and "0x" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("mean_loss", r"The loss of objective 'mean' is float32\[\], but one float for each of 32"),
+        ("mean_attack_loss", r"attack_loss of objective 'mean attack' is float32\[\]"),
+    ],
+)
+def test_a_loss_that_is_no_list_of_losses_is_refused(name, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        runs.train(small(**{"objective.name": f"own_parts:{name}"}), tmp_path, progress=None)
+    with pytest.raises(ValueError, match=r"inputs of objective 'x' are \('advers',\)"):
+        objectives.Objective("x", ("advers",), None, None)
+
+
+def test_an_optimiser_is_given_as_a_function_of_the_rate(tmp_path):
+    with pytest.raises(ValueError, match="is an optimiser already: give a function of the learn"):
+        runs.train(small(), tmp_path / "run", optimizer=optax.adam(1e-3), progress=None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_changed_network_is_not_called_damaged(tmp_path):
+    run = runs.train(
+        small(**{"model.width": None, "epochs": 1}),
+        tmp_path,
+        model=lambda shape, classes: own_parts.mlp(shape, classes, 16),
+        progress=None,
+    )
+    assert run.model("last").info["step"] == 2
+    other = runs.open(tmp_path, model=lambda shape, classes: own_parts.mlp(shape, classes, 12))
+    with pytest.raises(CheckpointError, match="is of another network: params.*16.*there and .*12"):
+        other.model("last")
+
+
+def test_attacks_in_an_evaluation_may_return_images_alone(tmp_path):
+    run = runs.train(small(**{"epochs": 1}), tmp_path, progress=None)
+    common = {"checkpoints": ["last"], "sets": ["test"], "progress": None}
+    found = run.evaluate(attacks={"mine": own_parts.one_step}, **common)
+    fgsm = run.evaluate(attacks={"fgsm": FGSM("0.15")}, **common)
+    assert found.accuracy("mine", "last") == fgsm.accuracy("fgsm", "last")
+    with pytest.raises(ValueError, match="cut returned shape .*, but images like the clean ones"):
+
+        def cut(logits_fn, key, images, labels):
+            return images[:3]
+
+        run.evaluate(attacks=[cut], **common)
+    with pytest.raises(ValueError, match="attacks is 'fgsm', but a list of names"):
+        run.evaluate(attacks="fgsm", **common)
+    for wrong in (("fgsm", "best"), ("fgsn", "last"), ("fgsm", "last", "train")):
+        with pytest.raises(ValueError, match="Unknown measured"):
+            fgsm.accuracy(*wrong)
 
 
 def test_a_module_that_fails_says_how(tmp_path, monkeypatch):
