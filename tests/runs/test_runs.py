@@ -87,7 +87,7 @@ def test_what_is_measured_may_lie_elsewhere(run, tmp_path):
     folder = tmp_path / "not" / "there yet"
     found = run.evaluate(**common, save_images=True, folder=folder)
     assert {p: p.stat().st_mtime_ns for p in run.workdir.rglob("*")} == before
-    assert {p.name for p in folder.iterdir()} == {"evaluation.json", "adversarial"}
+    assert {p.name for p in folder.iterdir()} == {"evaluation.json", "adversarial", "per_image"}
     there = json.loads((folder / "evaluation.json").read_text())
     assert there["checkpoints"] == found.values["checkpoints"]
     (folder / "evaluation.json").write_text("{")
@@ -103,7 +103,7 @@ def test_what_is_measured_may_lie_elsewhere(run, tmp_path):
         run.evaluate(**common | {"attacks": attacks}, folder=other)
     assert len(list((other / "evaluation.partial").iterdir())) == 2  # clean and fgsm
     run.evaluate(**common | {"attacks": {"fgsm": FGSM("0.15")}}, folder=other)
-    assert {p.name for p in other.iterdir()} == {"evaluation.json"}
+    assert {p.name for p in other.iterdir()} == {"evaluation.json", "per_image"}
     assert {p: p.stat().st_mtime_ns for p in run.workdir.rglob("*")} == before
 
 
