@@ -135,8 +135,8 @@ def attack_examples(
             # Projected before it is judged: no attack gains by leaving the ball.
             point = own.project(batch, images_of(result, batch, attack))
             # -1 for not known, which None could not be among arrays to be joined.
-            steps = getattr(result, "steps", None)
-            counted = np.full(len(mask), -1) if steps is None else steps
+            known = getattr(result, "steps", None)
+            counted = np.full(len(mask), -1) if known is None else known
         error, loss, said = judge_passes(function, batch_keys, point, batch_labels, eot)
         if result is not None and not eot:  # the highest of random draws would be no estimate
             loss = jnp.maximum(loss, getattr(result, "loss", loss))
