@@ -1,9 +1,12 @@
 """Single panels: what figures and the ``plot`` of results are drawn with."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+# Okabe-Ito: told apart by colour-blind people.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def clean(axes: Any) -> None:
@@ -78,7 +81,7 @@ def diagnosis_panels(left: Any, right: Any, diagnosis: Mapping[str, Any]) -> Non
         diagnosis: See ``awp_jax.evaluation.Diagnosis.as_dict``.
     """
     percent = [100 * value for value in diagnosis["by_epsilon"]]
-    left.plot(diagnosis["epsilons"], percent, marker="o", color="#0072B2", label="PGD-20")
+    left.plot(diagnosis["epsilons"], percent, marker="o", color=COLOURS[0], label="PGD-20")
     left.axvline(diagnosis["epsilon"], color="0.6", linewidth=0.8)
     left.set_xlabel(f"{diagnosis['norm']} epsilon")
     # Radii double from point to point: evenly spaced, each with its value.
@@ -89,8 +92,8 @@ def diagnosis_panels(left: Any, right: Any, diagnosis: Mapping[str, Any]) -> Non
     left.margins(x=0.05)
     left.set_ylabel("robust accuracy (%)")
     percent = [100 * value for value in diagnosis["by_steps"]]
-    right.plot(diagnosis["steps"], percent, marker="o", color="#0072B2", label="PGD")
-    styles = {"square": ("#D55E00", "--"), "transfer": ("#009E73", ":")}
+    right.plot(diagnosis["steps"], percent, marker="o", color=COLOURS[0], label="PGD")
+    styles = {"square": (COLOURS[1], "--"), "transfer": (COLOURS[2], ":")}
     for name, value in diagnosis["others"].items():
         colour, style = styles[name]
         right.axhline(100 * value, color=colour, linestyle=style, label=name)
@@ -164,10 +167,57 @@ def losses_against(axes: Any, losses: Any, what: str, reference: float) -> None:
         reference: In nats.
     """
     places = np.arange(1, len(losses) + 1)
-    axes.plot(places, losses, "o", color="#0072B2", label=f"each {what}")
-    axes.axhline(reference, color="#D55E00", linestyle="--", label="reference")
+    axes.plot(places, losses, "o", color=COLOURS[0], label=f"each {what}")
+    axes.axhline(reference, color=COLOURS[1], linestyle="--", label="reference")
     axes.set_xlabel(what)
     axes.locator_params(axis="x", integer=True)
     axes.set_ylabel("mean loss (nats)")
     axes.legend()
     clean(axes)
+
+
+def accuracy_bars(axes: Any, values: Mapping[str, float], label: str) -> None:
+    """Draws one bar for each name, in percent, with its number above it.
+
+    Args:
+        axes: Matplotlib axes.
+        values: In [0, 1], by name.
+        label: Of the vertical axis.
+    """
+    bars(axes, {"": [100 * value for value in values.values()]}, list(values), label, "{:.1f}")
+    axes.set_ylim(0, 110)
+    axes.set_yticks(range(0, 101, 20))
+
+
+def bars(
+    axes: Any,
+    groups: Mapping[str, Sequence[float]],
+    names: Sequence[str],
+    label: str,
+    form: str = "{:.3g}",
+) -> None:
+    """Draws bars side by side: for each name one of every group.
+
+    Args:
+        axes: Matplotlib axes.
+        groups: Heights by group, one for each name; NaN is left out.
+        names: Below the bars.
+        label: Of the vertical axis.
+        form: Of the number above a bar.
+    """
+    width = 0.8 / max(len(groups), 1)
+    places = np.arange(len(names))
+    for index, (group, heights) in enumerate(groups.items()):
+        where = places + (index - (len(groups) - 1) / 2) * width
+        drawn = axes.bar(
+            where, heights, 0.95 * width, color=COLOURS[index % len(COLOURS)], label=group or None
+        )
+        texts = ["" if height != height else form.format(height) for height in heights]
+        axes.bar_label(drawn, texts, fontsize=8, padding=2)
+    many = len(names) > 4 or any(len(name) > 12 for name in names)
+    turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if many else {}
+    axes.set_xticks(places, names, **turned)
+    axes.set_ylabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+    if any(groups):
+        axes.legend(fontsize=8)

@@ -52,6 +52,9 @@ class Parts(NamedTuple):
     data: Any = None
 
 
+NONE = Parts()
+
+
 def is_reference(name: Any) -> bool:
     """Whether a name is ``"package.module:function"``, and none of this library's."""
     return isinstance(name, str) and ":" in name and not name.startswith("tfds:")

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -251,54 +251,3 @@ def figure(width: float, height: float) -> Any:
             name=error.name,
         ) from None
     return Figure(figsize=(width, height), layout="constrained")
-
-
-def accuracy_bars(axes: Any, values: Mapping[str, float], label: str) -> None:
-    """Draws one bar for each name, in percent, with its number above it.
-
-    Args:
-        axes: Matplotlib axes.
-        values: In [0, 1], by name.
-        label: Of the vertical axis.
-    """
-    bars(axes, {"": [100 * value for value in values.values()]}, list(values), label, "{:.1f}")
-    axes.set_ylim(0, 110)
-    axes.set_yticks(range(0, 101, 20))
-
-
-def bars(
-    axes: Any,
-    groups: Mapping[str, Sequence[float]],
-    names: Sequence[str],
-    label: str,
-    form: str = "{:.3g}",
-) -> None:
-    """Draws bars side by side: for each name one of every group.
-
-    Args:
-        axes: Matplotlib axes.
-        groups: Heights by group, one for each name; NaN is left out.
-        names: Below the bars.
-        label: Of the vertical axis.
-        form: Of the number above a bar.
-    """
-    width = 0.8 / max(len(groups), 1)
-    places = np.arange(len(names))
-    for index, (group, heights) in enumerate(groups.items()):
-        where = places + (index - (len(groups) - 1) / 2) * width
-        drawn = axes.bar(
-            where, heights, 0.95 * width, color=COLOURS[index % len(COLOURS)], label=group or None
-        )
-        texts = ["" if height != height else form.format(height) for height in heights]
-        axes.bar_label(drawn, texts, fontsize=8, padding=2)
-    many = len(names) > 4 or any(len(name) > 12 for name in names)
-    turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if many else {}
-    axes.set_xticks(places, names, **turned)
-    axes.set_ylabel(label)
-    axes.spines[["top", "right"]].set_visible(False)
-    if any(groups):
-        axes.legend(fontsize=8)
-
-
-# Okabe-Ito: told apart by colour-blind people.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from awp_jax import results
+from awp_jax.panels import accuracy_bars
 from awp_jax.typing import Radius
 
 
@@ -130,6 +131,6 @@ class AutoAttackResult(NamedTuple):
         """
         axes = results.axes_or_new(axes)
         left = {row.name: row.accuracy for row in self.rows}
-        results.accuracy_bars(axes, left, "accuracy left (%)")
+        accuracy_bars(axes, left, "accuracy left (%)")
         axes.set_title(f"AutoAttack, {self.norm} epsilon {results.short(self.epsilon)}")
         return axes

@@ -87,30 +87,28 @@ def sizes(
         sums = [_power_sum(p, kind, along) for p, along in zip(parts, axes, strict=True)]
         return over(jnp.add, sums)
 
-    def scaled(sums: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+    def scaled() -> tuple[list[jax.Array], list[jax.Array]]:
         # Divided before it is squared: neither 1e-30 nor 1e30 would survive that in float32.
-        del sums
         most = [largest(a, along) for a, along in zip(arrays, axes, strict=True)]
         # Together by one power of two, without which their sums could not be added.
         powers = [power_of_two(value) for value in over(jnp.maximum, most)]
         parts = [a / p.astype(a.dtype) for a, p in zip(arrays, powers, strict=True)]
         return powers, summed(parts)
 
-    def plain(sums: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-        return [jnp.ones_like(value) for value in sums], sums
-
-    def on_cpu(sums: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+    def on_cpu() -> tuple[list[jax.Array], list[jax.Array]]:
         # One pass over the arrays where nothing was lost in it, which is nearly always: both give
         # the same norms, for division by a power of two is exact.
-        return jax.lax.cond(_all_usual(sums), plain, scaled, sums)
+        sums = summed(arrays)
+        plain = [jnp.ones_like(value) for value in sums], sums
+        return jax.lax.cond(_all_usual(sums), lambda: plain, scaled)
 
     if not arrays:
         return Sizes([], [])
     if one_pass:
         # On a GPU a condition costs more than a pass: the host would wait to know it.
-        powers, sums = jax.lax.platform_dependent(summed(arrays), cpu=on_cpu, default=scaled)
+        powers, sums = jax.lax.platform_dependent(cpu=on_cpu, default=scaled)
     else:
-        powers, sums = scaled([])
+        powers, sums = scaled()
     return Sizes(powers, sums if kind == "l1" else [jnp.sqrt(value) for value in sums])
 
 

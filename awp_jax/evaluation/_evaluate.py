@@ -22,6 +22,7 @@ from awp_jax.evaluation._outcomes import Outcome, attack_examples, summary, unio
 from awp_jax.evaluation._partial import PartialResults, described
 from awp_jax.evaluation._per_image import PerImage, per_image
 from awp_jax.evaluation._tell import Tell
+from awp_jax.panels import accuracy_bars
 from awp_jax.progress import Progress, check_show
 from awp_jax.random import example_keys
 
@@ -86,7 +87,7 @@ class Evaluation(NamedTuple):
         axes = results.axes_or_new(axes)
         values = {name: row["accuracy"] for name, row in self.attacks.items()}
         values |= {"all together": self.union["accuracy"]} if len(values) > 2 else {}
-        results.accuracy_bars(axes, values, f"accuracy of {self.union['examples']} images (%)")
+        accuracy_bars(axes, values, f"accuracy of {self.union['examples']} images (%)")
         return axes
 
 

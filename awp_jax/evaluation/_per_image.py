@@ -8,6 +8,7 @@ import numpy as np
 from awp_jax import checks, results
 from awp_jax.evaluation._outcomes import Outcome
 from awp_jax.files import read_arrays
+from awp_jax.panels import bars
 
 
 class PerImage(NamedTuple):
@@ -94,7 +95,7 @@ class PerImage(NamedTuple):
         """
         axes = results.axes_or_new(axes)
         counts = self.counts()
-        results.bars(axes, {"": list(counts.values())}, list(counts), "images", "{:d}")
+        bars(axes, {"": list(counts.values())}, list(counts), "images", "{:d}")
         return axes
 
 

@@ -19,6 +19,7 @@ from awp_jax.landscape._robust_loss import (
     Examples,
     check_one_key,
 )
+from awp_jax.panels import bars
 from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params
 
 # By the names of ARPACK: largest, smallest, and of largest magnitude.
@@ -63,7 +64,7 @@ class HessianSpectrum(NamedTuple):
         axes = results.axes_or_new(axes)
         values = [float(value) for value in self.eigenvalues]
         names = [str(place + 1) for place in range(len(values))]
-        results.bars(axes, {"": values}, names, "eigenvalue of the Hessian")
+        bars(axes, {"": values}, names, "eigenvalue of the Hessian")
         return axes
 
 

@@ -23,7 +23,7 @@ from awp_jax.landscape._robust_loss import (
     compute_only,
     mean,
 )
-from awp_jax.panels import clean, finish_gammas, gamma_curves
+from awp_jax.panels import COLOURS, clean, finish_gammas, gamma_curves
 from awp_jax.random import fold_keys
 from awp_jax.typing import ApplyFn, Attack, Gradients, Images, Key, Labels, Params, Radius
 
@@ -68,7 +68,7 @@ class PerturbedLoss(NamedTuple):
         """
         axes = results.axes_or_new(axes)
         found = (self.gammas, self.adversarial, np.asarray(self.random))
-        gamma_curves(axes, *found, "", "#0072B2", "o")
+        gamma_curves(axes, *found, "", COLOURS[0], "o")
         finish_gammas(axes)
         axes.set_ylabel("loss (nats)")
         axes.legend()

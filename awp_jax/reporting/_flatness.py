@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from awp_jax.panels import bars
 from awp_jax.reporting._flatness_tables import (
     Results,
     correlation,
@@ -13,7 +14,6 @@ from awp_jax.reporting._flatness_tables import (
 )
 from awp_jax.reporting._style import COLOURS, MARKERS
 from awp_jax.reporting._weights import gamma_figure, histogram_figure, pac_bayes_figure
-from awp_jax.results import bars
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from awp_jax.results import bars
+from awp_jax.panels import bars
 
 _NAMES = {
     "clean": "natural",

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from awp_jax import checks, data, results
 from awp_jax import config as schema
 from awp_jax.models import Classifier
-from awp_jax.parts import Parts, record
+from awp_jax.parts import NONE, Parts, record
 from awp_jax.training import (
     Experiment,
     TrainState,
@@ -24,7 +24,6 @@ from awp_jax.training import (
     restore,
 )
 
-NONE = Parts()
 SETS = ("train", "validation", "test")
 
 

@@ -1,6 +1,5 @@
 """A run in Python's hands: what the command line does, as methods."""
 
-import copy
 import pathlib
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,6 +7,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from awp_jax import checks
+from awp_jax import config as schema
 from awp_jax.evaluation import PerImage
 from awp_jax.parts import Parts, record
 from awp_jax.progress import Show
@@ -190,7 +190,7 @@ def train(
     """
     found = _parts(given)
     run_training(
-        record(copy.deepcopy(config), found),
+        record(schema.from_dict(config), found),
         workdir,
         max_steps=max_steps,
         devices=devices,

@@ -28,11 +28,8 @@ def with_statistics(config: ConfigDict, train: data.Dataset) -> ConfigDict:
     return config
 
 
-NONE = parts.Parts()
-
-
 def create_classifier(
-    config: ConfigDict, image_shape: Any, num_classes: int, given: parts.Parts = NONE
+    config: ConfigDict, image_shape: Any, num_classes: int, given: parts.Parts = parts.NONE
 ) -> Any:
     """The classifier of a config for images of this shape.
 

@@ -17,7 +17,7 @@ from awp_jax.config import validate
 from awp_jax.training._attack import TrainingAttack
 from awp_jax.training._averaging import averaging_rate, estimate_batch_stats
 from awp_jax.training._batch import batch_function
-from awp_jax.training._classifier import NONE, create_classifier, with_statistics
+from awp_jax.training._classifier import create_classifier, with_statistics
 from awp_jax.training._optimizers import make_optimizer
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._schedules import schedule
@@ -28,7 +28,7 @@ from awp_jax.typing import Images, Key, Labels, Radius
 from awp_jax.weights._displacement import check_gradient
 
 
-def training_attack(config: ConfigDict, given: parts.Parts = NONE) -> TrainingAttack:
+def training_attack(config: ConfigDict, given: parts.Parts = parts.NONE) -> TrainingAttack:
     """The training attack of a config."""
     a = config.attack
     ball = _ball(a.norm, a.epsilon)
@@ -56,7 +56,7 @@ def _ball(norm: str, epsilon: Radius) -> InputBall:
     return InputBall(norm, min(radius, 1.0) if norm == "linf" else radius)
 
 
-def weight_perturbation(config: ConfigDict, given: parts.Parts = NONE) -> WeightPerturbation:
+def weight_perturbation(config: ConfigDict, given: parts.Parts = parts.NONE) -> WeightPerturbation:
     """The weight perturbation of a config."""
     w = config.weights
     own = parts.own(config, "weights", given)
@@ -77,7 +77,7 @@ def weight_perturbation(config: ConfigDict, given: parts.Parts = NONE) -> Weight
     )
 
 
-def objective_of(config: ConfigDict, given: parts.Parts = NONE) -> objectives.Objective:
+def objective_of(config: ConfigDict, given: parts.Parts = parts.NONE) -> objectives.Objective:
     """The objective of a config."""
     o = config.objective
     name = parts.own(config, "objective", given) or o.name
@@ -141,7 +141,7 @@ class Experiment:
     learning_rate: Any
     key: Key
     mesh: jax.sharding.Mesh
-    given: parts.Parts = NONE
+    given: parts.Parts = parts.NONE
 
     @property
     def total_steps(self) -> int:
@@ -356,7 +356,7 @@ def build(
     splits: data.Splits | None = None,
     *,
     devices: int | None = None,
-    given: parts.Parts = NONE,
+    given: parts.Parts = parts.NONE,
 ) -> Experiment:
     """Everything that ``config`` stands for.
 

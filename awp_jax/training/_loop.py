@@ -16,11 +16,10 @@ from ml_collections import ConfigDict
 
 from awp_jax import data, parallel
 from awp_jax.files import StorageError
-from awp_jax.parts import Parts
+from awp_jax.parts import NONE, Parts
 from awp_jax.progress import Progress, Show
 from awp_jax.training import _records as records
 from awp_jax.training._checkpoints import BEST, KEPT, LAST, Checkpoints
-from awp_jax.training._classifier import NONE
 from awp_jax.training._experiment import Experiment, build
 from awp_jax.training._feed import Feed
 from awp_jax.training._initial import check_start, initial_state

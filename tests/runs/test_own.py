@@ -1,6 +1,7 @@
 """One's own parts in a config: the library's numbers, found again, and what goes wrong."""
 
 import ast
+import json
 import os
 import pathlib
 import re
@@ -211,6 +212,15 @@ def test_what_an_nnx_module_may_not_hold():
 
     with pytest.raises(ValueError, match="Counts holds a Cache, but a classifier carries"):
         models.from_nnx(Counts, image_shape=(8, 8, 1), num_classes=10)
+
+
+def test_a_config_may_be_a_dict_and_stays_as_it_was(library, tmp_path):
+    given = small().to_dict()
+    del given["logging"]  # what is left out has its default
+    kept = json.loads(json.dumps(given))
+    run = runs.train(given, tmp_path, objective=own_parts.at, progress=None)
+    assert run.config.objective.name == "own_parts:at" and json.loads(json.dumps(given)) == kept
+    equal(run.model("last").params, library.params)
 
 
 def test_objects_are_named_where_they_can_be_imported(tmp_path):
