@@ -4,6 +4,7 @@ Every draw for an example comes from a key of its own, so results depend neither
 are cut into batches nor on how many devices there are.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -49,12 +50,17 @@ def example_keys(key: jax.Array, batch: int, first: int | jax.Array = 0) -> jax.
     check_key(key)
     key = _drawn_one_by_one(key)
     if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(batch))
+        return _folded(key, first, batch)
     if key.shape != (batch,):
         raise ValueError(
             f"key has shape {key.shape}, but one key, or {batch} of them, was expected."
         )
     return key
+
+
+@functools.partial(jax.jit, static_argnames="batch")
+def _folded(key: jax.Array, first: int | jax.Array, batch: int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(batch))
 
 
 def _drawn_one_by_one(key: jax.Array) -> jax.Array:
