@@ -1,11 +1,11 @@
-# The commands: make quickstart, make experiments, make test, make format. Each makes .venv when it is
+# The commands: make quickstart, make experiments, make test, make docs, make format. Each makes .venv when it is
 # not there.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 
-.PHONY: quickstart experiments test core benchmark lint format clean
+.PHONY: quickstart experiments test core benchmark docs lint format clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -15,6 +15,10 @@ $(VENV)/installed: setup.cfg pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
 # Peers that tests compare with; on machines without a CPU build of PyTorch this is a large download.
@@ -66,6 +70,13 @@ benchmark: $(VENV)/installed-peers
 	$(BIN)/python benchmarks/memory.py --out=benchmarks/memory.json
 	$(BIN)/python benchmarks/growth.py --out=benchmarks/growth.json
 
+# The site, into docs/_build/html; a warning fails. Its tutorials run (ten minutes) where one of them changed;
+# EXECUTE=off shows them without outputs.
+EXECUTE ?= cache
+docs: $(VENV)/installed-docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs=2 \
+	--define=nb_execution_mode=$(EXECUTE) docs docs/_build/html
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -76,4 +87,4 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) runs docs/_build .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -82,6 +82,37 @@ def test_guides_run(name, tmp_path, monkeypatch):
             raise
 
 
+TUTORIALS = GUIDES / "tutorials"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in TUTORIALS.glob("*.md")))
+def test_tutorials_run(name, tmp_path, monkeypatch):
+    """As ``make docs`` runs them, for one epoch and on few images."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.setattr(pyplot, "show", lambda: pyplot.close("all"))
+    monkeypatch.syspath_prepend(GUIDES.parent)  # their configs
+    monkeypatch.chdir(tmp_path)
+    text, page = (TUTORIALS / name).read_text(), {}
+    text = re.sub(r"^EPOCHS, EXAMPLES = \d+, \d+$", "EPOCHS, EXAMPLES = 1, 50", text, flags=re.M)
+    text = re.sub(r"^EPOCHS = \d+$", "EPOCHS = 1", text, flags=re.M)
+    text = re.sub(r"^EXAMPLES = \d+$", "EXAMPLES = 50", text, flags=re.M)
+    blocks = list(re.finditer(r"^```\{code-cell\} python3\n(.*?)^```$", text, re.M | re.S))
+    assert len(blocks) >= 2
+    for block in blocks:
+        code = "\n" * (text[: block.start()].count("\n") + 1) + block[1]
+        exec(compile(code, str(TUTORIALS / name), "exec"), page)
+
+
+def test_every_public_name_has_a_place_in_the_reference():
+    pages = "".join(path.read_text() for path in (GUIDES / "api").glob("*.md"))
+    shown = set(re.findall(r"automodule:: ([\w.]+)", pages))
+    assert shown <= set(MODULES)
+    inside = {"awp_jax", "awp_jax.cli"}  # the package itself; words around awp_jax.runs
+    assert not set(PACKAGES) - shown - inside
+    listed = set(re.findall(r"^(\w+)$", (GUIDES / "api" / "index.md").read_text(), re.M))
+    assert {path.stem for path in (GUIDES / "api").glob("*.md")} - {"index"} <= listed
+
+
 # What a reader of the README has already: a model, its loss, and images.
 READER = """
 import jax, jax.numpy as jnp, optax
@@ -113,7 +144,7 @@ def test_the_readme_runs():
 def test_files_that_pages_name_are_there():
     for page in (
         GUIDES.parent / "README.md",
-        *GUIDES.glob("*.md"),
+        *GUIDES.glob("**/*.md"),
         *GUIDES.glob("../results/*/README.md"),
     ):
         text = page.read_text()

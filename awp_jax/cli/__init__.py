@@ -1,6 +1,8 @@
 """The command line: ``awp-jax train | evaluate | diagnose | ...``, see ``awp-jax --help``."""
 
+import difflib
 import importlib
+import os
 import sys
 import traceback
 import warnings
@@ -9,36 +11,45 @@ from collections.abc import Sequence
 import absl.logging
 from absl import flags
 
-# One sentence and one module per command; the module is imported when the command is called, so
-# that help comes at once.
-_COMMANDS = {
-    "train": "train a model from a config, or go on where it was stopped",
-    "evaluate": "measure clean and robust accuracy of a run's checkpoints",
-    "diagnose": "tell robustness from gradients that mislead attacks",
-    "flatness": "measure how flat the loss is around a run's weights",
-    "landscape": "draw the adversarial loss along directions in weight space",
-    "import": "make a run directory of a PyTorch checkpoint",
-    "export": "write a run's model as a PyTorch state dict",
-    "pseudo-label": "label images by a run's model, for training with unlabelled images",
-    "describe": "show what a config stands for, without training",
-    "report": "make the table and the learning curves of runs",
+# By task, one sentence and one module per command; the module is imported when the command is
+# called, so that help comes at once.
+_TASKS = {
+    "train": {
+        "describe": "show what a config stands for, without training",
+        "train": "train a model from a config, or go on where it was stopped",
+        "pseudo-label": "label images by a run's model, for training with unlabelled images",
+    },
+    "judge": {
+        "evaluate": "measure clean and robust accuracy of a run's checkpoints",
+        "diagnose": "tell robustness from gradients that mislead attacks",
+    },
+    "look": {
+        "report": "print the table and draw the learning curves of runs",
+        "landscape": "draw the adversarial loss along directions in weight space",
+        "flatness": "measure how flat the loss is around a run's weights",
+    },
+    "exchange with PyTorch": {
+        "import": "make a run directory of a checkpoint",
+        "export": "write a run's model as a state dict",
+    },
+    "this installation": {
+        "doctor": "print versions, devices, data and a self-test, for bug reports",
+        "completion": "print what makes bash, zsh or fish complete commands and flags",
+    },
 }
+# By name, what it does.
+COMMANDS = {name: text for task in _TASKS.values() for name, text in task.items()}
 
 
 def _usage() -> str:
-    lines = [f"  {name:<12} {text}" for name, text in _COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: awp-jax COMMAND [--flags]",
-            "",
-            "Adversarial training with adversarial weight perturbation, in JAX.",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "'awp-jax COMMAND --help' explains one command.",
-        ]
-    )
+    lines = [
+        "usage: awp-jax COMMAND [--flags]",
+        "",
+        "Adversarial training with adversarial weight perturbation, in JAX.",
+    ]
+    for task, commands in _TASKS.items():
+        lines += ["", f"{task}:", *(f"  {name:<12} {text}" for name, text in commands.items())]
+    return "\n".join([*lines, "", "'awp-jax COMMAND --help' explains one command."])
 
 
 def _plain_warnings() -> None:
@@ -76,8 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0 if argv else 2
     command, *rest = argv
-    if command not in _COMMANDS:
-        print(f"awp-jax: unknown command {command!r}.\n\n{_usage()}", file=sys.stderr)
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        print(
+            f"awp-jax: unknown command {command!r}: {hint}'awp-jax --help' lists them.",
+            file=sys.stderr,
+        )
         return 2
     run = importlib.import_module(f"awp_jax.cli._{command.replace('-', '_')}").main
     import jax
@@ -95,10 +111,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             _plain_warnings()
-            return run(rest)
+            status = run(rest)
+            sys.stdout.flush()
+            return status
     except Help as text:
         print(text)
         return 0
+    except BrokenPipeError:
+        # Whoever reads has seen enough ("| head"); what is still in the buffer must go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return parallel.leave(128 + 13)
     except KeyboardInterrupt:
         print(f"awp-jax {command}: interrupted.", file=sys.stderr)
         return parallel.leave(130)

@@ -1,6 +1,8 @@
 """The flags of one command: fresh for every call, so that commands can be called from Python."""
 
 import pathlib
+import shutil
+import textwrap
 from collections.abc import Sequence
 
 from absl import flags
@@ -83,20 +85,35 @@ class Command:
     def help(self) -> str:
         """The text of ``--help``."""
         argument = f" {self.argument}" if self.argument else ""
-        lines = [f"usage: awp-jax {self.name}{argument} [--flags]", "", self.summary, "", "flags:"]
+        rows = []
         if self.with_config:
-            lines += [
-                "  --config=FILE[:ARGUMENT]  a Python file with get_config(ARGUMENT), such as "
-                "configs/quickstart.py:at,",
-                "                            or a .yaml file, such as awp-jax describe prints",
-                "  --config.KEY=VALUE        overrides a value, e.g. --config.weights.gamma=0.005",
+            rows += [
+                (
+                    "--config=FILE[:ARGUMENT]",
+                    "a Python file with get_config(ARGUMENT), such as configs/quickstart.py:at, or "
+                    "a .yaml file, such as awp-jax describe prints",
+                ),
+                ("--config.KEY=VALUE", "overrides a value, such as --config.weights.gamma=0.005"),
             ]
         for name in self.values:
             default = self.values[name].default
-            shown = "" if default in (None, False) else f" (default: {default})"
+            shown = "" if default in (None, False, "") else f" (default: {default})"
             value = "" if default is False else "="
-            lines.append(f"  --{name}{value}  {self.values[name].help}{shown}")
-        return "\n".join(lines)
+            rows.append((f"--{name}{value}", f"{self.values[name].help}{shown}"))
+        wide = max((len(flag) for flag, _ in rows), default=0) + 4
+        lines = [
+            textwrap.fill(
+                text,
+                width=min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120),
+                initial_indent=f"  {flag}".ljust(wide),
+                subsequent_indent=" " * wide,
+                break_on_hyphens=False,
+            )
+            for flag, text in rows
+        ]
+        flags_too = " [--flags]" if rows else ""
+        head = [f"usage: awp-jax {self.name}{argument}{flags_too}", "", self.summary]
+        return "\n".join(head + (["", "flags:"] if rows else []) + lines)
 
     def parse(self, argv: Sequence[str]) -> flags.FlagValues:
         """Reads the command line.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from awp_jax import checks
 from awp_jax.cli._command import Command
-from awp_jax.cli._flags import read_config
+from awp_jax.cli._flags import declare_json, print_json, read_config
 from awp_jax.config import GROUPS, Key, from_dict, to_yaml
 from awp_jax.runs import describe, open_experiment
 from awp_jax.training import read_config as read_stored
@@ -24,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     )
     command.string("workdir", None, "a run directory, whose config is described")
     command.string("keys", None, "instead, what the keys of a group mean, such as attack, or all")
+    declare_json(command)
     values = command.parse(argv)
     if values["keys"].value:
         print(meanings(values["keys"].value))
@@ -34,8 +35,12 @@ def main(argv: Sequence[str]) -> int:
     else:
         config = read_config(command)
     experiment, problem = open_experiment(config)
+    description = describe(experiment)
+    if values["json"].value:
+        print_json({"config": experiment.config.to_dict(), **description._asdict()})
+        return 0
     note = f"\n\nThe data was not found, so its published sizes are used: {problem}"
-    about = describe(experiment) + (note if problem else "")
+    about = description.text() + (note if problem else "")
     print(to_yaml(experiment.config) + "\n" + textwrap.indent(about, "# ", lambda line: True))
     return 0
 

@@ -8,8 +8,10 @@ from awp_jax.cli._command import Command
 from awp_jax.cli._flags import (
     declare_data_path,
     declare_dtype,
+    declare_json,
     given,
     open_one,
+    print_json,
     required,
 )
 from awp_jax.reporting import save_figure
@@ -30,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     command.string("epsilon", None, "radius, such as 8/255; the config's by default")
     command.integer("queries", 1000, "of the Square attack")
     command.integer("eot", None, "for a randomised model: random passes to average over; 20")
+    declare_json(command)
     declare_dtype(command)
     declare_data_path(command)
     processes.declare(command)
@@ -43,5 +46,8 @@ def main(argv: Sequence[str]) -> int:
     )
     if parallel.is_main():
         files = save_figure(found.figure(), run.workdir / "figures" / "diagnosis")
-        print(f"{found.verdict}\n\nWritten: {', '.join(map(str, files))}")
+        if values["json"].value:
+            print_json(found.values)
+        else:
+            print(f"{found.verdict}\n\nWritten: {', '.join(map(str, files))}")
     return 0

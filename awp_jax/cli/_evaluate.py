@@ -10,9 +10,11 @@ from awp_jax.cli._flags import (
     boolean,
     declare_data_path,
     declare_dtype,
+    declare_json,
     given,
     names,
     open_one,
+    print_json,
 )
 
 _ATTACKS = (
@@ -47,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     command.string("surrogate", None, "another run: attacks are crafted on it, this run judges")
     command.string("surrogate_checkpoint", None, "which: best, last; best where there is one")
     command.string("save_images", "false", "true: write the adversarial images, adversarial/*.npz")
+    declare_json(command)
     declare_dtype(command)
     declare_data_path(command)
     processes.declare(command)
@@ -70,5 +73,8 @@ def main(argv: Sequence[str]) -> int:
     if parallel.is_main():
         if found.note:
             print(found.note, file=sys.stderr)
-        print(f"{found.table()}\n\n{found.attacks()}")
+        if values["json"].value:
+            print_json(found.values)
+        else:
+            print(f"{found.table()}\n\n{found.attacks()}")
     return 0

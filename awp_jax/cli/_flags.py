@@ -1,6 +1,9 @@
 """What flags of several commands stand for."""
 
+import json
+import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -100,6 +103,24 @@ def chosen_dtype(values: flags.FlagValues) -> str | None:
     """
     chosen = checks.choice(values["dtype"].value, ("float32", "model"), "dtype")
     return None if chosen == "model" else chosen
+
+
+def declare_json(command: Command) -> None:
+    """Adds ``--json`` to a command that prints what it found."""
+    command.switch("json", "for scripts: what was found, as JSON in place of text")
+
+
+def print_json(found: Any) -> None:
+    """Prints plain values as JSON; what is not finite, which JSON has not, as null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(name): plain(one) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    print(json.dumps(plain(found), indent=2, allow_nan=False))
 
 
 def names(text: str | None, flag: str) -> list[str]:

@@ -10,9 +10,11 @@ from awp_jax.cli._command import Command
 from awp_jax.cli._flags import (
     boolean,
     declare_data_path,
+    declare_json,
     given,
     names,
     open_several,
+    print_json,
     workdirs_of,
 )
 from awp_jax.files import write_text
@@ -51,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
     command.integer("batch_size", 128, "examples per batch; those of one batch share nu")
     command.string("measure", "true", "false: only draw, from the flatness.json that are there")
     command.string("output", None, "folder for table and figures of all runs together")
+    declare_json(command)
     declare_data_path(command)
     processes.declare(command)
     values = command.parse(argv)
@@ -84,7 +87,10 @@ def main(argv: Sequence[str]) -> int:
         return 0
     results = {path.name: one.values for path, one in zip(paths, found, strict=True)}
     report = flatness_report(results)
-    print(report)
+    if values["json"].value:
+        print_json(results)
+    else:
+        print(report)
     files: list[pathlib.Path] = []
     if values["output"].value:
         output = pathlib.Path(values["output"].value)
@@ -93,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         for path in paths:
             files += _draw({path.name: results[path.name]}, path / "figures")
-    if files:
+    if files and not values["json"].value:
         print(f"\nWritten: {', '.join(map(str, files))}")
     return 0
 

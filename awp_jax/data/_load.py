@@ -65,14 +65,16 @@ def load(
 ) -> Splits:
     """Load a data set by name.
 
-    | name | files | images |
-    |---|---|---|
-    | digits | none: comes with scikit-learn | float32 8 x 8 x 1 |
-    | mnist, fashion-mnist | the four idx files, .gz or not | uint8 28 x 28 x 1 |
-    | cifar10, cifar100 | binary or Python version, folder or .tar.gz | uint8 32 x 32 x 3 |
-    | svhn | train_32x32.mat, test_32x32.mat | uint8 32 x 32 x 3 |
-    | npz | .npz, see below | uint8 or float32 |
-    | tfds:NAME | made by `prepare_tfds(NAME)` | uint8 |
+    ====================  ===========================================  =================
+    name                  files                                        images
+    ====================  ===========================================  =================
+    digits                none: comes with scikit-learn                float32 8 x 8 x 1
+    mnist, fashion-mnist  the four idx files, .gz or not               uint8 28 x 28 x 1
+    cifar10, cifar100     binary or Python version, folder or .tar.gz  uint8 32 x 32 x 3
+    svhn                  train_32x32.mat, test_32x32.mat              uint8 32 x 32 x 3
+    npz                   .npz, see below                              uint8 or float32
+    tfds:NAME             made by ``prepare_tfds(NAME)``               uint8
+    ====================  ===========================================  =================
 
     An npz file holds x_train, y_train, x_test and y_test; or a folder holds train.npz and test.npz
     with images and labels each (see `read_npz`); or one file holds images and labels, of which

@@ -47,8 +47,8 @@ class Classifier:
         num_classes: number of logits.
         image_shape: height, width, channels.
         init_fn: ``init_fn(key) -> (params, batch_stats)``.
-        forward_fn: `forward_fn(params, batch_stats, images, *, mode, key, mask) -> (logits,
-            new_batch_stats)``, without the checks that ``apply` makes.
+        forward_fn: ``forward_fn(params, batch_stats, images, *, mode, key, mask)``, which returns
+            ``(logits, new_batch_stats)``, without the checks that ``apply`` makes.
         features_fn: ``features_fn(params, batch_stats, images) -> features``, or ``None``.
         auxiliary_fn: as ``forward_fn`` without mask, for a second head; ``None`` without one.
         nnx_fn: ``nnx_fn(params, batch_stats)`` is the network as a Flax NNX module; ``None`` where

@@ -274,7 +274,7 @@ def create(
 
     Args:
         name: ``"natural"``, ``"at"``, ``"trades"`` or ``"mart"``; or an ``Objective`` of your own,
-            which beta and lambda_ do not change.
+            which ``beta`` and ``lambda_`` do not change.
         beta: For TRADES.
         lambda_: For MART.
         label_smoothing: See ``smoothed``.

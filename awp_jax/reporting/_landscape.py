@@ -45,7 +45,7 @@ def landscape_figure(landscape: Mapping[str, Any]) -> "Figure":
     Returns:
         A matplotlib figure; save it with ``save_figure``. In one dimension all draws, their mean
         and standard deviation (Figure 5 of AWP, NeurIPS 2020); in two a contour and a surface of
-        |g(a, b) - g(0, 0)| (Figure 6), the mean over draws.
+        ``|g(a, b) - g(0, 0)|`` (Figure 6), the mean over draws.
     """
     if landscape["settings"]["dims"] == 2:
         return _planes(landscape)
@@ -154,7 +154,7 @@ def landscape_comparison(
 
     Returns:
         A figure: bars of robust accuracy with the gap; in one dimension the loss, and its change
-        from the centre; in two a contour of |g(a, b) - g(0, 0)| per run, at the same levels.
+        from the centre; in two a contour of ``|g(a, b) - g(0, 0)|`` per run, at the same levels.
     """
     from matplotlib.figure import Figure
 
@@ -198,7 +198,7 @@ def landscape_panel(panel: Any, landscape: Mapping[str, Any]) -> None:
     Args:
         panel: Matplotlib axes.
         landscape: From ``read_landscape``. In one dimension a curve for each checkpoint (the latest
-            of more than six), in two a contour of |g(a, b) - g(0, 0)| of the latest one.
+            of more than six), in two a contour of ``|g(a, b) - g(0, 0)|`` of the latest one.
     """
     if landscape["settings"]["dims"] == 2:
         change = _change(landscape["checkpoints"][latest(landscape)])

@@ -153,8 +153,8 @@ def landscape_table(landscapes: Mapping[str, Mapping[str, Any]]) -> str:
         landscapes: By name of the run, from ``read_landscape``.
 
     Returns:
-        A Markdown table: loss and accuracy at the centre, and the mean of |g - g(0)| over the whole
-        grid and over its edge, plus or minus the standard deviation over draws; and a line on
+        A Markdown table: loss and accuracy at the centre, and the mean of ``|g - g(0)|`` over the
+        whole grid and over its edge, plus or minus the standard deviation over draws; and a line on
         attack, examples and directions.
     """
     header = ["run", "checkpoint", "epoch", "examples made", "loss g(0)", "accuracy"]

@@ -8,7 +8,7 @@
 """
 
 from awp_jax.progress import Moment
-from awp_jax.runs._describe import describe
+from awp_jax.runs._describe import Description, describe
 from awp_jax.runs._diagnose import DiagnosisSettings, RunDiagnosis
 from awp_jax.runs._directory import Model
 from awp_jax.runs._evaluate import EvaluationSettings, RunEvaluation
@@ -20,6 +20,7 @@ from awp_jax.runs._report import Report, compare, landscapes_together, measured_
 from awp_jax.runs._run import Run, open, train
 
 __all__ = [
+    "Description",
     "DiagnosisSettings",
     "EvaluationSettings",
     "Exported",

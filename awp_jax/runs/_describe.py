@@ -1,40 +1,112 @@
-"""What a config stands for, as text for a person."""
+"""What a config stands for, beside its values."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from awp_jax import results
 from awp_jax.reporting import markdown_table
 from awp_jax.training import Experiment, initial_state, objective_of, weight_perturbation
 
 _LARGEST = 12
 
 
-def describe(experiment: Experiment) -> str:
-    """What an experiment is, beside the values of its config, as text for a person."""
+class Description(NamedTuple):
+    """What an experiment is, beside the values of its config.
+
+    Attributes:
+        data: How many ``train``, ``validation`` and ``test`` images, their ``shape``, ``classes``.
+        model: Its ``name`` and number of ``parameters``.
+        steps: Optimiser steps ``per_epoch`` and ``total``.
+        weights: How weights are perturbed: ``method``, and where it is not ``"none"`` what it does
+            in words (``how``) and the ``tensors`` that move, largest first: ``name``, ``shape``,
+            ``size``, ``norm`` at the start and ``radius`` of v, means where there are several.
+        memory: Estimated bytes on one device, by what they hold.
+    """
+
+    data: dict[str, Any]
+    model: dict[str, Any]
+    steps: dict[str, int]
+    weights: dict[str, Any]
+    memory: dict[str, int]
+
+    def text(self) -> str:
+        """For a person."""
+        data = self.data
+        lines = [
+            f"data: {data['train']} training, {data['validation']} validation, {data['test']} test "
+            f"images of {' x '.join(map(str, data['shape']))}, {data['classes']} classes",
+            f"model: {self.model['name']}, {self.model['parameters']:,} parameters",
+            f"steps: {self.steps['per_epoch']} per epoch, {self.steps['total']:,} in all",
+            "",
+            self._perturbed(),
+            "",
+            "memory (estimated without compiling; XLA may need less by fusing, more by padding):",
+            markdown_table(
+                ("what", "size"),
+                [(name, f"{size / 2**20:,.1f} MiB") for name, size in self.memory.items()],
+            ),
+        ]
+        return "\n".join(lines)
+
+    def _perturbed(self) -> str:
+        if self.weights["method"] == "none":
+            return "weights: not perturbed"
+        rows = self.weights["tensors"]
+        shown = rows[:_LARGEST]
+        table = markdown_table(
+            ("tensor", "shape", "norm at the start", "radius of v"),
+            [
+                (
+                    row["name"],
+                    "x".join(map(str, row["shape"])),
+                    f"{row['norm']:.4g}",
+                    f"{row['radius']:.4g}",
+                )
+                for row in shown
+            ],
+        )
+        more = f"\n(and {len(rows) - len(shown)} smaller ones)" if len(rows) > len(shown) else ""
+        return f"weights: {self.weights['how']}\n{table}{more}"
+
+    def __repr__(self) -> str:
+        return results.cut(self.text(), "print(found.text())")
+
+
+def describe(experiment: Experiment) -> Description:
+    """What an experiment is, beside the values of its config.
+
+    Args:
+        experiment: From ``open_experiment`` or ``awp_jax.training.build``.
+
+    Returns:
+        A ``Description``.
+    """
     config, splits = experiment.config, experiment.splits
     state = experiment.abstract_state()
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    validation = 0 if splits.validation is None else len(splits.validation)
-    lines = [
-        f"data: {len(splits.train)} training, {validation} validation, {len(splits.test)} test "
-        f"images of {' x '.join(map(str, splits.train.images.shape[1:]))}, "
-        f"{splits.train.num_classes} classes",
-        f"model: {config.model.name}, {count:,} parameters",
-        f"steps: {experiment.steps_per_epoch} per epoch, {experiment.total_steps:,} in all",
-        "",
-        _perturbed(experiment),
-        "",
+    return Description(
+        {
+            "train": len(splits.train),
+            "validation": 0 if splits.validation is None else len(splits.validation),
+            "test": len(splits.test),
+            "shape": list(splits.train.images.shape[1:]),
+            "classes": splits.train.num_classes,
+        },
+        {
+            "name": config.model.name,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        },
+        {"per_epoch": experiment.steps_per_epoch, "total": experiment.total_steps},
+        _weights(experiment),
         _memory(experiment),
-    ]
-    return "\n".join(lines)
+    )
 
 
-def _perturbed(experiment: Experiment) -> str:
+def _weights(experiment: Experiment) -> dict[str, Any]:
     w = weight_perturbation(experiment.config, experiment.given)
     if w.method == "none":
-        return "weights: not perturbed"
+        return {"method": "none"}
     params = initial_state(experiment).params
     ball = w.ball
     mask = ball.mask_of(params)
@@ -57,25 +129,18 @@ def _perturbed(experiment: Experiment) -> str:
         "awp": f"A {w.alternations}, K2 {w.steps}, ",
         "rwp": f"K2 {w.steps} on examples of loss at most {w.c_min}, ",
     }.get(experiment.config.weights.method, "")
-    head = (
-        f"weights: {experiment.config.weights.method}, gamma {ball.gamma}, {steps}{ball.size} "
+    how = (
+        f"{experiment.config.weights.method}, gamma {ball.gamma}, {steps}{ball.size} "
         f"size per {ball.scope}{schedule}: "
         f"{len(rows)} of {len(jax.tree.leaves(params))} tensors, {inside:,} of {total:,} "
         "parameters (kernels; BatchNorm and biases stay)"
     )
-    shown = sorted(rows, reverse=True)[:_LARGEST]
-    table = markdown_table(
-        ("tensor", "shape", "norm at the start", "radius of v"),
-        [
-            (n, "x".join(map(str, s)), f"{norm:.4g}", f"{radius:.4g}")
-            for _, n, s, norm, radius in shown
-        ],
-    )
-    more = f"\n(and {len(rows) - len(shown)} smaller ones)" if len(rows) > len(shown) else ""
-    return f"{head}\n{table}{more}"
+    names = ("size", "name", "shape", "norm", "radius")
+    tensors = [dict(zip(names, row, strict=True)) for row in sorted(rows, reverse=True)]
+    return {"method": experiment.config.weights.method, "how": how, "tensors": tensors}
 
 
-def _memory(experiment: Experiment) -> str:
+def _memory(experiment: Experiment) -> dict[str, int]:
     config, splits = experiment.config, experiment.splits
     state = experiment.abstract_state()
     objective = objective_of(config, experiment.given)
@@ -99,13 +164,10 @@ def _memory(experiment: Experiment) -> str:
     working = (3 if perturbed else 1) * size(state.params)
     dataset = experiment.pool.images.nbytes + experiment.pool.labels.nbytes
     total = size(state) + working + dataset + passes * kept
-    gib = {
+    return {
         "state (parameters, statistics, momentum)": size(state),
         "w + v, v and gradient" if perturbed else "gradient": working,
         "training set on the device": dataset,
         f"kept for the backward pass of {config.batch_size} images": passes * kept,
         "estimate of all": total,
     }
-    rows = [(name, f"{value / 2**20:,.1f} MiB") for name, value in gib.items()]
-    head = "memory (estimated without compiling; XLA may need less by fusing, more by padding):"
-    return f"{head}\n{markdown_table(('what', 'size'), rows)}"

@@ -4,7 +4,11 @@ import json
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
+import jax
+import optax
 import pytest
 
 from awp_jax import cli
@@ -95,7 +99,7 @@ def test_plain_lines_when_the_output_is_no_terminal(tmp_path, capsys):
 @pytest.mark.core
 @pytest.mark.parametrize(
     "command",
-    ["train", "evaluate", "diagnose", "landscape", "import", "export", "describe", "report"],
+    [name for name in cli.COMMANDS if name != "completion"],
 )
 def test_every_command_explains_itself(command, capsys):
     assert cli.main([command, "--help"]) == 0
@@ -105,10 +109,65 @@ def test_every_command_explains_itself(command, capsys):
 
 def test_help_and_unknown_commands(capsys):
     assert cli.main(["--help"]) == 0
-    assert "commands:" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert all(re.search(rf"^  {name} +\w", text, re.M) for name in cli.COMMANDS)
     assert cli.main([]) == 2
     assert cli.main(["trian"]) == 2
-    assert "unknown command 'trian'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "unknown command 'trian': did you mean 'train'?" in said and said.count("\n") == 1
+
+
+def test_help_fits_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["evaluate", "--help"]) == 0
+    text = capsys.readouterr().out.partition("flags:")[2]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_doctor(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("AWP_JAX_DATA", str(tmp_path))
+    assert cli.main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["self-test"]["result"] == "passed"
+    assert found["data"]["cifar10"] == "not found" and "cpu devices" in found["machine"]
+    assert found["settings"]["AWP_JAX_DATA"] == str(tmp_path)
+
+
+def test_doctor_finds_wrong_numbers(capsys, monkeypatch):
+    from awp_jax.cli import _doctor
+
+    monkeypatch.setattr(_doctor, "awp", lambda inner, gamma: optax.with_extra_args_support(inner))
+    assert cli.main(["doctor"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_completion(capsys, tmp_path):
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "awp-jax.bash"
+    script.write_text(capsys.readouterr().out)
+
+    def completed(*words):
+        typed = " ".join(words)
+        ask = f"COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _awp_jax"
+        ask = f'source {script}; {ask}; echo "${{COMPREPLY[@]}}"'
+        return subprocess.run(["bash", "-c", ask], capture_output=True, text=True).stdout.split()
+
+    assert completed("awp-jax", "eval") == ["evaluate"]
+    assert completed("awp-jax", "report", "--o") == ["--output="]
+    assert (
+        "--json" in completed("awp-jax", "describe", "--") == completed("awp-jax", "describe", "-")
+    )
+    assert cli.main(["completion", "fish"]) == 0
+    assert "__fish_seen_subcommand_from train' -l workdir -r" in capsys.readouterr().out
+    assert cli.main(["completion"]) == 2 and cli.main(["completion", "csh"]) == 2
+
+
+def test_a_reader_that_has_seen_enough():
+    command = [sys.executable, "-m", "awp_jax", "describe", "--keys=all"]
+    told = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    told.stdout.close()
+    assert told.stderr.read() == b"" and told.wait() == 141
 
 
 @pytest.mark.core
@@ -400,3 +459,32 @@ def test_missing_data_says_how_to_get_it(capsys, monkeypatch, tmp_path):
     error = capsys.readouterr().err
     assert "AWP_JAX_DATA" in error and "cifar-10-binary.tar.gz" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_json_for_scripts(runs, capsys):
+    """What the commands print as text, as JSON alone, with nothing that JSON has not."""
+
+    def printed(*arguments):
+        assert cli.main([*arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+
+    at = f"--workdir={runs / 'at'}"
+    found = printed("evaluate", at, "--attacks=fgsm,pgd-2")
+    assert found == json.loads((runs / "at" / "evaluation.json").read_text()) or "others" in found
+    described = printed("describe", at)
+    assert described["config"]["model"]["name"] == "mlp" and described["data"]["train"] == 64
+    assert described["weights"] == {"method": "none"}
+    tensors = printed("describe", f"--workdir={runs / 'at-awp'}")["weights"]["tensors"]
+    assert all(row["radius"] == pytest.approx(0.01 * row["norm"]) for row in tensors)
+    together = printed("report", f"--workdir={runs / 'at'},{runs / 'at-awp'}")
+    assert list(together) == ["at", "at-awp"]
+    assert together["at"]["evaluation"]["checkpoints"] == found["checkpoints"]
+    small = ["--examples=8", "--sets=test", "--checkpoints=last", "--steps=1", "--restarts=1"]
+    flat = printed("flatness", at, *small, "--draws=1")
+    assert list(flat["at"]["checkpoints"]["last"]) == ["test"]
+
+
+def test_report_without_a_folder_prints(runs, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", f"--workdir={runs / 'at'}"]) == 0
+    assert capsys.readouterr().out.startswith("| run") and not list(tmp_path.iterdir())
