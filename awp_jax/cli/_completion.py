@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     """Prints the script; returns the exit status."""
     command = Command(
         "completion",
-        "Prints a script that makes a shell complete commands and flags, and files after --NAME=.\n\n"
+        "Prints a script by which a shell completes commands, flags, and files after --NAME=.\n\n"
         '  bash, zsh  eval "$(awp-jax completion bash)"     in ~/.bashrc (zsh: ~/.zshrc)\n'
         "  fish       awp-jax completion fish > ~/.config/fish/completions/awp-jax.fish",
         argument="SHELL",
