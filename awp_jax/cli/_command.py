@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from awp_jax.cli._config import read_config_flags
+from awp_jax.cli._config import about, named, read_config_flags
 from awp_jax.cli._errors import UsageError
 from awp_jax.config import from_dict
 from awp_jax.training import CONFIG, read_config
@@ -86,9 +86,10 @@ class Command:
         lines = [f"usage: awp-jax {self.name}{argument} [--flags]", "", self.summary, "", "flags:"]
         if self.with_config:
             lines += [
-                "  --config=FILE[:ARGUMENT]  a Python file with get_config(ARGUMENT), such as "
-                "configs/quickstart.py:at,",
-                "                            or a .yaml file, such as awp-jax describe prints",
+                "  --config=NAME[:ARGUMENT]  one of the configs below, such as quickstart:at; a "
+                "Python file",
+                "                            with get_config(ARGUMENT); or a .yaml file, such as",
+                "                            awp-jax describe prints",
                 "  --config.KEY=VALUE        overrides a value, e.g. --config.weights.gamma=0.005",
             ]
         for name in self.values:
@@ -96,6 +97,9 @@ class Command:
             shown = "" if default in (None, False) else f" (default: {default})"
             value = "" if default is False else "="
             lines.append(f"  --{name}{value}  {self.values[name].help}{shown}")
+        if self.with_config:
+            lines += ["", "configs:"]
+            lines += [f"  {name:<14} {about(path)}" for name, path in named().items()]
         return "\n".join(lines)
 
     def parse(self, argv: Sequence[str]) -> flags.FlagValues:
@@ -135,8 +139,7 @@ class Command:
         if not given:
             others = ", or " * bool(self.instead) + " or ".join(f"--{n}" for n in self.instead)
             raise UsageError(
-                "--config is missing: give a config file, such as "
-                f"--config=configs/quickstart.py{others}"
+                f"--config is missing: give a config, such as --config=quickstart{others}"
                 + ("; a run that is there needs none." if self.resumes else ".")
             )
 
