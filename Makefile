@@ -64,7 +64,7 @@ core: $(VENV)/installed-test
 
 # The same with the oldest versions that setup.cfg allows; on Python 3.11 or 3.12, as numpy's is of 2024.
 oldest:
-	$(MAKE) core CONSTRAINTS=.ci/oldest.txt VENV=$(if $(filter .venv,$(VENV)),.venv-oldest,$(VENV))
+	$(MAKE) core CONSTRAINTS=.ci/oldest.txt VENV=.venv-oldest
 
 # Builds the wheel and uses it outside of the clone.
 package:
