@@ -72,7 +72,7 @@ def _next_value(key: str, left: Iterable[str]) -> str:
 def named() -> dict[str, pathlib.Path]:
     """The configs of this library by their names: those of the wheel, or of the clone."""
     package = pathlib.Path(awp_jax.__file__).parent
-    inside = package / "configs"  # where setup.py puts them
+    inside = package / "configs"  # as setup.py says
     folder = inside if inside.is_dir() else package.parent / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.py"))}
 
