@@ -4,21 +4,24 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
+# Versions to keep to, such as .ci/oldest.txt; by default the newest.
+CONSTRAINTS ?=
+INSTALL := $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: quickstart experiments test core benchmark docs lint format clean
+.PHONY: quickstart experiments test core oldest package benchmark docs lint format clean
 
-$(VENV)/installed: setup.cfg pyproject.toml
+$(VENV)/installed: setup.cfg setup.py pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(INSTALL) --editable '.[plot,train]'
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(INSTALL) --editable '.[test]'
 	touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(INSTALL) --editable '.[docs]'
 	touch $@
 
 # Peers that tests compare with; on machines without a CPU build of PyTorch this is a large download.
@@ -62,6 +65,14 @@ test: $(VENV)/installed-peers lint
 
 core: $(VENV)/installed-test
 	$(BIN)/python -m pytest --numprocesses=2 -m core
+
+# The same with the oldest versions that setup.cfg allows; on Python 3.11 or 3.12, as numpy's is of 2024.
+oldest:
+	$(MAKE) core CONSTRAINTS=.ci/oldest.txt VENV=.venv-oldest
+
+# Builds the wheel and uses it outside of the clone.
+package:
+	PYTHON=$(PYTHON) .ci/package
 
 # Training steps against PyTorch, memory and growth, on an idle machine; results go into benchmarks/.
 # On a GPU: sh benchmarks/gpu.sh

@@ -4,15 +4,18 @@ A config names them ``"package.module:function"`` beside the names of this libra
 object itself may be given, and is named so where it can be imported again.
 """
 
+from __future__ import annotations
+
 import difflib
 import importlib
 import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ml_collections import ConfigDict
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 # Stands for the module of what was given from Python and can be found by no name.
 GIVEN = "<given>"

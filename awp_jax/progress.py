@@ -1,5 +1,6 @@
 """What a person sees while long work goes on: a bar, plain lines, or a function's doing."""
 
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 from awp_jax import checks
 from awp_jax.compilation import compile_seconds
+from awp_jax.extras import needed_by
 from awp_jax.parallel import is_main
 
 # Seconds between two lines where there is no bar.
@@ -99,6 +101,7 @@ class Progress:
 
     Raises:
         ValueError: For another ``show``.
+        MissingExtraError: For ``"bar"`` where tqdm is not installed; ``"auto"`` then prints lines.
     """
 
     def __init__(
@@ -106,7 +109,8 @@ class Progress:
     ):
         check_show(show)
         if show == "auto":
-            show = "bar" if sys.stderr.isatty() else "text"
+            bar = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
+            show = "bar" if bar else "text"
         self._show: Show = show if is_main() else None
         self._total, self._done = total, initial
         self._pace = Pace(total - initial)  # of what takes time: not of what is found on disk
@@ -114,7 +118,8 @@ class Progress:
         self._estimated = False
         self._bar: Any = None
         if self._show == "bar":
-            from tqdm import tqdm  # only where there is a bar: attacks need no more than JAX
+            with needed_by("progress='bar'"):
+                from tqdm import tqdm  # only where there is a bar: attacks need no more than JAX
 
             self._bar = tqdm(total=total, initial=initial, unit=unit, file=sys.stderr)
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from awp_jax import checks
+from awp_jax.extras import needed_by
 from awp_jax.files import write_arrays, write_json
 
 # Lines of a repr: what fits below the cell of a notebook.
@@ -219,11 +220,11 @@ def axes_or_new(axes: Any = None, columns: int = 1, width: float = 4.8) -> Any:
         The axes; of several columns an array ``[columns]`` of them.
 
     Raises:
-        ModuleNotFoundError: Where matplotlib is not installed.
+        MissingExtraError: Where matplotlib is not installed.
         ValueError: For another number of axes.
     """
     if axes is None:
-        return figure(columns * width, 3.6).subplots(1, columns)
+        return new_figure(columns * width, 3.6).subplots(1, columns)
     if columns == 1:
         if not hasattr(axes, "plot"):
             raise ValueError(f"axes is a {type(axes).__name__}, but matplotlib axes were expected.")
@@ -237,17 +238,12 @@ def axes_or_new(axes: Any = None, columns: int = 1, width: float = 4.8) -> Any:
     return many
 
 
-def figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """A new figure, in inches, which no window shows.
 
     Raises:
-        ModuleNotFoundError: Where matplotlib is not installed.
+        MissingExtraError: Where matplotlib is not installed.
     """
-    try:
+    with needed_by("Drawing"):
         from matplotlib.figure import Figure  # slow to import: only where something is drawn
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "plot needs matplotlib, which is not installed: pip install matplotlib.",
-            name=error.name,
-        ) from None
     return Figure(figsize=(width, height), layout="constrained")

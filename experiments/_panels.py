@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from awp_jax.reporting import COLOURS, MARKERS, correlation
+from awp_jax.results import new_figure
 from experiments._cells import Cell
 from experiments._measures import Attacked, Landscape, Learning, Measure, Weights, pair
 from experiments._runs import Place
@@ -324,14 +325,12 @@ def histograms(title: str, cells: Sequence[Labelled]) -> Panel:
 
 def figure(place: Place) -> "Figure | None":
     """What has been measured, from files alone; ``None`` when there is nothing to draw yet."""
-    from matplotlib.figure import Figure  # slow to import: only where something is drawn
-
     panels = place.experiment.panels
     if not panels:
         return None
     columns = 2 if len(panels) == 4 else min(len(panels), _COLUMNS)
     rows = math.ceil(len(panels) / columns)
-    drawing = Figure(figsize=(4.3 * columns, 4.1 * rows + 0.4), layout="constrained")
+    drawing = new_figure(4.3 * columns, 4.1 * rows + 0.4)
     get = functools.partial(_value, place)
     drawn, deepest = False, 0
     for index, panel in enumerate(panels):

@@ -11,6 +11,7 @@ import absl.logging
 from awp_jax import checks
 from awp_jax.compilation import use_compilation_cache, use_fast_convolutions
 from awp_jax.data import DataError
+from awp_jax.extras import MissingExtraError
 from awp_jax.files import StorageError, write_text
 from awp_jax.reporting import markdown_table, save_figure
 from awp_jax.training import NonFiniteError
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             return _run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingExtraError) as error:
         print(f"experiments.run: {error}", file=sys.stderr)
         return 1 if isinstance(error, StorageError) else 2
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ import sys
 
 import jax
 import pytest
+from reader import READER, python_blocks
 
 import awp_jax
 
@@ -113,26 +114,12 @@ def test_every_public_name_has_a_place_in_the_reference():
     assert {path.stem for path in (GUIDES / "api").glob("*.md")} - {"index"} <= listed
 
 
-# What a reader of the README has already: a model, its loss, and images.
-READER = """
-import jax, jax.numpy as jnp, optax
-images = jax.random.uniform(jax.random.key(1), (6, 4, 4, 1))
-labels = jnp.arange(6) % 3
-params = {"kernel": jax.random.normal(jax.random.key(2), (16, 3))}
-def logits_fn(x, params=params):
-    return x.reshape(len(x), -1) @ params["kernel"]
-def loss_fn(params, images, labels):
-    logits = logits_fn(images, params)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-"""
-
-
 def test_the_readme_runs():
     text = (GUIDES.parent / "README.md").read_text()
     assert len(text.splitlines()) <= 120
     page = {}
     exec(READER, page)
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    blocks = python_blocks(text)
     for block in blocks:
         exec(block, page)
     new, _ = page["step"](page["params"], page["state"], page["images"], page["labels"])

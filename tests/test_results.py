@@ -157,5 +157,7 @@ def test_long_text_is_cut():
 
 def test_without_matplotlib_it_is_one_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(ModuleNotFoundError, match="plot needs matplotlib, which is not installed"):
+    with pytest.raises(
+        ModuleNotFoundError, match="Drawing needs matplotlib: pip install 'awp_jax.plot.'."
+    ):
         _attack().plot()

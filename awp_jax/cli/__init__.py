@@ -6,10 +6,9 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import absl.logging
-from absl import flags
+from awp_jax.extras import MissingExtraError, needed_by, require
 
 # By task, one sentence and one module per command; the module is imported when the command is
 # called, so that help comes at once.
@@ -39,6 +38,8 @@ _TASKS = {
 }
 # By name, what it does.
 COMMANDS = {name: text for task in _TASKS.values() for name, text in task.items()}
+# Long work that ends with a figure: what draws it had better be there from the start.
+_DRAWING = ("diagnose", "flatness", "landscape", "report")
 
 
 def _usage() -> str:
@@ -95,8 +96,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    run = importlib.import_module(f"awp_jax.cli._{command.replace('-', '_')}").main
+    try:
+        with needed_by(f"awp-jax {command}", "train"):
+            run = importlib.import_module(f"awp_jax.cli._{command.replace('-', '_')}").main
+        if command in _DRAWING:
+            require("matplotlib", f"awp-jax {command}")
+    except MissingExtraError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return _run(command, run, rest)
+
+
+def _run(command: str, run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    import absl.logging
     import jax
+    from absl import flags
 
     from awp_jax import parallel
     from awp_jax.cli._command import Help
@@ -111,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             _plain_warnings()
-            status = run(rest)
+            status = run(argv)
             sys.stdout.flush()
             return status
     except Help as text:
@@ -129,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return parallel.leave(parallel.LOST)
         if isinstance(error, NonFiniteError | StorageError):
             status = 1
-        elif isinstance(error, UsageError | ValueError | OSError | flags.Error):
+        elif isinstance(error, UsageError | ValueError | OSError | flags.Error | MissingExtraError):
             status = 2
         else:  # a mistake of this program
             if jax.distributed.is_initialized():

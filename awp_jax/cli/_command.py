@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from awp_jax.cli._config import read_config_flags
+from awp_jax.cli._config import about, named, read_config_flags
 from awp_jax.cli._errors import UsageError
 from awp_jax.config import from_dict
 from awp_jax.training import CONFIG, read_config
@@ -89,9 +89,9 @@ class Command:
         if self.with_config:
             rows += [
                 (
-                    "--config=FILE[:ARGUMENT]",
-                    "a Python file with get_config(ARGUMENT), such as configs/quickstart.py:at, or "
-                    "a .yaml file, such as awp-jax describe prints",
+                    "--config=NAME[:ARGUMENT]",
+                    "one of the configs below, such as quickstart:at; a Python file with "
+                    "get_config(ARGUMENT); or a .yaml file, such as awp-jax describe prints",
                 ),
                 ("--config.KEY=VALUE", "overrides a value, such as --config.weights.gamma=0.005"),
             ]
@@ -113,6 +113,9 @@ class Command:
         ]
         flags_too = " [--flags]" if rows else ""
         head = [f"usage: awp-jax {self.name}{argument}{flags_too}", "", self.summary]
+        if self.with_config:
+            lines += ["", "configs:"]
+            lines += [f"  {name:<14} {about(path)}" for name, path in named().items()]
         return "\n".join(head + (["", "flags:"] if rows else []) + lines)
 
     def parse(self, argv: Sequence[str]) -> flags.FlagValues:
@@ -152,8 +155,7 @@ class Command:
         if not given:
             others = ", or " * bool(self.instead) + " or ".join(f"--{n}" for n in self.instead)
             raise UsageError(
-                "--config is missing: give a config file, such as "
-                f"--config=configs/quickstart.py{others}"
+                f"--config is missing: give a config, such as --config=quickstart{others}"
                 + ("; a run that is there needs none." if self.resumes else ".")
             )
 

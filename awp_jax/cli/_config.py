@@ -1,5 +1,6 @@
-"""``--config=FILE[:ARGUMENT]`` and ``--config.KEY=VALUE``."""
+"""``--config=NAME[:ARGUMENT]``, ``--config=FILE[:ARGUMENT]`` and ``--config.KEY=VALUE``."""
 
+import ast
 import importlib.machinery
 import importlib.util
 import pathlib
@@ -9,6 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+import awp_jax
+from awp_jax import checks
 from awp_jax import config as schema
 from awp_jax.cli._errors import UsageError
 
@@ -46,7 +49,7 @@ def read_config_flags(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]
         if changes:
             raise UsageError(
                 f"--config.{changes[0][0]} changes a config, but --config names none: give a "
-                "config file, such as --config=configs/quickstart.py."
+                "config, such as --config=quickstart."
             )
         return None, rest
     config = load(file)
@@ -66,24 +69,49 @@ def _next_value(key: str, left: Iterable[str]) -> str:
     return next(iter(left), "")
 
 
+def named() -> dict[str, pathlib.Path]:
+    """The configs of this library by their names: those of the wheel, or of the clone."""
+    package = pathlib.Path(awp_jax.__file__).parent
+    inside = package / "configs"  # as setup.py says
+    folder = inside if inside.is_dir() else package.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.py"))}
+
+
+def about(path: pathlib.Path) -> str:
+    """The first line of a config's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def _find(name: str) -> pathlib.Path:
+    """The file of a path or, where there is none, of a name."""
+    path, known = pathlib.Path(name), named()
+    if path.is_file():
+        return path
+    if path.name == name and not path.suffix:
+        return known[checks.choice(name, known, "config")]
+    by_name = f": this library's own is --config={path.stem}" if path.stem in known else ""
+    raise UsageError(f"There is no config file {name!r}{by_name}.")
+
+
 def load(text: str) -> ConfigDict:
     """The config in a file.
 
     Args:
-        text: ``FILE.py``, ``FILE.py:ARGUMENT`` or ``FILE.yaml``.
+        text: ``NAME`` or ``NAME:ARGUMENT`` of a config of this library, ``FILE.py``,
+            ``FILE.py:ARGUMENT`` or ``FILE.yaml``.
 
     Returns:
         A config in the schema of ``awp_jax.config.default``, not validated yet.
 
     Raises:
         UsageError: In one sentence, when there is no such file, or it holds no config.
+        ValueError: For a name that no config has, with the names there are.
     """
     name, colon, argument = text.partition(":")
-    path = pathlib.Path(name)
     if not text:
-        raise UsageError("--config is empty: give a config file.")
-    if not path.is_file():
-        raise UsageError(f"There is no config file {name!r}.")
+        raise UsageError("--config is empty: give a config, such as --config=quickstart.")
+    path = _find(name)
     try:
         if path.suffix not in _YAML:
             return schema.from_dict(_get_config(path)(*([argument] if colon else [])))

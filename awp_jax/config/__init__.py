@@ -6,12 +6,15 @@ are how the field states them. Every key is declared once, with its default, its
 and what it means: in ``_inputs.py``, ``_method.py`` and ``_groups.py``.
 """
 
-from awp_jax.config._dict import UnknownKeyError, WrongTypeError
-from awp_jax.config._groups import GROUPS
-from awp_jax.config._keys import Group, Key
-from awp_jax.config._kinds import SWITCH, Kind
-from awp_jax.config._schema import default, from_dict, keys, override, validate
-from awp_jax.config._yaml import from_yaml, to_yaml
+from awp_jax.extras import needed_by
+
+with needed_by("awp_jax.config"):
+    from awp_jax.config._dict import UnknownKeyError, WrongTypeError
+    from awp_jax.config._groups import GROUPS
+    from awp_jax.config._keys import Group, Key
+    from awp_jax.config._kinds import SWITCH, Kind
+    from awp_jax.config._schema import default, from_dict, keys, override, validate
+    from awp_jax.config._yaml import from_yaml, to_yaml
 
 __all__ = [
     "GROUPS",

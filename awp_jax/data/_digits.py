@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from awp_jax.data._dataset import DataError, Dataset
+from awp_jax.data._dataset import Dataset
+from awp_jax.extras import needed_by
 
 TRAIN_EXAMPLES = 1000
 # Neighbours in the original order come from the same writers, so that the split is shuffled. It is
@@ -16,11 +17,12 @@ def read_digits(name: str) -> tuple[Dataset, Dataset]:
     The split is one fixed permutation, not stratified. Source: E. Alpaydin and C. Kaynak,
     "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998 (its test
     part), through `sklearn.datasets.load_digits`.
+
+    Raises:
+        MissingExtraError: Where scikit-learn is not installed.
     """
-    try:
+    with needed_by(f"The data set {name}"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError("digits comes with scikit-learn: pip install scikit-learn.") from error
     bunch = load_digits()
     images = (bunch.images / 16).astype(np.float32)[..., None]
     order = np.random.RandomState(_SPLIT_SEED).permutation(len(images))

@@ -103,6 +103,7 @@ def load(
     Raises:
         DataError: a ValueError with one sentence: files are missing, damaged or not what they
             should be, or fewer examples are there than asked for.
+        MissingExtraError: when an extra of the installation is missing that reads them.
     """
     _check_count("train_examples", train_examples, 1)
     _check_count("test_examples", test_examples, 1)

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from awp_jax.data._dataset import DataError, Dataset
-
-_EXTRA = 'pip install "awp_jax[tfds]"'
+from awp_jax.extras import MissingExtraError, needed_by
 
 
 def prepare_tfds(name: str, data_dir: str | Path | None = None) -> None:
@@ -25,25 +24,23 @@ def prepare_tfds(name: str, data_dir: str | Path | None = None) -> None:
         data_dir: folder to write to; by default that of TensorFlow Datasets.
 
     Raises:
-        DataError: when tensorflow-datasets is missing or does not know the name, or when
-            preparing needs TensorFlow and it is not installed.
+        DataError: when tensorflow-datasets does not know the name.
+        MissingExtraError: when it is not installed, or TensorFlow, which preparing needs.
     """
     try:
         # The default format, tfrecord, cannot be read without TensorFlow.
         builder = _builder(name, data_dir, file_format="array_record")
         builder.download_and_prepare()
-    except ImportError as error:
-        raise DataError(
-            f"Preparing {name} needs TensorFlow and tensorflow-datasets: {_EXTRA} ({error})."
-        ) from error
+    except MissingExtraError:
+        raise
+    except ImportError as error:  # its own, at length and without the name of a module
+        with needed_by(f"Preparing {name}"):
+            raise ModuleNotFoundError(str(error), name="tensorflow") from error
 
 
 def read_tfds(name: str, data_dir: Path | None) -> tuple[Dataset, Dataset]:
     """Splits "train" and "test" ("validation" where there is no test split) of a prepared set."""
-    try:
-        builder = _builder(name, data_dir)
-    except ImportError as error:
-        raise DataError(f"tfds:{name} needs tensorflow-datasets: {_EXTRA}.") from error
+    builder = _builder(name, data_dir)
     features = builder.info.features
     label: Any = features["label"] if "image" in features and "label" in features else None
     if not hasattr(label, "num_classes"):
@@ -58,7 +55,8 @@ def read_tfds(name: str, data_dir: Path | None) -> tuple[Dataset, Dataset]:
 
 
 def _builder(name: str, data_dir: str | Path | None, **arguments: Any) -> Any:
-    import tensorflow_datasets as tfds
+    with needed_by(f"tfds:{name}"):
+        import tensorflow_datasets as tfds
 
     try:
         return tfds.builder(name, data_dir=None if data_dir is None else str(data_dir), **arguments)

@@ -1,7 +1,10 @@
 """Models and weights of other libraries."""
 
-from awp_jax.interop.files import CheckpointError, OtherArchitectureError
-from awp_jax.interop.torch_checkpoint import load_torch, normalisation, save_torch
+from awp_jax.extras import needed_by
+
+with needed_by("awp_jax.interop"):
+    from awp_jax.interop.files import CheckpointError, OtherArchitectureError
+    from awp_jax.interop.torch_checkpoint import load_torch, normalisation, save_torch
 
 __all__ = [
     "CheckpointError",

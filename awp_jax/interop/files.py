@@ -11,6 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from awp_jax.extras import needed_by
 from awp_jax.files import write_bytes
 
 SAFETENSORS = ".safetensors"
@@ -54,8 +55,9 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors in the file at ``path``, unwrapped, by name.
 
     Raises:
-        CheckpointError: when the file is missing, damaged, holds anything but tensors, or needs a
-            package that is not installed.
+        CheckpointError: when the file is missing, damaged, holds anything but tensors, or needs
+            PyTorch, which is not installed.
+        MissingExtraError: for a .safetensors file where that package is not installed.
     """
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}.")
@@ -68,8 +70,9 @@ def write(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
     """Writes ``state`` to ``path`` at once: readers see the old file or the new one, never half.
 
     Raises:
-        CheckpointError: for a suffix other than .pt, .pth and .safetensors, or when the package
-            for it is not installed.
+        CheckpointError: for a suffix other than .pt, .pth and .safetensors, or when PyTorch is
+            needed and not installed.
+        MissingExtraError: for a .safetensors file where that package is not installed.
         StorageError: when it cannot be written.
     """
     if path.suffix == SAFETENSORS:
@@ -98,13 +101,9 @@ def _torch() -> Any:
 
 
 def _safetensors() -> Any:
-    try:
+    with needed_by("Reading and writing .safetensors files"):
         import safetensors
         import safetensors.numpy
-    except ImportError:
-        raise CheckpointError(
-            "Reading and writing .safetensors files needs that package: pip install safetensors."
-        ) from None
     return safetensors
 
 

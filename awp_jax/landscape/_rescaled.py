@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from awp_jax import checks
-from awp_jax.models.batch_norm import EPSILON
+from awp_jax.batch_norm import EPSILON
 from awp_jax.typing import BatchStats, Params
 
 # Images on which the function is compared, and how far float32 may be off.

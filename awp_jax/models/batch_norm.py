@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from awp_jax.batch_norm import EPSILON
 from awp_jax.checks import positive_integer
 from awp_jax.models.context import Context
 from awp_jax.models.initial import ONES, ZEROS
 
-EPSILON = 1e-5  # torch.nn.BatchNorm2d
 MOMENTUM = 0.1  # torch.nn.BatchNorm2d: the weight of the *new* statistics
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from awp_jax.reporting._landscape_curves import change_panel
 from awp_jax.reporting._style import COLOURS, MARKERS, SETS
+from awp_jax.results import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,10 +30,8 @@ def learning_curves(
     Raises:
         ValueError: When no run has been evaluated while it trained.
     """
-    from matplotlib.figure import Figure  # slow to import: only where something is drawn
-
     count = 4 if landscapes else 3
-    figure = Figure(figsize=(3.5 * count, 3.4), layout="constrained")
+    figure = new_figure(3.5 * count, 3.4)
     axes = figure.subplots(1, count)
     titles = ("Natural accuracy", "Robust accuracy", "Robust generalisation gap")
     drawn = False

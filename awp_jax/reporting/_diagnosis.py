@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from awp_jax.panels import diagnosis_panels
+from awp_jax.results import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,9 +19,7 @@ def diagnosis_figure(diagnosis: Mapping[str, Any]) -> "Figure":
     Returns:
         A matplotlib figure; save it with ``save_figure``.
     """
-    from matplotlib.figure import Figure  # slow to import: only where something is drawn
-
-    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    figure = new_figure(7.5, 3.2)
     left, right = figure.subplots(1, 2, sharey=True)
     diagnosis_panels(left, right, diagnosis)
     return figure

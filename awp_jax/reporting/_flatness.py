@@ -14,6 +14,7 @@ from awp_jax.reporting._flatness_tables import (
 )
 from awp_jax.reporting._style import COLOURS, MARKERS
 from awp_jax.reporting._weights import gamma_figure, histogram_figure, pac_bayes_figure
+from awp_jax.results import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,8 +89,6 @@ def flatness_scatter(results: Results) -> "Figure":
         against average-case flatness; robust loss on test minus train, and last minus best, against
         average-case flatness.
     """
-    from matplotlib.figure import Figure  # slow to import: only where something is drawn
-
     part = main_set(results)
 
     def of(where, name, factor=1.0):
@@ -124,7 +123,7 @@ def flatness_scatter(results: Results) -> "Figure":
     )
     rows = 1 if len(panels) < 4 else 2
     columns = -(-len(panels) // rows)
-    figure = Figure(figsize=(11 / 3 * columns, 3.5 * rows), layout="constrained")
+    figure = new_figure(11 / 3 * columns, 3.5 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.remove()
@@ -193,15 +192,13 @@ def flatness_training(results: Results) -> "Figure":
         Robust loss, both flatness measures and, where it was measured, the largest eigenvalue of
         the Hessian over epochs; then robust loss against average-case flatness, epoch by epoch.
     """
-    from matplotlib.figure import Figure  # slow to import: only where something is drawn
-
     part = main_set(results)
     panels = [("loss", "robust loss (nats)"), ("average", "average-case flatness (nats)")]
     panels.append(("worst_case", "worst-case flatness (nats)"))
     if any("hessian" in m.get(part, {}) for r in results.values() for m in training(r)):
         panels.append(("hessian", "top Hessian eigenvalue"))
     columns = (len(panels) + 2) // 2
-    figure = Figure(figsize=(3.8 * columns, 6), layout="constrained")
+    figure = new_figure(3.8 * columns, 6)
     axes = figure.subplots(2, columns).ravel()
     for index, (name, result) in enumerate(results.items()):
         colour = COLOURS[index % len(COLOURS)]

@@ -17,6 +17,7 @@ from awp_jax.reporting._landscape_curves import (
 )
 from awp_jax.reporting._landscape_data import HOWS, settings_line
 from awp_jax.reporting._style import COLOURS, MARKERS
+from awp_jax.results import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,12 +50,11 @@ def landscape_figure(landscape: Mapping[str, Any]) -> "Figure":
     """
     if landscape["settings"]["dims"] == 2:
         return _planes(landscape)
-    from matplotlib.figure import Figure  # slow to import: only where something is drawn
 
     checkpoints = _each_state_once(landscape)
     columns = min(len(checkpoints), _PER_ROW)
     rows = -(-len(checkpoints) // columns)
-    figure = Figure(figsize=(1.2 + 3.3 * columns, 0.9 + 2.7 * rows), layout="constrained")
+    figure = new_figure(1.2 + 3.3 * columns, 0.9 + 2.7 * rows)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for place, panel in enumerate(panels.flat):
         if place >= len(checkpoints):
@@ -92,10 +92,6 @@ def landscape_training_figure(
         epoch, up to the best epoch and after it (one panel when all are on one side). ``None`` when
         there are fewer than two epochs, or two dimensions, or no evaluations.
     """
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
-
     by_epoch = {m["epoch"]: m for m in landscape["checkpoints"].values()}
     evaluations = [r for r in records if r["kind"] == "evaluation"]
     if landscape["settings"]["dims"] == 2 or len(by_epoch) < 2 or not evaluations:
@@ -107,7 +103,10 @@ def landscape_training_figure(
         f"after the best epoch ({best:g})": [e for e in sorted(by_epoch) if e > best],
     }
     groups = {title: epochs for title, epochs in groups.items() if epochs}
-    figure = Figure(figsize=(4.2 + 3.4 * len(groups), 3.5), layout="constrained")
+    figure = new_figure(4.2 + 3.4 * len(groups), 3.5)
+    from matplotlib.cm import ScalarMappable  # slow to import: only where something is drawn
+    from matplotlib.colors import Normalize
+
     learning, *panels = figure.subplots(1, 1 + len(groups))
     _learning_curve(learning, evaluations, best)
     colours = ScalarMappable(Normalize(min(by_epoch), max(by_epoch)), "viridis")
@@ -156,14 +155,12 @@ def landscape_comparison(
         A figure: bars of robust accuracy with the gap; in one dimension the loss, and its change
         from the centre; in two a contour of ``|g(a, b) - g(0, 0)|`` per run, at the same levels.
     """
-    from matplotlib.figure import Figure
-
     series = _series(landscapes)
     if len({found["settings"]["dims"] for found, *_ in series.values()}) > 1:
         raise ValueError("Landscapes in one and in two dimensions cannot be compared.")
     flat = next(iter(series.values()))[0]["settings"]["dims"] == 1
     count = 3 if flat else 1 + len(series)
-    figure = Figure(figsize=(3.6 * count, 3.7), layout="constrained")
+    figure = new_figure(3.6 * count, 3.7)
     panels = figure.subplots(1, count)
     bars = {label: accuracies[run][which] for label, (_, run, which) in series.items()}
     _bars(panels[0], bars, source)
@@ -286,12 +283,10 @@ def _learning_curve(panel, evaluations, best) -> None:
 
 
 def _planes(landscape) -> "Figure":
-    from matplotlib.figure import Figure
-
     checkpoints = _each_state_once(landscape)
     changes = {which: _change(measured) for which, measured in checkpoints.items()}
     levels, rows = levels_of(changes.values()), len(checkpoints)
-    figure = Figure(figsize=(8.6, 0.4 + 3.5 * rows), layout="constrained")
+    figure = new_figure(8.6, 0.4 + 3.5 * rows)
     axis, panels = landscape["axis"], []
     first, second = np.meshgrid(axis, axis, indexing="ij")
     for row, (which, measured) in enumerate(checkpoints.items()):

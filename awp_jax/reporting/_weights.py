@@ -7,6 +7,7 @@ import numpy as np
 from awp_jax.panels import finish_gammas, gamma_curves, histogram
 from awp_jax.reporting._flatness_tables import Results, main_checkpoint
 from awp_jax.reporting._style import COLOURS, MARKERS
+from awp_jax.results import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,8 +25,6 @@ def histogram_figure(results: Results, *, most: int = 6) -> "Figure":
     Returns:
         One panel per kernel: the density of its weights in the main checkpoint of each run.
     """
-    from matplotlib.figure import Figure  # slow to import: only where something is drawn
-
     found = {
         name: result["checkpoints"][main_checkpoint(result)].get("histograms", {})
         for name, result in results.items()
@@ -37,7 +36,7 @@ def histogram_figure(results: Results, *, most: int = 6) -> "Figure":
     )
     columns = min(len(chosen), 3)
     rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.6 * rows + 0.6), layout="constrained")
+    figure = new_figure(3.6 * columns, 2.6 * rows + 0.6)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, place in zip(axes, chosen, strict=False):
         layer = kernels[place]
@@ -72,8 +71,6 @@ def gamma_figure(results: Results, part: str = "test") -> "Figure":
         their draws. Where several epochs were measured, beside it the loss over epochs at the
         usual gammas: 0.005 for AWP, 1 at random.
     """
-    from matplotlib.figure import Figure  # slow to import: only where something is drawn
-
     through = {
         name: {
             m["epoch"]: m[part]["gammas"]
@@ -83,7 +80,7 @@ def gamma_figure(results: Results, part: str = "test") -> "Figure":
         for name, result in results.items()
     }
     wide = any(len(epochs) > 2 for epochs in through.values())
-    figure = Figure(figsize=(9.6 if wide else 5.4, 4.2), layout="constrained")
+    figure = new_figure(9.6 if wide else 5.4, 4.2)
     axes = figure.subplots(1, 2 if wide else 1, squeeze=False)[0]
     for index, (name, result) in enumerate(results.items()):
         found = result["checkpoints"][main_checkpoint(result)].get(part, {}).get("gammas")
@@ -124,9 +121,7 @@ def pac_bayes_figure(results: Results) -> "Figure":
         The flatness term and the complexity term on training images (on test images where the run
         was measured on no others), of the main checkpoint of each run.
     """
-    from matplotlib.figure import Figure  # slow to import: only where something is drawn
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = new_figure(9, 4)
     left, right = figure.subplots(1, 2)
     for index, (name, result) in enumerate(results.items()):
         measured = result["checkpoints"][main_checkpoint(result)]

@@ -7,17 +7,20 @@
 >>> runs.compare(["runs/at", "runs/at-awp"]).save("report")  # doctest: +SKIP
 """
 
-from awp_jax.progress import Moment
-from awp_jax.runs._describe import Description, describe
-from awp_jax.runs._diagnose import DiagnosisSettings, RunDiagnosis
-from awp_jax.runs._directory import Model
-from awp_jax.runs._evaluate import EvaluationSettings, RunEvaluation
-from awp_jax.runs._flatness import ALSO as FLATNESS_ALSO
-from awp_jax.runs._flatness import FlatnessSettings, RunFlatness, flatness_runs, read_flatness
-from awp_jax.runs._imported import Exported, Imported, import_checkpoint, open_experiment
-from awp_jax.runs._landscape import LandscapeSettings, RunLandscape, landscape_runs
-from awp_jax.runs._report import Report, compare, landscapes_together, measured_of
-from awp_jax.runs._run import Run, open, train
+from awp_jax.extras import needed_by
+
+with needed_by("awp_jax.runs", "train"):
+    from awp_jax.progress import Moment
+    from awp_jax.runs._describe import Description, describe
+    from awp_jax.runs._diagnose import DiagnosisSettings, RunDiagnosis
+    from awp_jax.runs._directory import Model
+    from awp_jax.runs._evaluate import EvaluationSettings, RunEvaluation
+    from awp_jax.runs._flatness import ALSO as FLATNESS_ALSO
+    from awp_jax.runs._flatness import FlatnessSettings, RunFlatness, flatness_runs, read_flatness
+    from awp_jax.runs._imported import Exported, Imported, import_checkpoint, open_experiment
+    from awp_jax.runs._landscape import LandscapeSettings, RunLandscape, landscape_runs
+    from awp_jax.runs._report import Report, compare, landscapes_together, measured_of
+    from awp_jax.runs._run import Run, open, train
 
 __all__ = [
     "Description",

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from awp_jax import checks, data
 from awp_jax import config as schema
 from awp_jax.evaluation import measure
+from awp_jax.extras import MissingExtraError
 from awp_jax.files import write_json
 from awp_jax.interop import (
     CheckpointError,
@@ -170,7 +171,7 @@ def open_experiment(config: ConfigDict) -> tuple[Experiment, str]:
     """
     try:
         return build(config), ""
-    except data.DataError as error:
+    except (data.DataError, MissingExtraError) as error:
         stand_in = data.published_sizes(config.data.name, config.data.validation_examples)
         if stand_in is None:
             raise

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from awp_jax.data import DataError, load, prepare_tfds
+from awp_jax.extras import MissingExtraError
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is not installed")
 
@@ -71,5 +72,5 @@ def test_preparing_asks_for_array_record(tmp_path, monkeypatch):
 def test_without_tensorflow_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     for call in (lambda: load("tfds:cifar10"), lambda: prepare_tfds("cifar10")):
-        with pytest.raises(DataError, match=r"pip install .awp_jax\[tfds\]"):
+        with pytest.raises(MissingExtraError, match=r"needs .* pip install .awp_jax\[tfds\]"):
             call()

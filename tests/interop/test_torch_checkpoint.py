@@ -24,6 +24,7 @@ from torch_models import (
 )
 
 from awp_jax import models
+from awp_jax.extras import MissingExtraError
 from awp_jax.interop import CheckpointError, load_torch, normalisation, save_torch
 from awp_jax.interop.state_dict import leaves, to_state_dict
 
@@ -342,7 +343,7 @@ def test_missing_packages_are_named(tmp_path, wrn, state, monkeypatch):
 
     def absent(name, *rest):
         if name.split(".")[0] in ("torch", "safetensors"):
-            raise ImportError(name)
+            raise ModuleNotFoundError(name, name=name)
         return installed(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", absent)
@@ -350,5 +351,5 @@ def test_missing_packages_are_named(tmp_path, wrn, state, monkeypatch):
         load_torch(path, wrn[0])
     with pytest.raises(CheckpointError, match="pip install torch"):
         save_torch(tmp_path / "new.pt", *wrn)
-    with pytest.raises(CheckpointError, match="pip install safetensors"):
+    with pytest.raises(MissingExtraError, match="needs safetensors: pip install"):
         save_torch(tmp_path / "new.safetensors", *wrn)
