@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs/quickstart
 
-.PHONY: quickstart experiments test core benchmark lint format clean
+.PHONY: quickstart experiments test test-all core benchmark lint format clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,10 @@ experiments: $(VENV)/installed
 
 test: $(VENV)/installed-peers lint
 	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
+
+# With the tests that are marked exhaustive, and more kills.
+test-all: $(VENV)/installed-peers lint
+	AWP_JAX_KILLS=25 $(BIN)/python -m pytest --numprocesses=2 --dist=worksteal -m ""
 
 core: $(VENV)/installed-test
 	$(BIN)/python -m pytest --numprocesses=2 -m core
