@@ -8,7 +8,7 @@ RUNS ?= runs/quickstart
 CONSTRAINTS ?=
 INSTALL := $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: quickstart experiments test core oldest package benchmark docs lint format clean
+.PHONY: quickstart experiments test test-all core oldest package benchmark docs lint format clean
 
 $(VENV)/installed: setup.cfg setup.py pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -51,7 +51,8 @@ quickstart: $(VENV)/installed
 # Two processes (3 to 4 minutes of processor time each, with nothing kept from before) share the
 # work directory and its runs.
 experiments: $(VENV)/installed
-	@export XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"; \
+	@export XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true\
+	 --xla_cpu_parallel_codegen_split_count=1"; \
 	export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1; \
 	run="$(BIN)/python -m experiments.run --scale=smoke --workdir=runs/smoke"; began=$$(date +%s); \
 	mkdir -p runs; \
@@ -62,6 +63,10 @@ experiments: $(VENV)/installed
 
 test: $(VENV)/installed-peers lint
 	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
+
+# With the tests that are marked exhaustive, and more kills.
+test-all: $(VENV)/installed-peers lint
+	AWP_JAX_KILLS=25 $(BIN)/python -m pytest --numprocesses=2 --dist=worksteal -m ""
 
 core: $(VENV)/installed-test
 	$(BIN)/python -m pytest --numprocesses=2 -m core

@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import re
-import signal
 import subprocess
 import sys
 
@@ -96,44 +95,62 @@ def test_an_attack_of_one_s_own_is_what_training_sees(tmp_path):
     assert (float(attack.ball.radius), attack.steps) == (pytest.approx(0.15), 2)
 
 
-# One process is killed in its second epoch; another resumes it, and trains a run undisturbed.
+# Of each network one process is killed in its second epoch; another resumes it, and trains a run
+# undisturbed. Each is a fork of one that has imported everything and has not touched a device.
 SCRIPT = """
 import os, signal, sys
-import jax
+import jax, sklearn.datasets, own_parts
 from awp_jax import config, runs
 from awp_jax.training import digest
 jax.config.update("jax_compilation_cache_dir", os.environ["AWP_JAX_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-what, workdir, file = sys.argv[1:]
-chosen = config.from_yaml(open(file).read(), "config")
 def told(moment):
     if moment.done > 0.4:
         os.kill(os.getpid(), signal.SIGKILL)
-if what == "killed":
-    runs.train(chosen, workdir, progress=told)
-else:  # the directory alone: its config names the network
+def killed(workdir):
+    runs.train(config.from_yaml(open(workdir + ".yaml").read(), "config"), workdir, progress=told)
+def resumed(workdir):  # the directory alone: its config names the network
     resumed = runs.train(runs.open(workdir, dtype=None).config, workdir, progress="text")
-    whole = runs.train(chosen, workdir + "-whole", progress=None)
-    print([int(digest(run.restore("last")[0])) for run in (resumed, whole)])
+    whole = runs.train(resumed.config, workdir + "-whole", progress=None)
+    print([int(digest(run.restore("last")[0])) for run in (resumed, whole)], flush=True)
+for workdir in sys.argv[1:]:
+    for work, status in ((killed, -signal.SIGKILL), (resumed, 0)):
+        process = os.fork()
+        if not process:
+            work(workdir)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == status
 """
+NETWORKS = ("own_parts:linen_net", "own_parts:Net")
 
 
-@pytest.mark.parametrize("name", ["own_parts:linen_net", "own_parts:Net"])
-def test_a_network_of_one_s_own_is_killed_resumed_evaluated_and_drawn(name, tmp_path, capsys):
-    chosen = small(**{"model.name": name, "model.width": None, "data.name": "own_parts:digits"})
-    chosen.epochs, chosen.data.train_examples, chosen.data.test_examples = 3, None, None
-    (tmp_path / "config.yaml").write_text(config.to_yaml(chosen))
-    workdir = tmp_path / "run"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+@pytest.fixture(scope="module")
+def resumed_networks(tmp_path_factory):
+    """For each network its run, and the digests of the resumed one and of the undisturbed one."""
+    folder = tmp_path_factory.mktemp("networks")
+    workdirs = [folder / name.replace(":", "-") for name in NETWORKS]
+    for name, workdir in zip(NETWORKS, workdirs, strict=True):
+        chosen = small(**{"model.name": name, "model.width": None, "data.name": "own_parts:digits"})
+        chosen.epochs, chosen.data.train_examples, chosen.data.test_examples = 3, None, None
+        workdir.with_name(f"{workdir.name}.yaml").write_text(config.to_yaml(chosen))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *map(str, workdirs)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Resuming at step 2 of 6.") == 2, done.stderr
+    digests = [ast.literal_eval(line) for line in done.stdout.splitlines()[-2:]]
+    return dict(zip(NETWORKS, zip(workdirs, digests, strict=True), strict=True))
 
-    def process(what):
-        command = [sys.executable, "-c", SCRIPT, what, str(workdir), str(tmp_path / "config.yaml")]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
-    assert process("killed").returncode == -signal.SIGKILL
-    after = process("resumed")
-    assert "Resuming at step 2 of 6." in after.stderr, after.stderr
-    resumed, whole = ast.literal_eval(after.stdout.splitlines()[-1])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_of_one_s_own_is_killed_resumed_evaluated_and_drawn(
+    name, resumed_networks, capsys
+):
+    workdir, (resumed, whole) = resumed_networks[name]
     assert resumed == whole
     run = runs.open(workdir)
     found = run.evaluate(attacks=["fgsm"], sets=["test"], progress=None)

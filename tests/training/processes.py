@@ -140,10 +140,11 @@ def recipe():
     return found
 
 
-def interrupted(folder):
+def interrupted(folder, deaths):
     """``awp-jax train`` in two processes: told to stop, one killed or stopped, then left alone.
 
-    The newest checkpoint is damaged before the last start.
+    ``deaths`` are pairs as ``"killed 0"`` of what happens and to which. The newest checkpoint is
+    damaged before the last start.
     """
     config_file = folder / "config.py"
     config_file.write_text(
@@ -182,17 +183,18 @@ def interrupted(folder):
         os.kill(process, signal.SIGTERM)
     found = {"terminated": statuses(processes, 200), "saved": newest()}
     found["seconds"] = []
-    for how, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGSTOP)):
-        for victim in (1, 0):
-            processes = start(2, work)
-            wait_for(newest() + 1)
-            os.kill(processes[victim], number)
-            began = time.monotonic()
-            (other,) = statuses([processes[1 - victim]], 200)
-            found["seconds"].append(time.monotonic() - began)
-            os.kill(processes[victim], signal.SIGKILL)  # of a stopped one nothing else comes
-            os.waitpid(processes[victim], 0)
-            found[f"{how} {victim}"] = other
+    signals = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
+    for death in deaths:
+        how, victim = death.split()[0], int(death.split()[1])
+        processes = start(2, work)
+        wait_for(newest() + 1)
+        os.kill(processes[victim], signals[how])
+        began = time.monotonic()
+        (other,) = statuses([processes[1 - victim]], 200)
+        found["seconds"].append(time.monotonic() - began)
+        os.kill(processes[victim], signal.SIGKILL)  # of a stopped one nothing else comes
+        os.waitpid(processes[victim], 0)
+        found[death] = other
     found["reached"] = newest()
     files = (path for path in (last / str(newest())).rglob("*") if path.is_file())
     damaged = max(files, key=lambda path: path.stat().st_size)
@@ -212,8 +214,6 @@ def interrupted(folder):
 
 
 if __name__ == "__main__":
-    place = pathlib.Path(sys.argv[1])
-    result = (
-        interrupted(place) if sys.argv[2] == "interrupted" else together(place, int(sys.argv[2]))
-    )
+    place, what, *deaths = pathlib.Path(sys.argv[1]), *sys.argv[2:]
+    result = interrupted(place, deaths) if what == "interrupted" else together(place, int(what))
     print(json.dumps(result))

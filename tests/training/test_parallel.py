@@ -56,13 +56,11 @@ def trained(config, devices, groups, steps):
 def test_the_number_of_devices_does_not_change_the_result(x64, tiny_config, groups):
     config = tiny_config(gamma="0.02")
     config.data.train_examples = 96  # one batch shape: half the compilations
-    counts = (1, 2, 8) if groups == 1 else (1, 8)
-    one, *others = (trained(config, devices, groups, 20) for devices in counts)
+    one, eight = (trained(config, devices, groups, 20) for devices in (1, 8))
     whole = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(one.params)))
-    for other in others:
-        pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-        difference = np.sqrt(sum(np.square(np.float64(a) - b).sum() for a, b in pairs))
-        assert difference < 1e-9 * whole
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True)
+    difference = np.sqrt(sum(np.square(np.float64(a) - b).sum() for a, b in pairs))
+    assert difference < 1e-9 * whole
 
 
 def trained_on_stored_images(experiment, images, adversarial, labels):
@@ -343,7 +341,7 @@ def test_which_gpus_of_a_machine_a_process_takes(monkeypatch, environment, expec
     assert given == [expected, [], None]
 
 
-KILLS = int(os.environ.get("AWP_JAX_KILLS", "25"))
+KILLS = int(os.environ.get("AWP_JAX_KILLS", "10"))  # make test-all: 25
 
 
 def test_killed_again_and_again_or_out_of_disk_a_run_ends_like_one_left_alone(tmp_path):

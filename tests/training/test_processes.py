@@ -16,7 +16,7 @@ from awp_jax import parallel, runs, training
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def run(folder, what):
+def run(folder, *what):
     """What ``processes.py`` prints at its end, and everything that was said on the way."""
     script = pathlib.Path(__file__).with_name("processes.py")
     environment = os.environ | {
@@ -25,7 +25,7 @@ def run(folder, what):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
     done = subprocess.run(
-        [sys.executable, str(script), str(folder), what],
+        [sys.executable, str(script), str(folder), *what],
         env=environment,
         capture_output=True,
         text=True,
@@ -53,7 +53,7 @@ def last_of(workdir, devices):
     return runs.open(workdir, devices=devices, dtype=None).restore("last")[0]
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_processes_train_evaluate_and_go_on_as_one_process_with_as_many_devices(tmp_path, count):
     found, said = run(tmp_path, str(count))
     assert found["statuses"] == [0] * count, said
@@ -76,15 +76,21 @@ def test_processes_train_evaluate_and_go_on_as_one_process_with_as_many_devices(
             np.testing.assert_array_equal(there[name], values, err_msg=name)
 
 
-def test_a_stopped_a_killed_and_a_hanging_run_of_two_processes_goes_on(tmp_path):
-    found, said = run(tmp_path, "interrupted")
+DEATHS = [
+    ["killed 0", "stopped 1"],  # each of both ways and of both processes
+    pytest.param(["killed 1", "stopped 0"], marks=pytest.mark.exhaustive),
+]
+
+
+@pytest.mark.parametrize("deaths", DEATHS, ids=", ".join)
+def test_a_stopped_a_killed_and_a_hanging_run_of_two_processes_goes_on(tmp_path, deaths):
+    found, said = run(tmp_path, "interrupted", *deaths)
     assert found["terminated"] == [75, 75], said
     assert 0 < found["saved"] < found["reached"] < 120
     # One that hangs holds its connections open: only the heartbeat, here of 5 seconds, tells.
-    names = [f"{how} {victim}" for how in ("killed", "stopped") for victim in (0, 1)]
-    assert [found[name] for name in names] == [parallel.LOST] * 4, said
+    assert [found[death] for death in deaths] == [parallel.LOST] * 2, said
     assert max(found["seconds"]) < 60
-    assert said.count("another process of this run has ended or cannot be reached") == 4
+    assert said.count("another process of this run has ended or cannot be reached") == 2
     assert found["finished"] == 0 and "finished at step 120" in found["said"]
     assert f"step {found['reached']} is damaged" in found["said"]
     alone = training.train(processes.long_config(), tmp_path / "alone", devices=2, progress=None)

@@ -66,10 +66,14 @@ def norm(tree):
 
 
 def trained(optimizer, params, grad_fn, steps=5):
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(grad_fn(params), state, params, grad_fn=grad_fn)
+        return optax.apply_updates(params, updates), state
+
     state = optimizer.init(params)
     for _ in range(steps):
-        updates, state = optimizer.update(grad_fn(params), state, params, grad_fn=grad_fn)
-        params = optax.apply_updates(params, updates)
+        params, state = step(params, state)
     return params, state
 
 
@@ -88,12 +92,17 @@ def test_sam_is_that_of_optax():
         optimizer = optax.contrib.sam(
             optax.sgd(0.1, momentum=0.9), adversary, sync_period=2, opaque_mode=True
         )
-        state = optimizer.init(params)
-        for _ in range(steps):
+
+        @jax.jit
+        def step(params, state):
             updates, state = optimizer.update(
                 jax.grad(loss)(params), state, params, grad_fn=lambda p, _: jax.grad(loss)(p)
             )
-            params = optax.apply_updates(params, updates)
+            return optax.apply_updates(params, updates), state
+
+        state = optimizer.init(params)
+        for _ in range(steps):
+            params, state = step(params, state)
         return params
 
     def quadratic(w):
