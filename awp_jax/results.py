@@ -1,5 +1,7 @@
 """What all results share: a short ``repr``, one way to be saved, axes to be drawn on."""
 
+import functools
+import io
 import json
 import pathlib
 from collections.abc import Mapping
@@ -245,5 +247,17 @@ def new_figure(width: float, height: float) -> Any:
         MissingExtraError: Where matplotlib is not installed.
     """
     with needed_by("Drawing"):
-        from matplotlib.figure import Figure  # slow to import: only where something is drawn
-    return Figure(figsize=(width, height), layout="constrained")
+        return _figure_class()(figsize=(width, height), layout="constrained")
+
+
+@functools.cache
+def _figure_class() -> Any:
+    from matplotlib.figure import Figure  # slow to import: only where something is drawn
+
+    def _repr_png_(self: Any) -> bytes:
+        # Notebooks show only figures of pyplot by themselves, once pyplot has made one.
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
+
+    return type("Figure", (Figure,), {"__doc__": Figure.__doc__, "_repr_png_": _repr_png_})

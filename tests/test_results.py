@@ -161,3 +161,9 @@ def test_without_matplotlib_it_is_one_sentence(monkeypatch):
         ModuleNotFoundError, match="Drawing needs matplotlib: pip install 'awp_jax.plot.'."
     ):
         _attack().plot()
+
+
+def test_notebooks_show_figures_that_pyplot_has_not_made():
+    figure = results.new_figure(2, 1)
+    figure.subplots().plot([0, 1])
+    assert figure._repr_png_().startswith(b"\x89PNG") and repr(figure).startswith("<Figure size")
