@@ -39,6 +39,6 @@ def test_mnist_cnn_learns(data_root, tmp_path):
     config.data.flip = False
     config.optimizer.learning_rate = 0.05
     splits = data.load(
-        "mnist", path=data_root / "mnist", train_examples=3200, validation_examples=200
+        "mnist", path=data_root / "mnist", train_examples=4000, validation_examples=200
     )
     assert robust_test_accuracy(config, splits, tmp_path) > 0.6
