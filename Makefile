@@ -87,10 +87,10 @@ benchmark: $(VENV)/installed-peers
 	$(BIN)/python benchmarks/growth.py --out=benchmarks/growth.json
 
 # The site, into docs/_build/html; a warning fails. Its tutorials run (ten minutes) where one of them changed;
-# EXECUTE=off shows them without outputs.
+# EXECUTE=off shows them without outputs. One at a time: two that begin at once break the cache of outputs.
 EXECUTE ?= cache
 docs: $(VENV)/installed-docs
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs=2 \
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet \
 	--define=nb_execution_mode=$(EXECUTE) docs docs/_build/html
 
 lint: $(VENV)/installed-test
