@@ -98,13 +98,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         with needed_by(f"awp-jax {command}", "train"):
-            run = importlib.import_module(f"awp_jax.cli._{command.replace('-', '_')}").main
+            run = main_of(command)
         if command in _DRAWING:
             require("matplotlib", f"awp-jax {command}")
     except MissingExtraError as error:
         print(error, file=sys.stderr)
         return 2
     return _run(command, run, rest)
+
+
+def main_of(command: str) -> Callable[[Sequence[str]], int]:
+    """What runs a command: its module is imported now."""
+    return importlib.import_module(f"awp_jax.cli._{command.replace('-', '_')}").main
 
 
 def _run(command: str, run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:

@@ -1,6 +1,5 @@
 """``awp-jax completion``."""
 
-import importlib
 import re
 from collections.abc import Sequence
 
@@ -32,9 +31,8 @@ def _flags() -> dict[str, list[str]]:
     """By command its flags, ``--workdir=`` or ``--json``, as its help shows them."""
     found = {}
     for name in cli.COMMANDS:
-        module = importlib.import_module(f"awp_jax.cli._{name.replace('-', '_')}")
         try:
-            module.main(["--help"])
+            cli.main_of(name)(["--help"])
         except Help as text:
             # Of --config and what it takes only the name: --config.KEY=VALUE is no flag to choose.
             found[name] = re.findall(r"^  (--[a-z]\w*(?:=|\b))(?!\.)", str(text), flags=re.M)

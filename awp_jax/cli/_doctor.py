@@ -18,8 +18,10 @@ from awp_jax.attacks import PGD
 from awp_jax.cli._command import Command
 from awp_jax.cli._flags import declare_json, print_json
 from awp_jax.data import DataError, dataset_names, load
+from awp_jax.extras import BROUGHT_BY
 from awp_jax.weights import awp
 
+# What JAX runs on, and what the extras bring.
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -27,16 +29,10 @@ _PACKAGES = (
     "jax-cuda12-plugin",
     "libtpu",
     "optax",
-    "flax",
-    "orbax-checkpoint",
-    "ml-collections",
     "numpy",
     "scipy",
-    "matplotlib",
-    "safetensors",
-    "tensorflow-datasets",
-    "tensorboardX",
     "torch",
+    *(package for package, _ in BROUGHT_BY.values()),
 )
 # Settings by which runs of the same command differ.
 _SETTINGS = ("JAX_", "XLA_", "AWP_JAX_", "CUDA_VISIBLE_DEVICES", "TPU_")
