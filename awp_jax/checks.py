@@ -99,14 +99,16 @@ def choice(value: Any, choices: Iterable[str], name: str) -> str:
     """Returns ``value`` when it is one of ``choices``.
 
     Raises:
-        ValueError: Otherwise, with the nearest name when one is near, and all of them.
+        ValueError: Otherwise, with the nearest name when one is near, and all of them where
+            they are not too many to read.
     """
     options = list(choices)
     if isinstance(value, str) and value in options:
         return value
     near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"Unknown {name} {value!r}; known: {', '.join(options)}.{hint}")
+    known = f"known: {', '.join(options)}" if len(options) <= 40 else f"{len(options)} are known"
+    raise ValueError(f"Unknown {name} {value!r}; {known}.{hint}")
 
 
 def inputs(images: Any, *, low: Any = 0.0, high: Any = 1.0) -> int:

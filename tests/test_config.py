@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from awp_jax import config as schema
+from awp_jax import models
+from awp_jax.config._inputs import ACTIVATIONS
 from awp_jax.training import schedule
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -56,6 +58,11 @@ def test_bad_values_are_one_sentence(path, value, message):
     with pytest.raises(ValueError, match=message) as error:
         schema.validate(config)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.core
+def test_activations_are_those_of_the_models():
+    assert ACTIVATIONS == tuple(models.ACTIVATIONS)
 
 
 NONSENSE = ("-1", "nan", "inf", "1e999", "abc", "", "[1,2]", "None", "0", "999999999999", "8/0")

@@ -3,6 +3,9 @@
 from awp_jax.config._keys import group
 from awp_jax.config._kinds import SIZES, SWITCH, TEXT, choice, integer, number, optional
 
+# As awp_jax.models.ACTIVATIONS, which needs Flax.
+ACTIVATIONS = ("relu", "silu", "gelu", "mish", "softplus")
+
 INPUTS = (
     group(
         "",
@@ -143,7 +146,12 @@ INPUTS = (
             "Equal parts of a batch with statistics of their own; 8: PyTorch's DataParallel on "
             "8 GPUs.",
         ),
-        ("activation", "relu", TEXT, "One of relu, silu, gelu, mish, softplus."),
+        (
+            "activation",
+            None,
+            optional(choice(*ACTIVATIONS)),
+            f"One of {', '.join(ACTIVATIONS)}; None: the architecture's own.",
+        ),
         (
             "remat",
             False,

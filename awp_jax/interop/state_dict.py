@@ -18,6 +18,7 @@ from awp_jax.models.vgg import CONVOLUTIONS
 
 Path = tuple[str, ...]
 
+_STAGE = re.compile(r"^layer(\d+)\.")
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -60,7 +61,13 @@ def torch_key(model_name: str, path: Path) -> str:
     """
     *modules, leaf = path
     name = ".".join(modules)
-    if model_name.startswith("preact-resnet-"):
+    if "dm-preact-" in model_name:
+        name = _STAGE.sub(lambda stage: f"layer_{int(stage[1]) - 1}.", name)
+    elif "dm-wrn-" in model_name or "ra-wrn-" in model_name:
+        name = _STAGE.sub(lambda stage: f"layer.{int(stage[1]) - 1}.block.", name)
+    elif model_name in ("wrn-a4", "wrn-34-r"):
+        name = _shaped_module(model_name, name)
+    elif model_name.startswith("preact-resnet-"):
         name = name.replace(".shortcut", ".shortcut.0")
     elif model_name.startswith("resnet-"):
         name = name.replace(".shortcut_conv", ".shortcut.0").replace(".shortcut_bn", ".shortcut.1")
@@ -71,6 +78,16 @@ def torch_key(model_name: str, path: Path) -> str:
     elif model_name == "mnist-cnn":
         name = f"{'feature_extractor' if name.startswith('conv') else 'classifier'}.{name}"
     return f"{name}.{_LEAVES.get(leaf, leaf)}" if name else _LEAVES.get(leaf, leaf)
+
+
+def _shaped_module(model_name: str, name: str) -> str:
+    """The two wide ResNets of Huang et al., whose files name the same modules otherwise."""
+    shortcut = ".shortcut.0" if model_name == "wrn-a4" else ".convShortcut"
+    name = re.sub(
+        r"^block(\d+)\.", lambda stage: f"blocks.{int(stage[1]) - 1}.layer.", name
+    ).replace(".shortcut", shortcut)
+    outer = {"conv1": "stem_conv", "bn1": "norm1" if model_name == "wrn-a4" else "bn1"}
+    return outer.get(name, name)
 
 
 def _vgg_module(depth: int, modules: list[str]) -> str:
@@ -109,14 +126,17 @@ def to_state_dict(classifier: Classifier, params: Tree, batch_stats: Tree) -> di
         batch_stats: as its ``init`` returns them.
 
     Returns:
-        Arrays by PyTorch name, in PyTorch's layout; every BatchNorm also has the
-        ``num_batches_tracked`` that a strict ``load_state_dict`` asks for.
+        Arrays by PyTorch name, in PyTorch's layout, with the counters that a strict
+        ``load_state_dict`` asks for beside the statistics of BatchNorm and of ``MeanSparse``.
     """
     state: dict[str, np.ndarray] = {}
     for path, value in (*leaves(params), *leaves(batch_stats)):
         key = torch_key(classifier.name, path)
         state[key] = np.ascontiguousarray(to_torch_layout(np.asarray(value)))
-        if key.endswith("running_var"):
-            tracked = key.removesuffix("running_var") + "num_batches_tracked"
-            state[tracked] = np.zeros((), np.int64)
+        module, _, leaf = key.rpartition(".")
+        if leaf == "threshold" and "meansparse_" in module:
+            state[f"{module}.flag_update_statistics"] = np.zeros((), np.int64)
+            state[f"{module}.batch_num"] = np.zeros((), np.float32)
+        elif leaf == "running_var" and "meansparse_" not in module:
+            state[f"{module}.num_batches_tracked"] = np.zeros((), np.int64)
     return state

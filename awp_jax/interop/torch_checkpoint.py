@@ -244,7 +244,7 @@ def _extra(found: Iterable[str], expected: Any) -> list[str]:
         name
         for name in found
         if name not in expected
-        and not name.endswith("num_batches_tracked")
+        and not name.endswith(("num_batches_tracked", "flag_update_statistics", "batch_num"))
         and "sub_block1." not in name
     ]
 

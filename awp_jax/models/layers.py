@@ -59,19 +59,24 @@ class Layers:
         size: int,
         *,
         stride: int = 1,
-        padding: int = 0,
+        padding: int | tuple[tuple[int, int], tuple[int, int]] = 0,
         bias: bool = False,
         init: Initial | None = None,
         bias_init: Initial | None = None,
     ) -> nnx.Conv:
-        """A size x size convolution, padded by ``padding`` zeros on every side at any stride."""
+        """A size x size convolution, padded by ``padding`` zeros on every side at any stride.
+
+        ``padding`` may also be ((top, bottom), (left, right)).
+        """
         default = uniform_fan_in(size * size * inputs)
+        if isinstance(padding, int):
+            padding = ((padding, padding), (padding, padding))
         return nnx.Conv(
             inputs,
             outputs,
             (size, size),
             strides=(stride, stride),
-            padding=((padding, padding), (padding, padding)),
+            padding=padding,
             use_bias=bias,
             dtype=self._dtype(),
             **_initialised(init or default, bias_init or default),
@@ -125,6 +130,7 @@ class Network(nnx.Module):
     width, channels] and returns [batch, d].
     """
 
+    own_activation: str = "relu"  # where none is chosen
     dropout_rate: float = 0.0
     auxiliary: Any = None  # a second head on the features, see `from_network`
     remat: bool = False  # see `from_network`

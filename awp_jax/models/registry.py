@@ -5,26 +5,29 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from awp_jax.checks import choice
 from awp_jax.models.classifier import Classifier, ImageShape
+from awp_jax.models.dm_wide_resnet import DMPreActResNet, DMWideResNet, RaWideResNet
 from awp_jax.models.layers import Layers, Network
 from awp_jax.models.nnx_classifier import from_network
 from awp_jax.models.preact_resnet import PreActResNet
 from awp_jax.models.resnet import ResNet
 from awp_jax.models.small_cnn import MLP, Linear, MnistCNN
 from awp_jax.models.vgg import VGG
-from awp_jax.models.wide_resnet import WideResNet
+from awp_jax.models.wide_resnet import WideResNet, WideResNet34R, WideResNetA4
 
 
 @dataclasses.dataclass(frozen=True)
 class _Family:
-    """Architectures of one class: the numbers in the name are its arguments."""
+    """Architectures of one class: the numbers in the name, and ``fixed``, are its arguments."""
 
     pattern: str
     network: type[Network]
     examples: tuple[str, ...]
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 _FAMILIES = (
@@ -39,6 +42,31 @@ _FAMILIES = (
         WideResNet,
         ("wrn-16-1", "wrn-28-10", "wrn-34-10", "wrn-70-16"),
     ),
+    _Family(
+        r"dm-wrn-(?P<depth>\d+)-(?P<width>\d+)",
+        DMWideResNet,
+        ("dm-wrn-28-10", "dm-wrn-34-20", "dm-wrn-70-16", "dm-wrn-94-16"),
+    ),
+    _Family(r"ra-wrn-70-16", RaWideResNet, ("ra-wrn-70-16",)),
+    _Family(
+        r"mean-sparse-dm-wrn-(?P<depth>\d+)-(?P<width>\d+)",
+        DMWideResNet,
+        ("mean-sparse-dm-wrn-70-16", "mean-sparse-dm-wrn-94-16"),
+        {"mean_sparse": True},
+    ),
+    _Family(
+        r"mean-sparse-ra-wrn-70-16",
+        RaWideResNet,
+        ("mean-sparse-ra-wrn-70-16",),
+        {"mean_sparse": True},
+    ),
+    _Family(
+        r"dm-preact-resnet-(?P<depth>\d+)",
+        DMPreActResNet,
+        ("dm-preact-resnet-18", "dm-preact-resnet-34"),
+    ),
+    _Family(r"wrn-a4", WideResNetA4, ("wrn-a4",)),
+    _Family(r"wrn-34-r", WideResNet34R, ("wrn-34-r",)),
     _Family(r"vgg-(?P<depth>\d+)", VGG, ("vgg-11", "vgg-13", "vgg-16", "vgg-19")),
     _Family(r"mnist-cnn", MnistCNN, ("mnist-cnn",)),
     _Family(r"mlp", MLP, ("mlp",)),
@@ -47,20 +75,23 @@ _FAMILIES = (
 
 
 def names() -> tuple[str, ...]:
-    """Names that ``create`` takes; "wrn-<depth>-<width>" also with other numbers."""
+    """Names that ``create`` takes; "...wrn-<depth>-<width>" also with other numbers."""
     return tuple(name for family in _FAMILIES for name in family.examples)
 
 
 def create(name: str, *, image_shape: ImageShape, num_classes: int, **options: Any) -> Classifier:
     """The classifier called ``name``.
 
-    Every architecture takes ``activation``, ``dtype``, ``batch_norm_groups``, ``axis_name``,
+    Every architecture takes ``activation`` (by default its own: SiLU for "dm-...", "ra-wrn-70-16"
+    and "wrn-a4", else ReLU), ``dtype``, ``batch_norm_groups``, ``axis_name``,
     ``mean``, ``std``, ``auxiliary`` and ``remat``, described at ``from_network`` (those of
     BatchNorm have no effect where there is none). Beside them:
 
     - "preact-resnet-10/18/34", "resnet-10/18/34", "vgg-11/13/16/19": ``width``, channels of the
       first stage (default 64).
-    - "wrn-<depth>-<width>": ``dropout`` (default 0).
+    - "wrn-<depth>-<width>", "wrn-a4", "wrn-34-r": ``dropout`` (default 0).
+    - "dm-wrn-<depth>-<width>", "ra-wrn-70-16", and both with "mean-sparse-" before: none.
+    - "dm-preact-resnet-10/18/34": ``width`` (64).
     - "mnist-cnn": ``width`` (32), ``hidden`` (200), ``dropout`` (0.5).
     - "mlp": ``width`` (128), ``depth`` (2 hidden layers), ``dropout`` (0).
     - "linear": none.
@@ -88,15 +119,19 @@ def create(name: str, *, image_shape: ImageShape, num_classes: int, **options: A
     family, in_name = _parse(name)
     # Read off the signatures: an option is written down once, with its default.
     shared = _keyword_options(from_network) - {"name"}
-    own = _keyword_options(family.network.__init__) - in_name.keys()
+    own = _keyword_options(family.network.__init__) - in_name.keys() - {"mean_sparse"}
     for option in options:
         choice(option, sorted(shared | own), f"option of {name}")
     own_options = {option: options[option] for option in options if option in own}
     shared_options = {option: options[option] for option in options if option in shared}
+    if shared_options.get("activation") is None:
+        shared_options["activation"] = family.network.own_activation
 
     def build(layers: Layers) -> Network:
         network: Any = family.network
-        return network(layers, tuple(image_shape), num_classes, **in_name, **own_options)
+        return network(
+            layers, tuple(image_shape), num_classes, **in_name, **family.fixed, **own_options
+        )
 
     return from_network(
         build, name=name, image_shape=image_shape, num_classes=num_classes, **shared_options

@@ -6,6 +6,8 @@ parameters and WRN-28-10 has 36,479,194.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flax import nnx
 from jax import Array
 
@@ -18,6 +20,14 @@ def _conv(make: Layers, inputs: int, outputs: int, size: int, stride: int) -> nn
     # TRADES' models/wideresnet.py: N(0, 2 / (size * size * outputs)), a fan-*out*.
     init = normal(2 / (size * size * outputs))
     return make.conv(inputs, outputs, size, stride=stride, padding=size // 2, init=init)
+
+
+def check_depth_and_width(depth: int, width: int) -> None:
+    """ValueError for what no wide ResNet has."""
+    if depth < 10 or (depth - 4) % 6:
+        raise ValueError(f"A wide ResNet has depth 6n + 4 (10, 16, 22, 28, 34, ...), got {depth}.")
+    if width < 1:
+        raise ValueError(f"The width of a wide ResNet must be at least 1, got {width}.")
 
 
 class WideBlock(nnx.Module):
@@ -67,24 +77,31 @@ class WideResNet(Residual):
         width: int = 10,
         dropout: float = 0.0,
     ):
-        if depth < 10 or (depth - 4) % 6:
-            raise ValueError(
-                f"A wide ResNet has depth 6n + 4 (10, 16, 22, 28, 34, ...), got {depth}."
-            )
-        if width < 1:
-            raise ValueError(f"The width of a wide ResNet must be at least 1, got {width}.")
+        check_depth_and_width(depth, width)
+        blocks = (depth - 4) // 6
+        channels = [16 * width, 32 * width, 64 * width]
+        self._build(make, image_shape, num_classes, [blocks] * 3, channels, dropout)
+
+    def _build(
+        self,
+        make: Layers,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        blocks: Sequence[int],
+        channels: Sequence[int],
+        dropout: float,
+    ) -> None:
         self.dropout_rate = check_rate(dropout)
         self.activation = make.activate()
         self.conv1 = _conv(make, image_shape[-1], 16, 3, 1)
-        stages = [((depth - 4) // 6, 16 * width * 2**i, 2 if i else 1) for i in range(3)]
 
         def block(inputs: int, outputs: int, stride: int) -> WideBlock:
             return WideBlock(make, inputs, outputs, stride, self.dropout_rate)
 
-        channels = self.add_stages(block, 16, stages)
-        self.bn1 = make.batch_norm(channels)
+        last = self.add_stages(block, 16, zip(blocks, channels, (1, 2, 2), strict=True))
+        self.bn1 = make.batch_norm(last)
         # Its bias starts at zero in TRADES' models/wideresnet.py too.
-        self.fc = make.dense(channels, num_classes, classifies=True, bias_init=ZEROS)
+        self.fc = make.dense(last, num_classes, classifies=True, bias_init=ZEROS)
 
     def features(self, images: Array, context: Context) -> Array:
         x = self.run_stages(self.conv1(images), context)
@@ -92,3 +109,42 @@ class WideResNet(Residual):
 
     def classify(self, features: Array, context: Context) -> Array:
         return self.fc(features)
+
+
+class ShapedWideResNet(WideResNet):
+    """A wide ResNet with blocks and widths of its own in each stage: "wrn-a4", "wrn-34-r".
+
+    Args:
+        make: makes the layers.
+        image_shape: height, width, channels.
+        num_classes: number of logits.
+        dropout: as in ``WideResNet``.
+    """
+
+    blocks: Sequence[int]
+    widths: Sequence[int]
+
+    def __init__(
+        self,
+        make: Layers,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        dropout: float = 0.0,
+    ):
+        self._build(make, image_shape, num_classes, self.blocks, self.widths, dropout)
+
+
+class WideResNetA4(ShapedWideResNet):
+    """WRN-A4 (Huang et al. 2022, https://arxiv.org/abs/2212.11005), with SiLU as published."""
+
+    own_activation = "silu"
+    blocks = (27, 28, 13)
+    widths = (160, 448, 384)
+
+
+class WideResNet34R(ShapedWideResNet):
+    """WRN-34-R (Huang et al. 2021, https://arxiv.org/abs/2110.03825): a narrower last stage."""
+
+    blocks = (5, 5, 5)
+    widths = (320, 640, 512)

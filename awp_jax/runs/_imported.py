@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from awp_jax import checks, data
+from awp_jax import checks, data, models
 from awp_jax import config as schema
 from awp_jax.evaluation import measure
 from awp_jax.extras import MissingExtraError
@@ -51,6 +51,7 @@ class Imported(NamedTuple):
         accuracy: On a few test images, in [0, 1]; ``None`` where the data is not at hand.
         examples: How many.
         problem: Why the data is not at hand; else empty.
+        published: The entry of RobustBench that it was imported as, or ``None``.
     """
 
     workdir: pathlib.Path
@@ -60,14 +61,16 @@ class Imported(NamedTuple):
     accuracy: float | None
     examples: int
     problem: str
+    published: models.Published | None = None
 
     def __repr__(self) -> str:
-        lines = []
+        lines = [_told(self.published)] if self.published else []
         if self.normalisation is not None:
             mean, std = self.normalisation
-            lines.append(
-                f"normalised as the checkpoint says: mean {mean}, standard deviation {std}"
+            who = (
+                "was published" if self.published and self.published.mean else "the checkpoint says"
             )
+            lines.append(f"normalised as {who}: mean {mean}, standard deviation {std}")
         seen = ""
         if self.accuracy is not None:
             seen = f", {self.accuracy:.0%} right on {self.examples} test images"
@@ -77,17 +80,29 @@ class Imported(NamedTuple):
         return "\n".join(lines)
 
 
+def _told(entry: models.Published) -> str:
+    """What a name stood for, and for what else it could have."""
+    others = [
+        f"--data={other.data} --norm={other.norm}"
+        for other in models.PUBLISHED
+        if other.name == entry.name and other != entry
+    ]
+    also = f" (also published: {'; '.join(others)})" if others else ""
+    return f"{entry.name}: {entry.data} in {entry.norm} {entry.epsilon}{also}"
+
+
 def import_checkpoint(
     checkpoint: str | pathlib.Path,
     workdir: str | pathlib.Path,
-    model: str,
+    model: str | None = None,
     *,
-    data_name: str = "cifar10",
+    published: str | None = None,
+    data_name: str | None = None,
     data_path: str | None = None,
     normalize: bool | None = None,
     width: int | None = None,
-    norm: str = "linf",
-    epsilon: Any = "8/255",
+    norm: str | None = None,
+    epsilon: Any = None,
     rename: Mapping[str, str] | None = None,
 ) -> Imported:
     """Makes a run directory of a PyTorch checkpoint, whole or not at all.
@@ -96,13 +111,15 @@ def import_checkpoint(
         checkpoint: ``.pt``, ``.pth`` or ``.safetensors``; nothing in it is executed.
         workdir: The run directory; must not be there, or be empty.
         model: Its architecture, such as ``"wrn-34-10"``; see ``awp_jax.models.names``.
-        data_name: The data set that it classifies; see ``awp_jax.data.load``.
+        published: In place of ``model``: its name at RobustBench, which knows all of what follows;
+            see ``awp_jax.models.PUBLISHED``.
+        data_name: The data set that it classifies, see ``awp_jax.data.load``; by default CIFAR-10.
         data_path: Where its files are.
         normalize: Whether images are normalised by the data's mean and deviation before the
             network; ``None``: as the checkpoint's own say, where it holds them, else not.
         width: Channels of the first stage; ``None`` for the architecture's own.
-        norm: Of the ball that it is evaluated in: ``"linf"``, ``"l2"`` or ``"l1"``.
-        epsilon: Its radius, ``"8/255"``.
+        norm: Of the ball that it is evaluated in: ``"linf"`` (the default), ``"l2"`` or ``"l1"``.
+        epsilon: Its radius; by default ``"8/255"``.
         rename: Other names of modules in the file, see ``awp_jax.interop.load_torch``.
 
     Returns:
@@ -110,11 +127,30 @@ def import_checkpoint(
 
     Raises:
         WorkdirError: When the directory is in use.
-        ValueError: When the checkpoint does not fit, or ``data_path`` has no such data.
+        ValueError: When the checkpoint does not fit, or ``data_path`` has no such data; for an
+            unknown name, and where both or none of ``model`` and ``published`` are given.
     """
-    own = normalisation(checkpoint) if normalize is None else None
+    if (model is None) == (published is None):
+        raise ValueError(
+            f"model is {model!r} and published is {published!r}, but one of the two was expected."
+        )
+    entry = models.published(published, data=data_name, norm=norm) if published else None
+    if entry is not None:
+        model, data_name, norm = entry.model, entry.data, entry.norm
+        epsilon = entry.epsilon if epsilon is None else epsilon
+    own = None
+    if normalize is None:
+        known = (entry.mean, entry.std) if entry is not None and entry.mean else None
+        own = known or normalisation(checkpoint)
     workdir, checkpoint = pathlib.Path(workdir), pathlib.Path(checkpoint)
-    config = _config(model, data_name, data_path, width, norm, epsilon)
+    config = _config(
+        str(model),
+        data_name or "cifar10",
+        data_path,
+        width,
+        norm or "linf",
+        "8/255" if epsilon is None else epsilon,
+    )
     config.model.normalize = own is not None if normalize is None else normalize
     if own is not None:
         config.model.mean, config.model.std = own
@@ -138,7 +174,7 @@ def import_checkpoint(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     examples = min(_LOOK_AT, len(experiment.splits.test))
-    return Imported(workdir, checkpoint, model, own, accuracy, examples, problem)
+    return Imported(workdir, checkpoint, config.model.name, own, accuracy, examples, problem, entry)
 
 
 def _config(
@@ -185,7 +221,7 @@ def _load(
         return load_torch(checkpoint, experiment.classifier, rename=rename)
     except OtherArchitectureError as error:
         # Those two have no width of their own: that of a wide ResNet is in its name.
-        if experiment.config.model.name.startswith(("wrn-", "linear")):
+        if "wrn-" in experiment.config.model.name or experiment.config.model.name == "linear":
             raise
         raise CheckpointError(
             f"{error.problem}; where the images are of another size, give --data, where only the "

@@ -26,7 +26,7 @@ def method_name(config: Any) -> str:
         "cutout": d.cutout,
         "mixup": d.mixup,
         "AutoAugment": d.autoaugment,
-        config.model.activation: config.model.activation != "relu",
+        config.model.activation: config.model.activation not in (None, "relu"),
         "L1": regularisation.l1,
         "L2": regularisation.l2,
         "weight clipping": regularisation.clip,

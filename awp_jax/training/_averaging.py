@@ -62,7 +62,8 @@ def estimate_batch_stats(
     Args:
         classifier: From ``awp_jax.models``.
         params: The weights.
-        batch_stats: Statistics of the right structure; their values do not matter.
+        batch_stats: Statistics of the right structure. Those that training does not move, such as
+            the means of ``MeanSparse``, stay as they are; the values of others do not matter.
         batches: Of images, float ``[batch, height, width, channels]``; of one size to compile once.
 
     Returns:
@@ -70,16 +71,28 @@ def estimate_batch_stats(
     """
     if not jax.tree.leaves(batch_stats):
         return batch_stats
-    zeros = jax.tree.map(jnp.zeros_like, batch_stats)
 
     @jax.jit
-    def add(total: Any, params: Params, images: Images) -> Any:
-        # From zero the running statistics move to MOMENTUM times those of the batch.
+    def moved(params: Params, start: BatchStats, images: Images) -> Any:
         key = jax.random.key(0)  # dropout is no part of the statistics before it
-        moved = classifier.apply(params, zeros, images, mode="update", key=key)[1]
-        return jax.tree.map(lambda t, m: t + m / MOMENTUM, total, moved)
+        return classifier.apply(params, start, images, mode="update", key=key)[1]
 
-    total, count = zeros, 0
+    @jax.jit
+    def add(total: Any, params: Params, start: BatchStats, images: Images) -> Any:
+        # From zero the running statistics move to MOMENTUM times those of the batch.
+        new = moved(params, start, images)
+        return jax.tree.map(lambda t, m, s: t + (m - s) / MOMENTUM, total, new, start)
+
+    total = start = None
+    count = 0
     for images in batches:
-        total, count = add(total, params, images), count + 1
-    return jax.tree.map(lambda t: t / count, total)
+        if start is None:
+            after = moved(params, batch_stats, images)
+            start = jax.tree.map(
+                lambda old, new: old if (old == new).all() else jnp.zeros_like(old),
+                batch_stats,
+                after,
+            )
+            total = jax.tree.map(jnp.zeros_like, batch_stats)
+        total, count = add(total, params, start, images), count + 1
+    return jax.tree.map(lambda t, s: s + t / count, total, start)

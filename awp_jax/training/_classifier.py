@@ -72,7 +72,7 @@ def _created(name: str, shape: tuple[int, int, int], classes: int, options: tupl
 _NO_EFFECT = {
     "dtype": "float32",
     "batch_norm_groups": 1,
-    "activation": "relu",
+    "activation": None,
     "remat": False,
     "width": None,
     "auxiliary": None,

@@ -97,6 +97,43 @@ def test_a_normalisation_in_the_file_is_taken_over(tmp_path, capsys):
     assert (config["normalize"], config["mean"], config["std"]) == (True, [0.25], [0.5])
 
 
+@pytest.mark.core
+def test_a_published_name_knows_all_the_rest(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AWP_JAX_DATA", str(tmp_path / "none"))
+    classifier = models.create("dm-preact-resnet-18", image_shape=(32, 32, 3), num_classes=10)
+    path = tmp_path / "c.safetensors"
+    save_torch(path, classifier, *jax.jit(classifier.init)(jax.random.key(0)))
+    arguments = ["import", str(path), "--as=Rade2021Helper_R18_ddpm"]
+    assert cli.main([*arguments, f"--workdir={tmp_path / 'linf'}"]) == 0
+    printed = capsys.readouterr().out
+    others = "--data=cifar10 --norm=l2; --data=cifar100 --norm=linf"
+    assert f"Rade2021Helper_R18_ddpm: cifar10 in linf 8/255 (also published: {others})" in printed
+    assert "normalised as was published: mean (0.4914, 0.4822, 0.4465)" in printed
+    config = json.loads((tmp_path / "linf" / "config.json").read_text())
+    model = config["model"]
+    assert (model["name"], model["normalize"], model["activation"]) == (
+        "dm-preact-resnet-18",
+        True,
+        None,
+    )
+    assert (model["mean"], model["std"]) == ([0.4914, 0.4822, 0.4465], [0.2471, 0.2435, 0.2616])
+    assert (config["attack"]["norm"], config["attack"]["epsilon"]) == ("linf", "8/255")
+    assert cli.main([*arguments, "--norm=l2", f"--workdir={tmp_path / 'l2'}"]) == 0
+    attack = json.loads((tmp_path / "l2" / "config.json").read_text())["attack"]
+    assert (attack["norm"], attack["epsilon"]) == ("l2", "0.5")
+    # 100 logits are asked for, of a file with 10
+    assert cli.main([*arguments, "--data=cifar100", f"--workdir={tmp_path / 'c'}"]) == 2
+    assert "another architecture than dm-preact-resnet-18: logits." in capsys.readouterr().err
+
+
+@pytest.mark.core
+def test_published_names_are_listed(capsys):
+    assert cli.main(["import", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(models.PUBLISHED)
+    assert ["Peng2023Robust", "cifar10", "linf", "8/255", "ra-wrn-70-16"] in map(str.split, lines)
+
+
 def test_data_that_is_not_at_data_path_is_refused(tmp_path, capsys):
     classifier = models.create("linear", image_shape=(32, 32, 3), num_classes=10)
     path = tmp_path / "c.safetensors"
@@ -148,6 +185,9 @@ def test_noise_has_no_place_in_pytorch(tmp_path):
         ([], "The checkpoint is missing"),
         (["nope.pt", *MODEL], "There is no file nope.pt"),
         (["CHECKPOINT"], "--model is missing"),
+        (["CHECKPOINT", "--as=Wang2023Beter_WRN-28-10"], "Did you mean 'Wang2023Better_WRN-28-10'"),
+        (["CHECKPOINT", "--as=Peng2023Robust", "--norm=l2"], "cifar10 in linf, not for l2"),
+        (["CHECKPOINT", "--as=Peng2023Robust", *MODEL], "--as and --model are both given"),
         (["CHECKPOINT", "--model=wrn-16-1", "--data=digits"], "lacks .* of wrn-16-1"),
         (["CHECKPOINT", "--model=wrn-10-2", "--data=digits"], "another architecture"),
         (["CHECKPOINT", "--model=wnr-10-1", "--data=digits"], "Unknown model"),

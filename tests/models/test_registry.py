@@ -20,6 +20,12 @@ DIGITS = {"image_shape": (8, 8, 1), "num_classes": 10}
         ("resnet-18", CIFAR, 11_173_962),  # kuangliu/pytorch-cifar
         ("wrn-34-10", CIFAR, 46_160_474),  # TRADES
         ("wrn-28-10", CIFAR, 36_479_194),  # RST
+        ("dm-wrn-28-10", CIFAR, 36_479_194),
+        ("dm-wrn-70-16", CIFAR, 266_796_506),
+        ("dm-wrn-94-16", CIFAR, 365_915_610),
+        ("ra-wrn-70-16", CIFAR, 267_240_802),
+        ("wrn-a4", CIFAR, 147_291_738),
+        ("dm-preact-resnet-18", CIFAR, 12_548_426),
         ("vgg-11", CIFAR, 9_231_114),
         ("vgg-19", CIFAR, 20_040_522),
         ("mnist-cnn", MNIST, 312_202),  # TRADES

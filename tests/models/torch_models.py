@@ -164,6 +164,8 @@ def scatter(tree, seed):
 
     def draw(path, leaf):
         name = path[-1]
+        if name == "threshold":
+            return rng.uniform(0.1, 0.3, leaf.shape)
         if name in ("var", "scale"):
             return rng.uniform(0.5, 1.5, leaf.shape)
         scale = max(1, np.prod(leaf.shape[:-1])) ** -0.5 if name == "kernel" else 0.1
@@ -195,3 +197,52 @@ def like(classifier, tree, values):
             for path, _ in leaves(tree)
         }
     )
+
+
+def relative(found, expected):
+    """Largest difference over the whole tree against the whole tree's norm.
+
+    Per leaf it would divide by the zero gradient of a bias that a BatchNorm follows.
+    """
+    found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
+    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in expected))
+    gaps = zip(found, expected, strict=True)
+    return max(np.max(np.abs(np.asarray(a) - np.asarray(b))) for a, b in gaps) / norm
+
+
+def gap(classifier, module, mode):
+    """The largest relative gap of logits, gradients and (mode "update") running statistics."""
+    params, batch_stats = scattered(classifier)
+    copy_into(module, classifier, params, batch_stats)
+    module.train(mode == "update")
+    dtype = jax.tree.leaves(params)[0].dtype
+    rng = np.random.default_rng(7)
+    images = rng.uniform(size=(6, *classifier.image_shape)).astype(dtype)
+    weights = rng.standard_normal((6, classifier.num_classes)).astype(dtype)
+
+    pixels = torch.tensor(images.transpose(0, 3, 1, 2).copy(), requires_grad=True)
+    outputs = module(pixels)
+    (outputs * torch.tensor(weights)).sum().backward()
+
+    def loss(params, images):
+        # Without dropout no key is needed, not even to update the running statistics.
+        logits, stats = classifier.apply(params, batch_stats, images, mode=mode)
+        return (logits * weights).sum(), (logits, stats)
+
+    # Most of the time here is compilation.
+    fast = {"xla_backend_optimization_level": 0}
+    wanted = (0, 1) if mode == "update" else (1,)
+    step = jax.jit(jax.grad(loss, wanted, has_aux=True), compiler_options=fast)
+    gradients, (logits, stats) = step(params, images)
+    assert logits.dtype == dtype
+    gaps = [
+        relative(logits, outputs.detach().numpy()),
+        relative(gradients[-1], pixels.grad.numpy().transpose(0, 2, 3, 1)),
+    ]
+    if mode == "update":
+        named = {key: value.grad for key, value in module.named_parameters()}
+        gaps.append(relative(gradients[0], like(classifier, params, named)))
+        if stats:
+            buffers = dict(module.named_buffers())
+            gaps.append(relative(stats, like(classifier, stats, buffers)))
+    return max(gaps)

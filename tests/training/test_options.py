@@ -284,6 +284,37 @@ def test_batch_norm_of_an_average_is_that_of_pytorch(x64):
     np.testing.assert_allclose(found["bn"]["var"], net[0].running_var, rtol=1e-10)
 
 
+def test_statistics_that_training_does_not_move_stay_in_an_average(x64):
+    """Behind fixed means, BatchNorm's statistics are of what the means leave."""
+
+    class Sparse(models.Network):
+        def __init__(self, layers):
+            self.sparse = models.MeanSparse(3)
+            self.bn = models.BatchNorm(3)
+            self.linear = layers.dense(3, 2, classifies=True)
+
+        def features(self, images, context):
+            return self.bn(self.sparse(images), context).mean((1, 2))
+
+        def classify(self, features, context):
+            return self.linear(features)
+
+    model = models.from_network(Sparse, name="sparse", image_shape=(4, 4, 3), num_classes=2)
+    params, stats = jax.tree.map(lambda a: a.astype(jnp.float64), model.init(jax.random.key(0)))
+    stats["sparse"] = {
+        "mean": jnp.full(3, 0.4),
+        "var": jnp.full(3, 0.04),
+        "threshold": jnp.asarray(1.0),
+    }
+    batches = [RANDOM.normal(0.4, 0.2, (6, 4, 4, 3)) for _ in range(3)]
+    found = estimate_batch_stats(model, params, stats, map(jnp.asarray, batches))
+    left = [np.where(np.abs(batch - 0.4) < 0.2, 0.4, batch) for batch in batches]
+    expected = np.mean([batch.var((0, 1, 2), ddof=1) for batch in left], 0)
+    np.testing.assert_allclose(found["bn"]["var"], expected, rtol=1e-10)
+    np.testing.assert_array_equal(found["sparse"]["mean"], stats["sparse"]["mean"])
+    assert found["sparse"]["threshold"] == 1
+
+
 @pytest.mark.parametrize("tau", [0, 1, 2])
 def test_early_stopped_pgd_is_that_of_zhang_et_al(x64, tau):
     """Algorithm 1 of friendly adversarial training, image by image, in PyTorch."""

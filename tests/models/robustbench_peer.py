@@ -1,0 +1,123 @@
+"""RobustBench's definitions in PyTorch, without what the package wants beside them.
+
+``import robustbench`` needs a dozen packages to download weights and to attack; its model files
+need PyTorch alone. So the files are imported past the package, and the tables of entries, with the
+few classes beside them, are read out of the sources of the two model zoos.
+"""
+
+import ast
+import importlib
+import importlib.util
+import pathlib
+import sys
+import types
+
+import torch
+from torch import nn
+
+ARCHITECTURES = "robustbench.model_zoo.architectures"
+
+
+_SPEC = importlib.util.find_spec("robustbench")
+ZOO = pathlib.Path(_SPEC.origin).parent / "model_zoo" if _SPEC else None
+
+
+def architecture(name):
+    """A module of its architectures."""
+    for part, folder in (
+        ("robustbench", ZOO.parent),
+        ("robustbench.model_zoo", ZOO),
+        (ARCHITECTURES, ZOO / "architectures"),
+    ):
+        if part not in sys.modules:
+            package = types.ModuleType(part)
+            package.__path__ = [str(folder)]
+            sys.modules[part] = package
+    return importlib.import_module(f"{ARCHITECTURES}.{name}")
+
+
+def has_torchvision():
+    """Whether torchvision is there, which two of the files take one layer from."""
+    if importlib.util.find_spec("torchvision") is None:
+        return False
+    if "torchvision" not in sys.modules:
+        # Its wheel for GPUs declares operators of detection that a CPU build of PyTorch lacks.
+        declared = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            try:
+                declared.define(f"{operator}(Tensor a, Tensor b, float c) -> Tensor")
+            except RuntimeError:  # it is there
+                pass
+        sys.modules[__name__].kept = declared  # gone with the object
+    return True
+
+
+def entries(data):
+    """``{(norm, name): function that builds the model}`` of ``model_zoo/<data>.py``."""
+    tree = ast.parse((ZOO / f"{data}.py").read_text())
+    wide, dm = architecture("wide_resnet"), architecture("dm_wide_resnet")
+    resnet, robust = architecture("resnet"), architecture("robust_resnet")
+    known = {
+        "torch": torch,
+        "nn": nn,
+        "robust_resnet": robust,
+        "RobustWideResNet": architecture("robust_wide_resnet").RobustWideResNet,
+        **vars(wide),
+        **vars(resnet),
+        **{name: value for name, value in vars(dm).items() if not name.startswith("_")},
+    }
+    if has_torchvision():
+        known["get_robustarch_model"] = architecture("robustarch_wide_resnet").get_model
+        known["get_sparse_model"] = _sparse_model
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            try:
+                exec(compile(ast.Module([node], []), data, "exec"), known)
+            except NameError:  # built on an architecture that no test asks for
+                continue
+        elif isinstance(node, ast.Assign) and node.targets[0].id in ("linf", "l2"):
+            for pair in node.value.args[0].elts:
+                name, settings = pair.elts[0].value, pair.elts[1]
+                models = [
+                    value
+                    for key, value in zip(settings.keys, settings.values, strict=True)
+                    if key.value == "model"
+                ]
+                try:
+                    built = eval(compile(ast.Expression(models[0]), data, "eval"), known)
+                except NameError:
+                    continue
+                found[node.targets[0].id, name] = built
+    return found
+
+
+def _sparse_model(model, dataset):
+    """As ``get_sparse_model`` of sparsified_model.py, which imports timm."""
+    of_cifar100 = dataset == "cifar-100-Linf"
+    if model == "ra_wrn_70_16":
+        built = architecture("Meansparse_ra_wrn_70_16")
+        return built.NormalizedWideResNet(
+            mean=built.CIFAR10_MEAN,
+            std=built.CIFAR10_STD,
+            stem_width=96,
+            depth=[30, 31, 10],
+            stage_width=[216, 432, 864],
+            groups=[1, 1, 1],
+            activation_fn=nn.SiLU,
+            se_ratio=0.25,
+            se_activation=nn.ReLU,
+            se_order=2,
+        )
+    if model == "wrn_94_16":
+        built = architecture("Meansparse_wrn_94_16")
+        return built.MeanSparse_DMWideResNet(depth=94, width=16, activation_fn=nn.SiLU)
+    built = architecture("Meansparse_wrn_70_16")
+    return built.DMWideResNet(
+        num_classes=100 if of_cifar100 else 10,
+        depth=70,
+        width=16,
+        activation_fn=nn.SiLU,
+        mean=built.CIFAR100_MEAN if of_cifar100 else built.CIFAR10_MEAN,
+        std=built.CIFAR100_STD if of_cifar100 else built.CIFAR10_STD,
+    )
