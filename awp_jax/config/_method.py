@@ -74,6 +74,12 @@ METHOD = (
             "Most steps of an image once it is misclassified (tau of friendly adversarial "
             "training); None: all.",
         ),
+        (
+            "warmup_epochs",
+            0.0,
+            number(),
+            "Epochs in which epsilon and step_size are multiplied by a line from 0 to 1.",
+        ),
     ),
     group(
         "weights",
@@ -113,11 +119,34 @@ METHOD = (
     group(
         "optimizer",
         "The optimiser.",
-        ("name", "sgd", named("sgd", "adam", "entropy-sgd"), "The method."),
+        (
+            "name",
+            "sgd",
+            named("sgd", "adam", "adamw", "lion", "lamb", "entropy-sgd"),
+            "The method.",
+        ),
         ("learning_rate", 0.1, number(), "The highest; see schedule."),
         ("momentum", 0.9, number(), "Of sgd and entropy-sgd."),
         ("nesterov", False, SWITCH, "Whether momentum is Nesterov's."),
-        ("weight_decay", 5e-4, number(), "On all parameters, at w + v."),
+        (
+            "weight_decay",
+            5e-4,
+            number(),
+            "At w + v; it joins the gradient. Of adamw, lion and lamb: it moves the weights, times "
+            "the rate.",
+        ),
+        (
+            "decay",
+            "all",
+            choice("all", "kernels"),
+            "What decays; kernels: not biases, BatchNorm and LayerNorm.",
+        ),
+        (
+            "clip_norm",
+            None,
+            optional(number()),
+            "Largest norm of the whole gradient at w + v; None: no clipping.",
+        ),
         (
             "non_finite",
             "stop",
@@ -164,6 +193,12 @@ METHOD = (
         ("name", "none", choice("none", "swa", "ema"), "How it is made."),
         ("start_epoch", 0, integer(0), "Epochs before it begins."),
         ("decay", 0.999, number(below=1), "Of ema, with each step, in [0, 1)."),
+        (
+            "warmup",
+            False,
+            SWITCH,
+            "Of ema: its decay is at most (1 + n) / (10 + n) after n steps (Rebuffi et al. 2021).",
+        ),
     ),
     group(
         "schedule",
@@ -171,7 +206,7 @@ METHOD = (
         (
             "name",
             "piecewise",
-            choice("constant", "piecewise", "cosine", "cyclic", "linear"),
+            choice("constant", "piecewise", "cosine", "cyclic", "linear", "one-cycle"),
             "Its form.",
         ),
         (
@@ -185,7 +220,13 @@ METHOD = (
             "peak",
             0.4,
             number(),
-            "Of cyclic: the fraction of epochs at which it is highest, in [0, 1].",
+            "Of cyclic and one-cycle: the fraction of epochs at which it is highest, in [0, 1].",
+        ),
+        (
+            "warmup_epochs",
+            0.0,
+            number(),
+            "Epochs in which the rate is multiplied by a line from 0 to 1.",
         ),
     ),
 )

@@ -36,6 +36,8 @@ class TrainingAttack(InBall):
             must keep to a ball of its own; the statistics of BatchNorm are those of ``batch_norm``.
         early_stop: ``None``, or tau of friendly adversarial training (Zhang et al., ICML 2020,
             algorithm 1): an image that is misclassified takes at most tau steps more.
+        scale: ``None``, or ``step -> factor`` of the ball's radius and of ``step_size`` at that
+            optimiser step, such as a warm-up of epsilon; not for ``own``.
     """
 
     steps: int = dataclasses.field(default=10, kw_only=False)
@@ -44,6 +46,7 @@ class TrainingAttack(InBall):
     batch_norm: str | None = None
     early_stop: int | None = None
     own: Any = None
+    scale: Callable[..., Any] | None = None
 
     def __post_init__(self, epsilon: Radius, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
@@ -60,8 +63,11 @@ class TrainingAttack(InBall):
                     f"own is {self.own!r}, but an attack was expected, called as (logits_fn, key, "
                     "images, labels)."
                 )
-            if self.early_stop is not None or self.batch_norm == "released":
-                raise ValueError("early_stop and batch_norm 'released' are of PGD, not of own.")
+            if self.early_stop is not None or self.batch_norm == "released" or self.scale:
+                raise ValueError(
+                    "early_stop, scale (attack.warmup_epochs) and batch_norm 'released' are of "
+                    "PGD, not of own."
+                )
         if self.batch_norm is not None:
             checks.choice(self.batch_norm, ("batch", "running", "released"), "attack_batch_norm")
 
@@ -101,8 +107,8 @@ def make_attack(
         axis_name: The mapped axis over which the batch is split, or ``None``.
 
     Returns:
-        ``craft(params, batch_stats, images, labels, keys, dropout_key, mask) -> Crafted``, whether
-        its forward passes move the running statistics, as those of the released AT code.
+        ``craft(params, batch_stats, images, labels, keys, dropout_key, mask, scale) -> Crafted``,
+        whether its forward passes move the running statistics, as those of the released AT code.
     """
     start = objective.start if attack.start is None else attack.start
     mode = attack.batch_norm or objective.attack_batch_norm
@@ -110,7 +116,6 @@ def make_attack(
     released = mode == "released" and objective.attack_batch_norm == "batch"
     if mode == "released":
         mode = "update" if released else objective.attack_batch_norm
-    ball = attack.ball
     attack_loss = objective.attack_loss
 
     def craft(
@@ -121,9 +126,15 @@ def make_attack(
         keys: Key,
         dropout_key: Any,
         mask: Any = None,
+        scale: Any = None,
     ) -> Crafted:
         if attack_loss is None:
             return Crafted(images, batch_stats)
+        ball, step_size = attack.ball, attack.step_size
+        if scale is not None:
+            scale = jnp.asarray(scale, images.dtype)
+            radius, step_size = jax.tree.map(lambda size: size * scale, (ball.radius, step_size))
+            ball = dataclasses.replace(ball, radius=radius)
 
         def forward(params: Params, x: Any, stats: Any) -> tuple[Any, Any]:
             return classifier.apply(params, stats, x, mode=mode, key=dropout_key, **counted(mask))
@@ -174,7 +185,7 @@ def make_attack(
             starting_point(ball, start, keys, images),
             (batch_stats, left),
             steps=rolled,
-            step_size=attack.step_size,
+            step_size=step_size,
             unroll=unroll,
         )
         weight_gradient = None
@@ -186,7 +197,7 @@ def make_attack(
             count = images.shape[0] if mask is None else mapped.mean(mask.sum(), axis_name)
             own = jax.tree.map(lambda g: g / count, summed)
             weight_gradient = mapped.mean(own, axis_name)
-            point = ball.step(images, point, gradient, attack.step_size)
+            point = ball.step(images, point, gradient, step_size)
         if released:  # one more forward pass, by which the released code picks among restarts
             _, batch_stats = forward(params, point, batch_stats)
         # Without steps nothing else has projected the start, which may lie outside.

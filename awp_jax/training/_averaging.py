@@ -14,7 +14,12 @@ NAMES = ("swa", "ema")
 
 
 def averaging_rate(
-    name: str, steps_per_epoch: int, *, start_epoch: int = 0, decay: float = 0.999
+    name: str,
+    steps_per_epoch: int,
+    *,
+    start_epoch: int = 0,
+    decay: float = 0.999,
+    warmup: bool = False,
 ) -> Callable[..., Any]:
     """How far the average moves towards the weights after each step.
 
@@ -28,6 +33,9 @@ def averaging_rate(
         steps_per_epoch: Optimiser steps in an epoch.
         start_epoch: Epochs before averaging begins.
         decay: Of EMA, in [0, 1).
+        warmup: Whether EMA's decay is at most (1 + n) / (10 + n) at the n-th step (from 0) after
+            ``start_epoch``, as in TensorFlow, Rebuffi et al. 2021 and Wang et al. 2023: it forgets
+            the first weights soon.
 
     Returns:
         ``step -> rate`` in [0, 1] for the step (from 0) that was just done.
@@ -42,7 +50,9 @@ def averaging_rate(
     def rate(step: Any) -> Any:
         done = step + 1
         if name == "ema":
-            return jnp.where(done > start_epoch * steps_per_epoch, 1 - decay, 1.0)
+            later = step - start_epoch * steps_per_epoch
+            kept = jnp.minimum(decay, (1 + later) / (10 + later)) if warmup else decay
+            return jnp.where(later >= 0, 1 - kept, 1.0)
         # 1 / count makes a running mean; within an epoch the rate is 0, and the average rests.
         count = jnp.maximum(done // steps_per_epoch - start_epoch, 1)
         later = jnp.where(done % steps_per_epoch == 0, 1.0 / count, 0.0)

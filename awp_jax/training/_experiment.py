@@ -20,7 +20,7 @@ from awp_jax.training._batch import batch_function
 from awp_jax.training._classifier import create_classifier, with_statistics
 from awp_jax.training._optimizers import make_optimizer
 from awp_jax.training._regularisation import Regularisation
-from awp_jax.training._schedules import schedule
+from awp_jax.training._schedules import schedule, warmup
 from awp_jax.training._state import TrainState, init_state
 from awp_jax.training._step import make_train_step
 from awp_jax.training._weights import WeightPerturbation
@@ -28,7 +28,9 @@ from awp_jax.typing import Images, Key, Labels, Radius
 from awp_jax.weights._displacement import check_gradient
 
 
-def training_attack(config: ConfigDict, given: parts.Parts = parts.NONE) -> TrainingAttack:
+def training_attack(
+    config: ConfigDict, given: parts.Parts = parts.NONE, steps_per_epoch: int = 1
+) -> TrainingAttack:
     """The training attack of a config."""
     a = config.attack
     ball = _ball(a.norm, a.epsilon)
@@ -47,6 +49,7 @@ def training_attack(config: ConfigDict, given: parts.Parts = parts.NONE) -> Trai
         start=a.start,
         batch_norm=a.batch_norm,
         early_stop=a.early_stop,
+        scale=warmup(a.warmup_epochs, steps_per_epoch) if a.warmup_epochs else None,
     )
 
 
@@ -270,7 +273,7 @@ class Experiment:
             self.classifier,
             objective_of(self.config, self.given),
             self.optimizer,
-            attack=training_attack(self.config, self.given),
+            attack=training_attack(self.config, self.given, self.steps_per_epoch),
             weights=weights,
             regularisation=Regularisation(**self.config.regularisation),
             average_rate=self._average_rate,
@@ -323,7 +326,11 @@ class Experiment:
         if a.name == "none":
             return None
         return averaging_rate(
-            a.name, self.steps_per_epoch, start_epoch=a.start_epoch, decay=a.decay
+            a.name,
+            self.steps_per_epoch,
+            start_epoch=a.start_epoch,
+            decay=a.decay,
+            warmup=a.warmup,
         )
 
     def averaged(self, state: TrainState) -> TrainState:
@@ -399,6 +406,7 @@ def build(
         milestones=tuple(config.schedule.milestones),
         factor=config.schedule.factor,
         peak=config.schedule.peak,
+        warmup_epochs=config.schedule.warmup_epochs,
     )
     # Made in place on all devices of the mesh, also those of other processes.
     key = jax.jit(jax.random.key, out_shardings=parallel.replicated(mesh))(config.seed)

@@ -1,4 +1,4 @@
-"""The optimisers of configs: SGD and Adam as in PyTorch, and Entropy-SGD."""
+"""The optimisers of configs: those of optax by name, as in PyTorch, and Entropy-SGD."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from awp_jax import checks, parts
+from awp_jax.balls import kernels_only
 from awp_jax.random import leaf_keys
 from awp_jax.typing import Key, Params
 
-NAMES = ("sgd", "adam", "entropy-sgd")
+NAMES = ("sgd", "adam", "adamw", "lion", "lamb", "entropy-sgd")
+# Whose decay does not join the gradient but moves the weights, times the rate.
+_DECOUPLED = {"adamw": optax.adamw, "lion": optax.lion, "lamb": optax.lamb}
 
 
 class EntropySGDState(NamedTuple):
@@ -135,7 +138,8 @@ def make_optimizer(
 ) -> Any:
     """The optimiser of a config's group ``optimizer``.
 
-    As in PyTorch, decay joins the gradient, then momentum (or Adam's moments), then the rate.
+    As in PyTorch, decay joins the gradient, then momentum (or Adam's moments), then the rate; that
+    of adamw, lion and lamb moves the weights by itself. Clipping comes before all of it.
 
     Args:
         settings: The group, see ``awp_jax.config.default``.
@@ -150,7 +154,13 @@ def make_optimizer(
     Raises:
         ValueError: When ``own`` gives anything else.
     """
-    o = settings
+    made = _made(settings, learning_rate, key, own)
+    if settings.clip_norm is None:
+        return made
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), made)
+
+
+def _made(o: Any, learning_rate: Callable[..., Any], key: Key, own: Any) -> Any:
     if own is not None:
         return _own(o, learning_rate, own)
     if o.name == "entropy-sgd":
@@ -166,12 +176,19 @@ def make_optimizer(
             momentum=o.momentum,
             weight_decay=o.weight_decay,
         )
+    if o.name in _DECOUPLED:
+        return _DECOUPLED[o.name](learning_rate, weight_decay=o.weight_decay, mask=_decayed(o))
     if o.name == "adam":
         own = optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8)  # torch.optim.Adam
     else:
         # None for 0: optax would carry a trace of zeros through the state otherwise.
         own = optax.sgd(learning_rate, momentum=o.momentum or None, nesterov=o.nesterov)
-    return optax.chain(optax.add_decayed_weights(o.weight_decay), own)
+    return optax.chain(optax.add_decayed_weights(o.weight_decay, _decayed(o)), own)
+
+
+def _decayed(o: Any) -> Any:
+    """The mask of what decays, as optax takes it."""
+    return kernels_only if o.decay == "kernels" else None
 
 
 def _own(o: Any, learning_rate: Callable[..., Any], own: Any) -> Any:
@@ -200,7 +217,7 @@ def _own(o: Any, learning_rate: Callable[..., Any], own: Any) -> Any:
         )
     if "weight_decay" in parts.signature_of(own).parameters:
         return made
-    return optax.chain(optax.add_decayed_weights(o.weight_decay), made)
+    return optax.chain(optax.add_decayed_weights(o.weight_decay, _decayed(o)), made)
 
 
 def _is_optimizer(found: Any) -> bool:

@@ -25,13 +25,13 @@ def plain(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
-def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+def read_config(workdir: str | pathlib.Path) -> dict[str, Any]:
     """The config that a run directory was made with.
 
     Raises:
         WorkdirError: When there is none, or it is damaged.
     """
-    path = workdir / CONFIG
+    path = pathlib.Path(workdir) / CONFIG
     if not path.is_file():
         raise WorkdirError(f"{workdir} holds no {CONFIG}: it is not a run directory.")
     return files.read_json(path, WorkdirError)
@@ -122,13 +122,13 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``; a last line torn by a kill is left out.
 
     Raises:
         WorkdirError: When a line in the middle is damaged.
     """
-    path = workdir / METRICS
+    path = pathlib.Path(workdir) / METRICS
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
@@ -158,7 +158,7 @@ class Metrics:
             for r in read_metrics(workdir)
             if r["step"] <= after_step and (r["kind"], r["step"]) not in again
         ]
-        path = workdir / METRICS
+        path = pathlib.Path(workdir) / METRICS
         files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)

@@ -123,6 +123,7 @@ def make_train_step(
         ),
         weights=weights,
         unroll=unroll,
+        attack_scale=attack.scale,
     )
     return functools.partial(_step, story, jax.jit(story.descent))
 
@@ -136,6 +137,7 @@ class _Story(NamedTuple):
     descent: Descent
     weights: WeightPerturbation
     unroll: bool | None
+    attack_scale: Callable[..., Any] | None
 
 
 class _Batch(NamedTuple):
@@ -172,7 +174,7 @@ def _step(
     attacked = adversarial
     for alternation in range(method.alternations if method.method == "awp" else 1):
         if adversarial is None:
-            crafted = _attack(story, batch, perturbed, batch_stats, alternation)
+            crafted = _attack(story, batch, state.step, perturbed, batch_stats, alternation)
             attacked, batch_stats = crafted.images, crafted.batch_stats
         # From w with the v so far: it is the whole of v that is projected (eq. 15).
         v = _ascend(story, method, batch, state.params, batch_stats, attacked, v, crafted)
@@ -217,14 +219,20 @@ def _drawn(
 
 
 def _attack(
-    story: _Story, batch: _Batch, params: Params, batch_stats: BatchStats, alternation: int
+    story: _Story,
+    batch: _Batch,
+    step: jax.Array,
+    params: Params,
+    batch_stats: BatchStats,
+    alternation: int,
 ) -> Crafted:
     """Adversarial images at w + v."""
     # Each alternation starts anew (line 6 of algorithm 2), from a point of its own.
     keys = fold_keys(batch.keys, alternation)
     dropout_keys = story.model.dropout_keys(batch.dropout_key, batch.images.shape[0])
+    scale = None if story.attack_scale is None else story.attack_scale(step)
     return story.craft(
-        params, batch_stats, batch.images, batch.labels, keys, dropout_keys, batch.mask
+        params, batch_stats, batch.images, batch.labels, keys, dropout_keys, batch.mask, scale
     )
 
 
