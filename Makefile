@@ -34,10 +34,10 @@ $(VENV)/installed-peers: $(VENV)/installed-test
 # learning curves and the loss around the weights.
 quickstart: $(VENV)/installed
 	@mkdir -p $(RUNS)
-	@$(BIN)/awp-jax train --config=configs/quickstart.py:at --workdir=$(RUNS)/at > $(RUNS)/at.log 2>&1 \
+	@$(BIN)/awp-jax train --config=configs/quickstart.py:at --workdir=$(RUNS)/at > $(RUNS)/train-at.log 2>&1 \
 	& at=$$!; \
 	$(BIN)/awp-jax train --config=configs/quickstart.py:at-awp --workdir=$(RUNS)/at-awp || exit 1; \
-	wait $$at || { cat $(RUNS)/at.log; exit 1; }
+	wait $$at || { cat $(RUNS)/train-at.log; exit 1; }
 	@$(BIN)/awp-jax evaluate --workdir=$(RUNS)/at > $(RUNS)/at.log 2>&1 & at=$$!; \
 	$(BIN)/awp-jax evaluate --workdir=$(RUNS)/at-awp > $(RUNS)/at-awp.log 2>&1 \
 	|| { cat $(RUNS)/at-awp.log; exit 1; }; \

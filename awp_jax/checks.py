@@ -107,7 +107,8 @@ def choice(value: Any, choices: Iterable[str], name: str) -> str:
         return value
     near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    known = f"known: {', '.join(options)}" if len(options) <= 40 else f"{len(options)} are known"
+    few = len(options) <= 40
+    known = f"known: {', '.join(options)}" if few else f"{len(options)} names are known"
     raise ValueError(f"Unknown {name} {value!r}; {known}.{hint}")
 
 

@@ -116,6 +116,7 @@ class Progress:
         self._pace = Pace(total - initial)  # of what takes time: not of what is found on disk
         self._said = time.monotonic()
         self._estimated = False
+        self._text = ""
         self._bar: Any = None
         if self._show == "bar":
             with needed_by("progress='bar'"):
@@ -159,7 +160,10 @@ class Progress:
             self._bar.update(amount + spared)
         elif self._is_news(moment) or say or now - self._said > _EVERY:
             self._said = now
-            self.line(str(moment))
+            # The end of a batch, of an attack and of all may be one piece of news.
+            if (text := str(moment)) != self._text:
+                self._text = text
+                self.line(text)
 
     def _is_news(self, moment: Moment) -> bool:
         """Whether it is the first that knows how long the rest takes, or the last."""

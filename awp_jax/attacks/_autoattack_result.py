@@ -106,7 +106,12 @@ class AutoAttackResult(NamedTuple):
                 f"AutoAttackResult({self.accuracy:.2%} robust, {self.clean_accuracy:.2%} clean; "
                 f"{len(self.robust)} examples, {self.norm} epsilon {results.short(self.epsilon)})"
             )
-            text = "\n".join([head, *rows, f"  images: {results.short(self.images)}"])
+            arrays = [
+                f"  {name}: {results.short(getattr(self, name))}"
+                for name in ("images", "robust", "broken_by", "loss", "prediction")
+                if getattr(self, name) is not None
+            ]
+            text = "\n".join([head, *rows, *arrays])
         except Exception:  # as a pytree it may hold anything
             return results.described("AutoAttackResult", self._asdict())
         return results.cut(text)

@@ -1,5 +1,6 @@
 """The command line: ``awp-jax train | evaluate | diagnose | ...``, see ``awp-jax --help``."""
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -85,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("--help", "-h", "help"):
-        print(_usage())
+        with contextlib.suppress(BrokenPipeError):
+            print(_usage(), flush=True)
         return 0 if argv else 2
     command, *rest = argv
     if command not in COMMANDS:

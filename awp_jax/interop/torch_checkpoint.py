@@ -82,7 +82,10 @@ def load_torch(
     prefix = _prefix(state, expected)
     found = {name.removeprefix(prefix): value for name, value in state.items()}
     if not expected.keys() & found.keys():
-        raise CheckpointError(f"{path} holds no tensor of {classifier.name}.")
+        raise CheckpointError(
+            f"{path} holds no tensor of {classifier.name}: it has {_few(list(found))}, where "
+            f"{_few(list(expected))} were expected."
+        )
     _check_shapes(path, classifier, expected, found)
     missing = [name for name in expected if name not in found]
     extra = _extra(found, expected)

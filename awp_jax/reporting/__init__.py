@@ -1,6 +1,11 @@
 """Tables and figures, made from the files of run directories alone."""
 
-from awp_jax.reporting._curves import evaluation_note, learning_curves, save_figure
+from awp_jax.reporting._curves import (
+    evaluation_note,
+    learning_curves,
+    noise_note,
+    save_figure,
+)
 from awp_jax.reporting._diagnosis import diagnosis_figure
 from awp_jax.reporting._flatness import (
     flatness_bars,
@@ -36,6 +41,7 @@ from awp_jax.reporting._tables import (
     attack_table,
     comparison_panel,
     evaluation_table,
+    falls_after_best,
     markdown_table,
 )
 from awp_jax.reporting._weights import gamma_figure, histogram_figure, pac_bayes_figure
@@ -53,6 +59,7 @@ __all__ = [
     "diagnosis_figure",
     "evaluation_note",
     "evaluation_table",
+    "falls_after_best",
     "flatness_bars",
     "flatness_figures",
     "flatness_report",
@@ -69,6 +76,7 @@ __all__ = [
     "landscape_training_figure",
     "learning_curves",
     "markdown_table",
+    "noise_note",
     "pac_bayes_figure",
     "read_landscape",
     "robust_accuracies",

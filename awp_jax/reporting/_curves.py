@@ -100,10 +100,17 @@ def evaluation_note(
         f"{settings['epsilon'] or attack['epsilon']}, step "
         f"{settings['step_size'] or attack['step_size']}",
         f"{counts} examples" if counts else "",
+        noise_note(config),
         f"seed {config['seed']}",
         device,
     ]
     return "; ".join(part for part in parts if part)
+
+
+def noise_note(config: Mapping[str, Any]) -> str:
+    """That training labels are wrong, where they are: train accuracies are against these."""
+    share = config["data"].get("label_noise", 0.0)
+    return f"train: {100 * share:g} % of its labels drawn at random" if share else ""
 
 
 def save_figure(figure: "Figure", path: str | pathlib.Path) -> list[pathlib.Path]:

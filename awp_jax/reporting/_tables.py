@@ -121,6 +121,33 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([body, "", "Accuracies in percent. " + ".\n".join(lines) + "."])
 
 
+def falls_after_best(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """How much robust test accuracy each run lost from its checkpoint "best" to its "last".
+
+    Args:
+        results: As in ``evaluation_table``.
+
+    Returns:
+        One sentence, the answer to whether training overfitted; empty where no run has both.
+    """
+    told = []
+    attack = ""
+    for name, result in results.items():
+        states = _states(result)
+        if not {"best", "last"} <= states.keys() or states["best"] is states["last"]:
+            continue
+        best, last = (states[which].get("test", {}) for which in ("best", "last"))
+        common = [a for a in best if a in last and a != "clean"]
+        attack = next((a for a in reversed(common) if a.startswith("pgd-")), "")
+        if attack and states["best"]["step"] != states["last"]["step"]:
+            change = 100 * (last[attack]["accuracy"] - best[attack]["accuracy"])
+            told.append(f"{name} {change:+.1f}")
+    if not told:
+        return ""
+    what = f"{attack_label(attack)} test accuracy from best to last checkpoint, points"
+    return f"{what}: {', '.join(told)}."
+
+
 def _merged(header: list[str], columns: list[str]) -> list[str]:
     """All columns of both, those that only the second has behind what they follow there."""
     found = list(header)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from awp_jax import checks, data, results
 from awp_jax import config as schema
+from awp_jax.extras import MissingExtraError
 from awp_jax.models import Classifier
 from awp_jax.parts import NONE, Parts, record
 from awp_jax.training import (
@@ -171,16 +172,22 @@ class RunDirectory:
         return data.subset(part, examples)
 
     def model(self, which: str = "best") -> Model:
-        """A checkpoint.
+        """A checkpoint; the run's data need not be there, where its sizes are known.
 
         Args:
             which: ``"best"``, ``"last"``, ``"average"`` or ``"epoch-N"``.
 
         Raises:
             CheckpointError: When there is none, or none is whole.
+            DataError: When the data was not found and is none of the published sets; for
+                ``"epoch-N"``, whose step follows from the number of its images.
         """
-        state, info = self.restore(which)
-        return Model(self.experiment.classifier, state.params, state.batch_stats, info)
+        if which.startswith("epoch-") or "experiment" in self.__dict__:
+            experiment = self.experiment
+        else:
+            experiment, _ = open_experiment(self.config, devices=self.devices, given=self._given)
+        state, info = restore(self.workdir, experiment, which)
+        return Model(experiment.classifier, state.params, state.batch_stats, info)
 
     def restore(
         self, which: str, report: Callable[[str], None] = print
@@ -203,6 +210,32 @@ class RunDirectory:
     def checkpoint_names(self, names: Iterable[str]) -> list[str]:
         """What ``restore`` takes, of a selection; see ``awp_jax.training.checkpoint_names``."""
         return checkpoint_names(self.workdir, self.experiment, names)
+
+
+def open_experiment(
+    config: ConfigDict, *, devices: int | None = None, given: Parts = NONE
+) -> tuple[Experiment, str]:
+    """What a config stands for, also where its data is not at hand.
+
+    Args:
+        config: Of the run.
+        devices: Use the first so many; ``None`` for all.
+        given: Parts to use in place of what the config's names find.
+
+    Returns:
+        ``(experiment, problem)``: where the data was not found, the images are blank and
+        ``problem`` says why; else it is empty.
+
+    Raises:
+        DataError: Where the data was not found and is not one of those whose sizes are known.
+    """
+    try:
+        return build(config, devices=devices, given=given), ""
+    except (data.DataError, MissingExtraError) as error:
+        stand_in = data.published_sizes(config.data.name, config.data.validation_examples)
+        if stand_in is None:
+            raise
+        return build(config, stand_in, devices=devices, given=given), str(error)
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:

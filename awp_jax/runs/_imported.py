@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from awp_jax import checks, data, models
 from awp_jax import config as schema
 from awp_jax.evaluation import measure
-from awp_jax.extras import MissingExtraError
 from awp_jax.files import write_json
 from awp_jax.interop import (
     CheckpointError,
@@ -22,7 +21,7 @@ from awp_jax.interop import (
     normalisation,
     save_torch,
 )
-from awp_jax.runs._directory import RunDirectory
+from awp_jax.runs._directory import RunDirectory, open_experiment
 from awp_jax.training import (
     BEST,
     LAST,
@@ -31,7 +30,6 @@ from awp_jax.training import (
     TrainState,
     WorkdirError,
     absolute_paths,
-    build,
     plain,
     restore,
 )
@@ -52,6 +50,7 @@ class Imported(NamedTuple):
         examples: How many.
         problem: Why the data is not at hand; else empty.
         published: The entry of RobustBench that it was imported as, or ``None``.
+        normalized: Whether images are normalised, or it was said that they are not.
     """
 
     workdir: pathlib.Path
@@ -62,6 +61,7 @@ class Imported(NamedTuple):
     examples: int
     problem: str
     published: models.Published | None = None
+    normalized: bool = True
 
     def __repr__(self) -> str:
         lines = [_told(self.published)] if self.published else []
@@ -71,6 +71,11 @@ class Imported(NamedTuple):
                 "was published" if self.published and self.published.mean else "the checkpoint says"
             )
             lines.append(f"normalised as {who}: mean {mean}, standard deviation {std}")
+        elif not self.normalized:
+            lines.append(
+                "not normalised: the file holds no mean and deviation, and whether the network "
+                "expects images in [0, 1] is for you to know (--normalize=true, or --as=NAME)"
+            )
         seen = ""
         if self.accuracy is not None:
             seen = f", {self.accuracy:.0%} right on {self.examples} test images"
@@ -174,7 +179,18 @@ def import_checkpoint(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     examples = min(_LOOK_AT, len(experiment.splits.test))
-    return Imported(workdir, checkpoint, config.model.name, own, accuracy, examples, problem, entry)
+    return Imported(
+        workdir,
+        checkpoint,
+        config.model.name,
+        own,
+        accuracy,
+        examples,
+        problem,
+        entry,
+        # What was chosen, or belongs to an entry, needs no word.
+        config.model.normalize or normalize is not None or entry is not None,
+    )
 
 
 def _config(
@@ -193,25 +209,6 @@ def _config(
     config.attack.step_size = f"{quarter:.6g}"
     config.evaluation.selection = "test"
     return config
-
-
-def open_experiment(config: ConfigDict) -> tuple[Experiment, str]:
-    """What a config stands for, also where its data is not at hand.
-
-    Returns:
-        ``(experiment, problem)``: where the data was not found, the images are blank and
-        ``problem`` says why; else it is empty.
-
-    Raises:
-        DataError: Where the data was not found and is not one of those whose sizes are known.
-    """
-    try:
-        return build(config), ""
-    except (data.DataError, MissingExtraError) as error:
-        stand_in = data.published_sizes(config.data.name, config.data.validation_examples)
-        if stand_in is None:
-            raise
-        return build(config, stand_in), str(error)
 
 
 def _load(

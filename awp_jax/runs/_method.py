@@ -21,7 +21,7 @@ def method_name(config: Any) -> str:
         short(config.attack.name): config.attack.name != "pgd",
         "early-stopped PGD": config.attack.early_stop is not None,
         "label smoothing": objective.label_smoothing,
-        "label noise": d.label_noise,
+        f"{100 * d.label_noise:g} % label noise": d.label_noise,
         "self-supervision": objective.rotation_weight,
         "cutout": d.cutout,
         "mixup": d.mixup,

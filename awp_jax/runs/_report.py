@@ -11,8 +11,10 @@ from awp_jax.reporting import (
     comparison_panel,
     evaluation_note,
     evaluation_table,
+    falls_after_best,
     landscape_comparison,
     learning_curves,
+    noise_note,
     read_landscape,
     robust_accuracies,
     save_figure,
@@ -144,6 +146,12 @@ def compare(workdirs: Sequence[str | pathlib.Path]) -> Report:
                 landscapes[name] = landscape
     evaluations = {name: run.evaluation or {} for name, run in measured.items()}
     table = evaluation_table(evaluations)
+    noisy = {name: noise_note(run.config) for name, run in measured.items()}
+    for note in dict.fromkeys(filter(None, noisy.values())):
+        table += f" {', '.join(name for name in noisy if noisy[name] == note)}: {note}."
+    falls = falls_after_best(evaluations)
+    if falls:
+        table += f"\n\n{falls}"
     over_seeds = seed_table(evaluations)
     if over_seeds:
         table += f"\n\nMean and standard deviation over seeds:\n\n{over_seeds}"

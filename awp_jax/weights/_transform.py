@@ -128,7 +128,15 @@ def around(
             )
 
         def gradient_at(p: Any) -> tuple[Any, Any]:
-            out = grad_fn(p)
+            try:
+                out = grad_fn(p)
+            except (TypeError, AttributeError) as error:
+                error.add_note(
+                    "awp_jax: grad_fn was called with parameters (arrays in the structure of "
+                    "params), not with a module: build the module of them inside, or use "
+                    "awp_jax.weights.value_and_grad, which takes nnx modules (docs/weights.md)."
+                )
+                raise
             if has_aux and not (isinstance(out, tuple) and len(out) == 2):
                 raise ValueError(
                     f"grad_fn returned a {type(out).__name__}, but with aux a pair (gradient, aux) "

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from awp_jax import cli, models
+from awp_jax import cli, models, runs
 from awp_jax.interop import CheckpointError, save_torch
 
 pytest.importorskip("safetensors")
@@ -73,7 +73,9 @@ def test_pt_files_load_into_pytorch(imported, tmp_path, capsys):
     workdir.mkdir()  # an empty directory is taken
     arguments = [str(tmp_path / "wrapped.pt"), f"--workdir={workdir}", *MODEL]
     assert cli.main(["import", *arguments]) == 0
-    assert "right on 100 test images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "right on 100 test images" in printed
+    assert "not normalised: the file holds no mean and deviation" in printed
     assert {path.name for path in workdir.iterdir()} == {"config.json", "checkpoints"}
 
 
@@ -151,6 +153,9 @@ def test_without_the_data_the_published_sizes_serve(tmp_path, monkeypatch, capsy
     arguments = [str(tmp_path / "c.safetensors"), "--model=wrn-10-1", "--normalize=true"]
     assert cli.main(["import", *arguments, f"--workdir={workdir}"]) == 0
     assert "was not found, so the model was not tried" in capsys.readouterr().out
+    model = runs.open(workdir).model()  # needs no data either
+    images = np.full((2, 32, 32, 3), 0.5, np.float32)
+    assert model.logits_fn(images).shape == (2, 10)
     output = tmp_path / "again.safetensors"
     assert cli.main(["export", f"--workdir={workdir}", f"--output={output}"]) == 0
     assert "normalised images" in capsys.readouterr().out

@@ -1,13 +1,17 @@
 """Tables and figures from plain results."""
 
+import copy
+
 import pytest
 
 from awp_jax import config
 from awp_jax.reporting import (
     evaluation_note,
     evaluation_table,
+    falls_after_best,
     learning_curves,
     markdown_table,
+    noise_note,
     save_figure,
     seed_table,
 )
@@ -52,6 +56,28 @@ def test_the_table_holds_every_number_and_what_it_needs():
         "best chosen on validation",
     ):
         assert text in lines[-1]
+
+
+def test_what_was_lost_after_the_best_is_one_sentence():
+    def run(best, last):
+        found = result("AT", 0.7, best)
+        late = copy.deepcopy(found["checkpoints"]["best"])
+        late["test"]["pgd-20"]["accuracy"], late["step"] = last, 90
+        found["checkpoints"]["last"] = late
+        return found
+
+    told = falls_after_best({"at": run(0.65, 0.573), "awp": run(0.5, 0.512)})
+    assert told == "PGD-20 test accuracy from best to last checkpoint, points: at -7.7, awp +1.2."
+    assert falls_after_best({"at": result("AT", 0.7, 0.5)}) == ""  # one state
+
+
+def test_wrong_labels_are_told_where_they_were_trained_on():
+    values = config.default()
+    assert noise_note(plain(values)) == ""
+    values.data.label_noise = 0.3
+    told = "train: 30 % of its labels drawn at random"
+    assert noise_note(plain(values)) == told
+    assert told in evaluation_note(plain(values), [])
 
 
 def test_the_gap_is_that_of_pgd_wherever_pgd_was_run():

@@ -452,3 +452,11 @@ def test_random_weight_perturbation_takes_schedules_and_aux():
             grad_fn=lambda p: (p, jnp.linalg.norm(p["kernel"] - params["kernel"])),
         )
         np.testing.assert_allclose(state.aux, 0.1 * count * 5, rtol=1e-5)
+
+
+def test_a_grad_fn_of_modules_is_told_what_it_gets():
+    params = {"kernel": jnp.ones((3, 2))}
+    tx = awp(optax.sgd(0.1), gamma=0.1)
+    with pytest.raises(TypeError, match="not callable") as found:
+        tx.update(params, tx.init(params), params, grad_fn=lambda module: module(jnp.ones(3)))
+    assert "grad_fn was called with parameters" in found.value.__notes__[0]
