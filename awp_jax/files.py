@@ -56,6 +56,16 @@ def replacing(path: str | pathlib.Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
+def several(text: str | None) -> list[str]:
+    """The paths that a text names, separated by commas; none for ``None``.
+
+    Example:
+        >>> several("a.npz, b.npz")
+        ['a.npz', 'b.npz']
+    """
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
 def write_bytes(path: str | pathlib.Path, content: bytes) -> None:
     """Writes ``content``; see ``replacing``."""
     with replacing(path) as file:

@@ -22,7 +22,7 @@ RUN_LANDSCAPE = 8  # landscapes of the papers' figures
 STEP_DROPOUT = 1  # of the network, also the noise of a randomised one
 STEP_WEIGHTS = 2  # random perturbation of the weights
 STEP_MIXUP = 10  # which images are mixed, and how much
-STEP_UNLABELLED = 11  # which unlabelled images fill up the batch
+STEP_EXTRA = 11  # which extra images fill up the batch
 
 # Into the key of an example in a step, the step's folded by its place in the batch.
 EXAMPLE_AUGMENT = 0  # crop, flip, rotation; and the two below

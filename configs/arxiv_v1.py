@@ -8,7 +8,7 @@ The argument is DATA,METHOD. DATA: mnist (4-layer CNN, epsilon 0.3, Table 2), ci
 section 4.1 and Table 1), cifar10-wrn (WideResNet-34-10, Table 2). METHOD: at, trades, mart, rst,
 each with -awp (the paper writes Madry+, TRADES+, MART+, RST+); at-random (random weight
 perturbation) and at-pni (parametric noise injection, evaluated with --eot=20) for Table 1. RST
-needs a file of unlabelled images (--config.data.unlabelled=FILE).
+needs a file of unlabelled images (--config.data.extra=FILE).
 
 Expected accuracy (%), Table 2:
 
@@ -58,7 +58,7 @@ def get_config(cell: str = "cifar10,at-awp") -> ConfigDict:
     config.model.pni = addition == "pni"
     config.weights.gamma = "0.005"
     if base == "rst":
-        config.data.unlabelled = "tiny-images-500k.npz"
+        config.data.extra = "tiny-images-500k.npz"
     if dataset == "mnist":
         config.data.name = "mnist"
         config.data.crop_padding = 0

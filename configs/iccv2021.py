@@ -110,7 +110,7 @@ def _mart(config: ConfigDict) -> None:
 def _unlabeled(config: ConfigDict) -> None:
     # Carmon et al. 2019: half of every batch is of their 500,000 images, a file of the user's.
     config.objective.name = "trades"
-    config.data.unlabelled = "tiny-images-500k.npz"
+    config.data.extra = "tiny-images-500k.npz"
 
 
 def _late(config: ConfigDict) -> None:

@@ -8,7 +8,7 @@ The argument is DATA,NORM,METHOD for Tables 1 and 3 (PreActResNet-18): DATA of c
 svhn; NORM of linf, l2; METHOD of at, at-awp (trades, mart and their -awp also work, as in Figure
 1b, rst and rst-awp; at-l1, at-l2, at-cutout, at-mixup of Tables 4 and 5). Or it is table2,METHOD
 (WideResNet-34-10, CIFAR-10, Linf): at, trades, mart; WideResNet-28-10: rst, pre-training; each with
--awp. RST needs a file of unlabelled images (--config.data.unlabelled=FILE). Pre-training starts at
+-awp. RST needs a file of unlabelled images (--config.data.extra=FILE). Pre-training starts at
 another run (--config.init_from=RUN, by default runs/pre-trained; --config.init_checkpoint=best or
 last), such as that of table2,pre-trained: AT on another data set with images of the same size, an
 .npz of yours (downsampled ImageNet in Hendrycks et al., ICML 2019; only the first 5 epochs and the
@@ -119,7 +119,7 @@ def get_config(cell: str = "cifar10,linf,at-awp") -> ConfigDict:
         group, _, leaf = key.partition(".")
         config[group][leaf] = value
     if base == "rst":  # released RST: half of a batch of 256 is unlabelled; Nesterov; cosine
-        config.data.unlabelled = "tiny-images-500k.npz"
+        config.data.extra = "tiny-images-500k.npz"
         config.batch_size = 256
         config.optimizer.nesterov = True
         config.schedule.name = "cosine"

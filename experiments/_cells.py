@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from awp_jax import config as schema
+from awp_jax import files
 from awp_jax.training import plain, read_config
 from experiments._measures import Measure
 from experiments._scales import SCALES, Scale
@@ -175,8 +176,8 @@ def _validated(config: ConfigDict) -> ConfigDict:
 
 def missing_file(config: ConfigDict) -> str:
     """What a run needs that only its user can bring, and how; empty when it is there."""
-    images, start = config.data.unlabelled, config.init_from
-    if images and not pathlib.Path(images).is_file():
+    images, start = config.data.extra, config.init_from
+    if not all(pathlib.Path(path).exists() for path in files.several(images)):
         return (
             f"needs unlabelled images with labels in {images}, which is not there: images of your "
             "own and what 'awp-jax pseudo-label' writes for them in one .npz of images and labels, "

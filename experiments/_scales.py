@@ -98,9 +98,9 @@ def _smoke(config: ConfigDict) -> None:
     So cells of different tables, and of different papers, are often the same run.
     """
     config.data.cutout = min(config.data.cutout, 3)
-    if config.data.unlabelled or config.init_from:
+    if config.data.extra or config.init_from:
         # RST and pre-training without their extra data are TRADES and AT.
-        config.data.unlabelled = config.init_from = None
+        config.data.extra = config.init_from = None
         config.schedule.name = "piecewise"
     radius = ("0.05", "0.025") if config.attack.norm == "linf" else ("128/255", "15/255")
     config.attack.epsilon, config.attack.step_size = radius

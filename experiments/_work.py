@@ -44,10 +44,10 @@ def estimate(experiment: Experiment, job: Job) -> Work:
     config = job.cell.at(experiment.scale, job.seed)
     sizes, shape, classes = _sizes(config)
     forward = _forward(config, shape, classes)
-    # With unlabelled images (RST) an epoch is once through the labelled ones.
-    labelled = config.data.labelled_fraction if config.data.unlabelled else 1.0
-    steps = config.epochs * -(-sizes["train"] // round(labelled * config.batch_size))
-    training = config.epochs * sizes["train"] / labelled * training_flops(config)
+    # With extra images (RST) an epoch is once through the training set.
+    original = config.data.original_fraction if config.data.extra else 1.0
+    steps = config.epochs * -(-sizes["train"] // round(original * config.batch_size))
+    training = config.epochs * sizes["train"] / original * training_flops(config)
     e = config.evaluation
     judged = min(e.test_examples, sizes["test"]) + e.train_examples
     judged += config.data.validation_examples

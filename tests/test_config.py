@@ -88,7 +88,7 @@ def test_every_key_refuses_nonsense_in_one_sentence():
         text = isinstance(key.default, str) and "/" not in key.default
         if (value in NOT_FINITE and not text) or (value == "-1" and number):
             accepted.append((path, value))
-    paths = {"data.path", "data.unlabelled", "data.pseudo_labels", "init_from"}  # any text is one
+    paths = {"data.path", "data.extra", "data.extra_labels", "init_from"}  # any text is one
     assert [a for a in accepted if a[0] not in paths] == [
         ("weights.c_min", "inf"),  # all examples, as in AWP
         ("weights.c_min", "1e999"),  # the same

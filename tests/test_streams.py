@@ -30,7 +30,7 @@ def test_numbers_of_training_stay_as_they_are():
     # Results were made with these: another number is another run of the same seed.
     assert (streams.RUN_PARAMETERS, streams.RUN_ORDER, streams.RUN_OPTIMIZER) == (1, 2, 5)
     assert (streams.STEP_DROPOUT, streams.STEP_WEIGHTS) == (1, 2)
-    assert (streams.STEP_MIXUP, streams.STEP_UNLABELLED) == (10, 11)
+    assert (streams.STEP_MIXUP, streams.STEP_EXTRA) == (10, 11)
     assert (streams.EXAMPLE_AUGMENT, streams.EXAMPLE_ATTACK) == (0, 3)
 
 

@@ -17,7 +17,7 @@ _TASKS = {
     "train": {
         "describe": "show what a config stands for, without training",
         "train": "train a model from a config, or go on where it was stopped",
-        "pseudo-label": "label images by a run's model, for training with unlabelled images",
+        "pseudo-label": "label images by a run's model, to train with them as well",
     },
     "judge": {
         "evaluate": "measure clean and robust accuracy of a run's checkpoints",

@@ -18,10 +18,10 @@ def main(argv: Sequence[str]) -> int:
     command = Command(
         "pseudo-label",
         "Labels the images of a file by a run's model, trained naturally for RST, and writes an\n"
-        ".npz file with labels and confidences, for data.pseudo_labels.",
+        ".npz file with labels and confidences, for data.extra_labels.",
     )
     command.string("workdir", None, "the run directory of the labelling model")
-    command.string("images", None, "the file: .npz with images, .npy, or RST's .pickle")
+    command.string("images", None, "the file: .npz with image, images or x, .npy, or RST's .pickle")
     command.string("output", None, "the .npz file to write")
     command.string("checkpoint", "last", "which: best, last, average")
     values = command.parse(argv)
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
             f"--output is {str(output)!r}, but a file name ending in .npz was expected."
         )
     run = runs.open(required(values, "workdir"))
-    images = data.read_images(required(values, "images"))
+    images = data.open_images(required(values, "images"))
     shape = run.experiment.classifier.image_shape
     if images.shape[1:] != shape:
         raise UsageError(

@@ -11,11 +11,11 @@ def check_combinations(config: ConfigDict) -> None:
             "training images back, or set evaluation.selection to 'test' (which is reported)."
         )
     d, objective, w = config.data, config.objective, config.weights
-    labelled = round(d.labelled_fraction * config.batch_size)
-    both = not d.unlabelled or 0 < labelled < config.batch_size
-    if not (0 < d.labelled_fraction < 1 and both):
+    original = round(d.original_fraction * config.batch_size)
+    both = not d.extra or 0 < original < config.batch_size
+    if not (0 < d.original_fraction < 1 and both):
         raise ValueError(
-            f"data.labelled_fraction is {d.labelled_fraction!r}, but a number in (0, 1) was "
+            f"data.original_fraction is {d.original_fraction!r}, but a number in (0, 1) was "
             f"expected that leaves both kinds of images in a batch of {config.batch_size}."
         )
     soft = "data.mixup" if d.mixup else "objective.label_smoothing"
@@ -31,13 +31,13 @@ def check_combinations(config: ConfigDict) -> None:
             "model.mean and model.std belong together: give both, or neither.",
         ),
         (
-            d.pseudo_labels and not d.unlabelled,
-            "data.pseudo_labels is given, but data.unlabelled is not: name the images as well.",
+            d.extra_labels and not d.extra,
+            "data.extra_labels is given, but data.extra is not: name the images as well.",
         ),
         (
-            d.unlabelled and d.mixup,
-            "data.mixup and data.unlabelled are both on, but a mixture of labelled and unlabelled "
-            "images has no weight: switch one off.",
+            d.extra and d.mixup,
+            "data.mixup and data.extra are both on, but a mixture of original and extra images "
+            "has no weight: switch one off.",
         ),
         (
             (d.mixup or objective.label_smoothing) and objective.name == "mart",
@@ -59,9 +59,9 @@ def check_combinations(config: ConfigDict) -> None:
             f"objective.name 'at', not {objective.name!r}.",
         ),
         (
-            shared and (objective.label_smoothing or objective.rotation_weight or d.unlabelled),
+            shared and (objective.label_smoothing or objective.rotation_weight or d.extra),
             "weights.shared_backward needs an attack that ascends what the weights ascend: switch "
-            "off objective.label_smoothing, objective.rotation_weight and data.unlabelled.",
+            "off objective.label_smoothing, objective.rotation_weight and data.extra.",
         ),
     ):
         if wrong:

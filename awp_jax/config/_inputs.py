@@ -81,24 +81,26 @@ INPUTS = (
         ("mixup", 0.0, number(), "Alpha of mixup; 1.4 in NeurIPS 2020; 0: off."),
         ("label_noise", 0.0, number(below=1), "Share of training labels drawn anew, in [0, 1)."),
         (
-            "unlabelled",
+            "extra",
             None,
             optional(TEXT),
-            "A file of images without labels, for RST (docs/methods.md).",
+            "Files of more images, generated or unlabelled (RST), separated by commas "
+            "(docs/methods.md).",
         ),
         (
-            "pseudo_labels",
+            "extra_labels",
             None,
             optional(TEXT),
-            "A file of labels for them; None: those beside the images.",
+            "A file of pseudo-labels for each of them; None: labels lie beside the images.",
         ),
         (
-            "labelled_fraction",
+            "original_fraction",
             0.5,
             number(),
-            "Share of a batch that is labelled, in (0, 1); RST: 128 of 256.",
+            "Share of a batch that is of the training set, in (0, 1), beside extra images; 0.5 in "
+            "RST, 0.3 or 0.2 with generated ones.",
         ),
-        ("unlabelled_weight", 1.0, number(), "Lambda of RST: the weight of the unlabelled loss."),
+        ("extra_weight", 1.0, number(), "Lambda of RST: the weight of the extra images' loss."),
     ),
     group(
         "model",

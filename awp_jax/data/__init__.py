@@ -1,28 +1,31 @@
-"""Data sets in memory, augmentation inside jit, and batches."""
+"""Data sets, in memory or in their files, augmentation inside jit, and batches."""
 
 from awp_jax.data._dataset import DataError, Dataset, Splits, as_float
 from awp_jax.data._load import cut, dataset_names, load
 from awp_jax.data._npz import read_npz
 from awp_jax.data._published import published_sizes
+from awp_jax.data._rows import Rows
 from awp_jax.data._statistics import has_statistics, measured_statistics, statistics
 from awp_jax.data._subset import subset
 from awp_jax.data._tfds import prepare_tfds
 from awp_jax.data.augmentation import augment, cutout
 from awp_jax.data.autoaugment import autoaugment
 from awp_jax.data.batching import epoch_order, padded_batches, steps_per_epoch
-from awp_jax.data.labels import (
+from awp_jax.data.extra import (
+    StoredImages,
     check_joinable,
     joined,
-    mixup,
-    read_images,
-    read_pseudo_labelled,
-    with_label_noise,
+    open_extra,
+    open_images,
 )
+from awp_jax.data.labels import mixup, with_label_noise
 
 __all__ = [
     "DataError",
     "Dataset",
+    "Rows",
     "Splits",
+    "StoredImages",
     "as_float",
     "augment",
     "autoaugment",
@@ -36,12 +39,12 @@ __all__ = [
     "load",
     "measured_statistics",
     "mixup",
+    "open_extra",
+    "open_images",
     "padded_batches",
     "prepare_tfds",
     "published_sizes",
-    "read_images",
     "read_npz",
-    "read_pseudo_labelled",
     "statistics",
     "steps_per_epoch",
     "subset",

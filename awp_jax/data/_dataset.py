@@ -103,14 +103,18 @@ def as_float(images: Any, dtype: Any = None) -> Any:
     return (images * first + images * second).astype(dtype)
 
 
+def check_shape(shape: tuple[int, ...], name: str) -> None:
+    """Raises ``DataError`` where images of this shape are none."""
+    if len(shape) != 4 or 0 in shape:
+        raise DataError(
+            f"{name}: images must be non-empty [n, height, width, channels], not of shape {shape}."
+        )
+
+
 def _check_images(images: np.ndarray, name: str) -> None:
     if not isinstance(images, np.ndarray):
         raise DataError(f"{name}: images must be a numpy array, not {type(images).__name__}.")
-    if images.ndim != 4 or 0 in images.shape:
-        raise DataError(
-            f"{name}: images must be non-empty [n, height, width, channels], "
-            f"not of shape {images.shape}."
-        )
+    check_shape(images.shape, name)
     if images.dtype == np.uint8:
         return
     if images.dtype != np.float32:

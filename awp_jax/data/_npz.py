@@ -7,6 +7,7 @@ import io
 import math
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -101,17 +102,14 @@ def _number_of_classes(arrays: dict[str, np.ndarray], labels: np.ndarray, path: 
     return max(1, int(labels.max()) + 1)
 
 
-def read_npz_arrays(path: Path, bare: str = "images") -> dict[str, np.ndarray]:
-    """The entries of an .npz file that this module knows; a .npy file is the one called ``bare``.
+def read_npz_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The entries of an .npz file that this module knows.
 
     Raises:
         DataError: when the file cannot be read.
     """
     if not path.is_file():
         raise DataError(f"{path} is not a file.")
-    if path.suffix == ".npy":
-        with reading(path), path.open("rb") as file:
-            return {bare: _decode_npy(read_all(file, path), str(path))}
     try:
         with reading(path), zipfile.ZipFile(path) as archive:
             names = [key for key in _KEYS if f"{key}.npy" in archive.namelist()]
@@ -124,12 +122,15 @@ def read_npz_arrays(path: Path, bare: str = "images") -> dict[str, np.ndarray]:
             raise
         # Encrypted, or packed in an unknown way.
         raise DataError(f"{path} could not be read: {error}.") from error
-    return {key: _decode_npy(data, f"{key} of {path}") for key, data in contents.items()}
+    return {key: decode_npy(data, f"{key} of {path}") for key, data in contents.items()}
 
 
-def _decode_npy(data: bytes, what: str) -> np.ndarray:
-    # np.load allocates what the header claims before it reads.
-    stream = io.BytesIO(data)
+def npy_header(stream: io.BytesIO, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran's order, and dtype; ``stream`` stands behind the header.
+
+    Raises:
+        DataError: when it is none, or of anything but numbers.
+    """
     try:
         version = npy.read_magic(stream)
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -138,11 +139,26 @@ def _decode_npy(data: bytes, what: str) -> np.ndarray:
         raise DataError(f"{what} is no .npy array ({type(error).__name__}).") from error
     if dtype.kind not in "biuf":
         raise DataError(f"{what} holds {dtype}, not numbers.")
+    return shape, fortran, dtype
+
+
+def check_size(shape: tuple[int, ...], dtype: np.dtype[Any], size: int, what: str) -> None:
+    """Raises ``DataError`` where an array of this kind does not have ``size`` bytes."""
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
+        raise DataError(f"{what} declares {dtype} of shape {shape}, but holds {size} bytes.")
+
+
+def decode_npy(data: bytes, what: str) -> np.ndarray:
+    """The array of a .npy file.
+
+    Raises:
+        DataError: when it is damaged.
+    """
+    # np.load allocates what the header claims before it reads.
+    stream = io.BytesIO(data)
+    shape, fortran, dtype = npy_header(stream, what)
     start = stream.tell()
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - start:
-        raise DataError(
-            f"{what} declares {dtype} of shape {shape}, but holds {len(data) - start} bytes."
-        )
+    check_size(shape, dtype, len(data) - start, what)
     array = np.frombuffer(data, dtype, offset=start)
     array = array.reshape(shape, order="F" if fortran else "C")
     return np.ascontiguousarray(array, dtype.newbyteorder("="))

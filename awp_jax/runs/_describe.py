@@ -162,7 +162,8 @@ def _memory(experiment: Experiment) -> dict[str, int]:
     passes = len(objective.inputs)
     perturbed = config.weights.method != "none"
     working = (3 if perturbed else 1) * size(state.params)
-    dataset = experiment.pool.images.nbytes + experiment.pool.labels.nbytes
+    pool = experiment.pool
+    dataset = 0 if experiment.on_host else pool.images.nbytes + pool.labels.nbytes
     total = size(state) + working + dataset + passes * kept
     return {
         "state (parameters, statistics, momentum)": size(state),

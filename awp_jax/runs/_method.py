@@ -8,7 +8,7 @@ from awp_jax.parts import short
 def method_name(config: Any) -> str:
     """How tables call the method of a config: ``"AT-AWP"``, ``"RST-RWP"``, ``"AT + mixup"``, ..."""
     d, objective, w = config.data, config.objective, config.weights
-    name = "RST" if d.unlabelled and objective.name == "trades" else short(objective.name).upper()
+    name = "RST" if d.extra and objective.name == "trades" else short(objective.name).upper()
     name += "-PNI" if config.model.pni else ""
     known = {"none": "", "awp": "-AWP", "rwp": "-RWP", "random": "-RandomWP"}
     name += known.get(w.method, f"-{short(w.method)}")
@@ -16,7 +16,7 @@ def method_name(config: Any) -> str:
     extras = {
         "shared backward": w.shared_backward,
         f"LSC{list(w.loss_range)}": w.loss_range,
-        "unlabelled": d.unlabelled and not name.startswith("RST"),
+        "extra images": d.extra and not name.startswith("RST"),
         "fine-tuned": config.init_from,
         short(config.attack.name): config.attack.name != "pgd",
         "early-stopped PGD": config.attack.early_stop is not None,

@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     Attributes:
         images: float ``[batch, height, width, channels]`` in [0, 1].
         labels: int ``[batch]``, or float ``[batch, classes]`` after mixup.
-        weights: float ``[batch]``, lambda for unlabelled images and 1 for others; ``None`` without.
+        weights: float ``[batch]``, lambda for extra images and 1 for others; ``None`` without.
         mask: bool ``[batch]``, False for padding; ``None`` where no batch has any.
     """
 
@@ -31,10 +31,10 @@ class Batch(NamedTuple):
 def batch_function(
     config: ConfigDict,
     *,
-    labelled: int,
-    unlabelled: int,
+    original: int,
+    extra: int,
     steps_per_epoch: int,
-    labelled_batch: int,
+    original_batch: int,
     num_classes: int,
     mesh: jax.sharding.Mesh,
     on_host: bool = False,
@@ -42,16 +42,16 @@ def batch_function(
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """How a config makes the batch of a step.
 
-    With unlabelled images (RST, Carmon et al. 2019), the labelled ones of a batch follow the order
-    of the epoch, the others are drawn with replacement, and both are shuffled together, so that
-    every group of BatchNorm sees both.
+    With extra images (RST, Carmon et al. 2019; generated ones, Gowal et al. 2021), the original
+    ones of a batch follow the order of the epoch, the others are drawn with replacement, and both
+    are shuffled together, so that every group of BatchNorm sees both.
 
     Args:
         config: A validated config.
-        labelled: Training examples.
-        unlabelled: Unlabelled images, which lie behind them.
+        original: Training examples.
+        extra: Extra images, which lie behind them.
         steps_per_epoch: Optimiser steps in an epoch.
-        labelled_batch: Labelled examples of a whole batch.
+        original_batch: Training examples of a whole batch.
         num_classes: Number of classes.
         mesh: The devices among which the examples of a batch are shared.
         on_host: Whether ``gather`` is handed the rows ``choose(...)`` of images and labels, and
@@ -61,7 +61,7 @@ def batch_function(
     Returns:
         ``choose(step, order, key, *, batch_size)``, the examples of a batch, int32 ``[batch]``,
         and ``gather(step, images, labels, order, key, *, batch_size) -> Batch``; not compiled.
-        ``batch_size`` counts the labelled examples.
+        ``batch_size`` counts the training examples.
     """
     d = config.data
     moves = {
@@ -72,28 +72,28 @@ def batch_function(
     }
 
     def first_of(step: Any) -> Any:
-        return (step % steps_per_epoch) * labelled_batch
+        return (step % steps_per_epoch) * original_batch
 
     def choose(step: Any, order: Any, key: Key, *, batch_size: Any) -> Any:
         if padded:
             # Filled up from the beginning of the order; the mask below leaves these out.
-            return order[(first_of(step) + jnp.arange(batch_size)) % labelled]
+            return order[(first_of(step) + jnp.arange(batch_size)) % original]
         chosen = jax.lax.dynamic_slice(order, (first_of(step),), (batch_size,))
-        if not unlabelled:
+        if not extra:
             return chosen
         return _fill_up(
-            jax.random.fold_in(jax.random.fold_in(key, step), streams.STEP_UNLABELLED),
+            jax.random.fold_in(jax.random.fold_in(key, step), streams.STEP_EXTRA),
             chosen,
             config.batch_size - batch_size,
-            (labelled, labelled + unlabelled),
+            (original, original + extra),
         )
 
     def gather(
         step: Any, images: Images, labels: Labels, order: Any, key: Key, *, batch_size: Any
     ) -> Any:
         chosen = choose(step, order, key, batch_size=batch_size)
-        # Known by their place behind the labelled ones, also after shuffling.
-        weights = jnp.where(chosen < labelled, 1.0, d.unlabelled_weight) if unlabelled else None
+        # Known by their place behind the original ones, also after shuffling.
+        weights = jnp.where(chosen < original, 1.0, d.extra_weight) if extra else None
         step_key = jax.random.fold_in(key, step)
         keys = augmentation_keys(key, step, chosen.shape[0])
         # What follows each example: its device, for the whole step.
@@ -111,7 +111,7 @@ def batch_function(
             mixup_key = jax.random.fold_in(step_key, streams.STEP_MIXUP)
             batch, labels = data.mixup(mixup_key, batch, labels, d.mixup, num_classes)
         # In every step, not in the last alone: one program serves all steps of an epoch.
-        mask = first_of(step) + jnp.arange(batch_size) < labelled if padded else None
+        mask = first_of(step) + jnp.arange(batch_size) < original if padded else None
         return Batch(batch, labels, weights, mask)
 
     return choose, gather

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from awp_jax import checks, data, objectives, parallel, parts, streams
+from awp_jax import checks, data, files, objectives, parallel, parts, streams
 from awp_jax.attacks import PGD
 from awp_jax.balls import InputBall, WeightBall
 from awp_jax.config import validate
@@ -125,7 +125,7 @@ class Experiment:
     Attributes:
         config: The validated config.
         splits: Train, validation and test sets.
-        unlabelled: Images with pseudo-labels that fill the batches up (RST), or ``None``.
+        extra: More images, generated or pseudo-labelled, that fill the batches up, or ``None``.
         classifier: The model.
         optimizer: The optax optimiser.
         steps_per_epoch: Optimiser steps in an epoch; the last may have fewer examples.
@@ -137,7 +137,7 @@ class Experiment:
 
     config: ConfigDict
     splits: data.Splits
-    unlabelled: data.Dataset | None
+    extra: data.StoredImages | None
     classifier: Any
     optimizer: optax.GradientTransformation
     steps_per_epoch: int
@@ -173,24 +173,29 @@ class Experiment:
         return init_state(self.classifier, self.optimizer, key, averaged=averaged)
 
     @functools.cached_property
-    def pool(self) -> data.Dataset:
-        """All that batches are gathered from: the training set, and behind it the unlabelled."""
+    def pool(self) -> data.Dataset | data.StoredImages:
+        """All that batches are gathered from: the training set, and behind it extra images."""
         train = self.splits.train
-        return train if self.unlabelled is None else data.joined(train, self.unlabelled)
+        return train if self.extra is None else data.joined(train, self.extra)
 
     @property
     def on_host(self) -> bool:
-        """Whether ``pool`` is too large for the devices: then batches come from the host."""
+        """Whether ``pool`` is too large for the devices: then batches come from the host.
+
+        Of extra images only the rows of a batch are read then.
+        """
         return self.pool.images.nbytes > self.config.data.device_megabytes * 2**20
 
     def on_devices(self) -> tuple[jax.Array, jax.Array]:
         """Images (uint8) and labels of ``pool``, whole on every device."""
         pool = self.pool
+        if isinstance(pool, data.StoredImages):
+            pool = pool.in_memory()
         return jax.device_put((pool.images, pool.labels), parallel.replicated(self.mesh))
 
     @property
-    def _labelled_batch(self) -> int:
-        return _labelled_batch(self.config, self.unlabelled is not None)
+    def _original_batch(self) -> int:
+        return _original_batch(self.config, self.extra is not None)
 
     def order(self, epoch: int) -> jax.Array:
         """The order of the training examples in an epoch (from 0), int32 ``[n]``."""
@@ -204,12 +209,12 @@ class Experiment:
         return jax.jit(shuffled, out_shardings=parallel.replicated(self.mesh))
 
     def batch_size_of(self, step: int) -> int:
-        """Labelled examples in the batch of a step (from 0): the last of an epoch may be smaller.
+        """Training examples in the batch of a step (from 0): the last of an epoch may have fewer.
 
-        With unlabelled images every batch is filled up to ``batch_size`` with them.
+        With extra images every batch is filled up to ``batch_size`` with them.
         """
-        position = (step % self.steps_per_epoch) * self._labelled_batch
-        return min(self._labelled_batch, len(self.splits.train) - position)
+        position = (step % self.steps_per_epoch) * self._original_batch
+        return min(self._original_batch, len(self.splits.train) - position)
 
     @property
     def padded(self) -> bool:
@@ -220,13 +225,13 @@ class Experiment:
         c = self.config
         # There padding would shift the groups, be mixed into others, or be rotated without a mask.
         together = c.model.batch_norm_groups > 1 or c.data.mixup or c.objective.rotation_weight
-        whole = len(self.splits.train) % self._labelled_batch == 0
-        alone = self.classifier.takes_mask and self.unlabelled is None
+        whole = len(self.splits.train) % self._original_batch == 0
+        alone = self.classifier.takes_mask and self.extra is None
         return alone and not (together or whole)
 
     def rows_of(self, step: int) -> int:
         """Rows of the batch of a step that is compiled, padding included."""
-        return self._labelled_batch if self.padded else self.batch_size_of(step)
+        return self._original_batch if self.padded else self.batch_size_of(step)
 
     def chosen(self, step: int, order: jax.Array) -> jax.Array:
         """Which examples of ``pool`` a step takes, int32 ``[batch]``."""
@@ -242,10 +247,10 @@ class Experiment:
     def _batch_functions(self) -> Any:
         return batch_function(
             self.config,
-            labelled=len(self.splits.train),
-            unlabelled=0 if self.unlabelled is None else len(self.unlabelled),
+            original=len(self.splits.train),
+            extra=0 if self.extra is None else len(self.extra),
             steps_per_epoch=self.steps_per_epoch,
-            labelled_batch=self._labelled_batch,
+            original_batch=self._original_batch,
             num_classes=self.splits.train.num_classes,
             mesh=self.mesh,
             on_host=self.on_host,
@@ -352,9 +357,9 @@ class Experiment:
         return state._replace(params=state.average, batch_stats=batch_stats)
 
 
-def _labelled_batch(config: ConfigDict, with_unlabelled: bool) -> int:
-    """Labelled examples in a whole batch."""
-    share = config.data.labelled_fraction if with_unlabelled else 1
+def _original_batch(config: ConfigDict, with_extra: bool) -> int:
+    """Training examples in a whole batch."""
+    share = config.data.original_fraction if with_extra else 1
     return round(share * config.batch_size)
 
 
@@ -387,17 +392,18 @@ def build(
     if d.label_noise:
         noisy = data.with_label_noise(splits.train, d.label_noise, config.seed)
         splits = dataclasses.replace(splits, train=noisy)
-    unlabelled = None
-    if d.unlabelled:
+    extra = None
+    if d.extra:
+        labels = files.several(d.extra_labels) if d.extra_labels else None
         classes = splits.train.num_classes
-        unlabelled = data.read_pseudo_labelled(d.unlabelled, d.pseudo_labels, classes)
+        extra = data.open_extra(files.several(d.extra), labels, num_classes=classes)
     n = len(splits.train)
     if config.batch_size > n:
         raise ValueError(f"batch_size is {config.batch_size}, but there are {n} training examples.")
     config = with_statistics(config, splits.train)
     shape, classes = splits.train.images.shape[1:], splits.train.num_classes
     classifier = create_classifier(config, shape, classes, given)
-    steps_per_epoch = data.steps_per_epoch(n, _labelled_batch(config, unlabelled is not None))
+    steps_per_epoch = data.steps_per_epoch(n, _original_batch(config, extra is not None))
     learning_rate = schedule(
         config.schedule.name,
         config.optimizer.learning_rate,
@@ -413,7 +419,7 @@ def build(
     experiment = Experiment(
         config=config,
         splits=splits,
-        unlabelled=unlabelled,
+        extra=extra,
         classifier=classifier,
         optimizer=make_optimizer(
             config.optimizer,
@@ -467,8 +473,8 @@ def _check_settings(experiment: Experiment) -> None:
     """What would otherwise fail while compiling: also what depends on the images."""
     d, images = experiment.config.data, experiment.splits.train.images
     shape = images.shape[1:]
-    if experiment.unlabelled is not None:
-        data.check_joinable(experiment.splits.train, experiment.unlabelled)
+    if experiment.extra is not None:
+        data.check_joinable(experiment.splits.train, experiment.extra)
     if d.autoaugment and (images.dtype != np.uint8 or shape[2] != 3):
         raise ValueError(
             f"data.autoaugment is a policy for uint8 colour images, but {d.name} has "

@@ -1,9 +1,10 @@
-"""Where the images of a step come from: the devices, or for large sets the host."""
+"""Where the images of a step come from: the devices, or for large sets the host and its files."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+import numpy as np
 
 from awp_jax import parallel
 
@@ -12,9 +13,12 @@ class Feed:
     """Hands the compiled step its images and labels.
 
     A pool of images up to ``data.device_megabytes`` lies whole on every device, and the step
-    gathers its batch there. A larger one stays in the memory of the host: every process looks up
-    what its own devices compute on, and nothing else, while the step before is still computed. The
-    numbers are the same, to rounding.
+    gathers its batch there. A larger one stays in the memory of the host, and extra images in their
+    files: every process looks up what its own devices compute on, and nothing else, while the step
+    before is still computed. The examples of a step are the same, and the numbers to rounding.
+
+    One rule for both kinds of images: files that fit would gain nothing by being read row by row,
+    and one key moves the border.
 
     Args:
         experiment: An ``Experiment``.
@@ -70,5 +74,5 @@ class Feed:
         shape = (len(rows), *images.shape[1:])
         return (
             parallel.place(sharding, shape, lambda part: images[rows[part]]),
-            parallel.place(sharding, shape[:1], lambda part: labels[rows[part]]),
+            parallel.place(sharding, shape[:1], lambda part: labels[rows[part]].astype(np.int32)),
         )

@@ -50,11 +50,13 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 def absolute_paths(config: ConfigDict) -> ConfigDict:
     """``config`` with absolute paths: a run is opened again from other directories."""
-    for key in ("init_from", "data.path", "data.unlabelled", "data.pseudo_labels"):
+    for key in ("init_from", "data.path", "data.extra", "data.extra_labels"):
         group, _, name = key.rpartition(".")
         held = config[group] if group else config
         if held[name]:
-            held[name] = str(pathlib.Path(held[name]).expanduser().absolute())
+            several = name in ("extra", "extra_labels")
+            paths = files.several(held[name]) if several else [held[name]]
+            held[name] = ",".join(str(pathlib.Path(p).expanduser().absolute()) for p in paths)
     return config
 
 

@@ -302,7 +302,7 @@ def test_the_time_left_counts_work_and_not_what_was_kept(monkeypatch, capsys):
         ({}, "AT-AWP"),
         ({"weights.method": "rwp", "objective.name": "mart"}, "MART-RWP"),
         (
-            {"objective.name": "trades", "weights.method": "rwp", "data.unlabelled": "x.npz"},
+            {"objective.name": "trades", "weights.method": "rwp", "data.extra": "x.npz"},
             "RST-RWP",
         ),
         (

@@ -157,13 +157,13 @@ def test_images_that_stay_on_the_host_give_the_same_numbers(tmp_path, tiny_confi
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
 
 
-def test_unlabelled_images_on_the_host_are_drawn_as_on_the_devices(tmp_path, tiny_config):
+def test_extra_images_on_the_host_are_drawn_as_on_the_devices(tmp_path, tiny_config):
     pool = data.load("digits", train_examples=80, test_examples=48).train
     np.savez(tmp_path / "unlabelled.npz", images=pool.images[:48], labels=pool.labels[:48])
     batches = []
     for megabytes in (2048, 0):
         config = tiny_config()
-        config.data.update(unlabelled=str(tmp_path / "unlabelled.npz"), device_megabytes=megabytes)
+        config.data.update(extra=str(tmp_path / "unlabelled.npz"), device_megabytes=megabytes)
         experiment = training.build(config, devices=4)
         _, gather = experiment._batch_functions
         gather = jax.jit(gather, static_argnames="batch_size")

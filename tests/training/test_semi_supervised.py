@@ -114,8 +114,8 @@ def test_training_with_them_and_fine_tuning(natural, unlabelled, tmp_path, capsy
         **{
             "objective.name": "trades",
             "attack.steps": 1,
-            "data.unlabelled": str(unlabelled),
-            "data.pseudo_labels": str(tmp_path / "labels.npz"),
+            "data.extra": str(unlabelled),
+            "data.extra_labels": str(tmp_path / "labels.npz"),
             "init_from": str(natural),
             "init_checkpoint": "average",
             "epochs": 1,
@@ -152,14 +152,14 @@ def test_init_from_nowhere_is_one_sentence_before_anything_is_written(natural, t
 def test_batches_are_labelled_and_unlabelled_shuffled_together(natural):
     config = config_of(
         natural,
-        **{"batch_size": 20, "data.labelled_fraction": 0.4, "data.unlabelled_weight": 0.5},
+        **{"batch_size": 20, "data.original_fraction": 0.4, "data.extra_weight": 0.5},
     )
     _, gather = batch_function(
         config,
-        labelled=20,
-        unlabelled=30,
+        original=20,
+        extra=30,
         steps_per_epoch=3,
-        labelled_batch=8,
+        original_batch=8,
         num_classes=50,
         mesh=parallel.data_mesh(),
     )
@@ -193,7 +193,7 @@ def test_pseudo_labels_that_do_not_fit_are_one_sentence(
 ):
     path = tmp_path / "labels.npz"
     np.savez(path, **arrays)
-    files = {"data.unlabelled": str(unlabelled), "data.pseudo_labels": str(path)}
+    files = {"data.extra": str(unlabelled), "data.extra_labels": str(path)}
     with pytest.raises(ValueError, match=message) as error:
         training.build(config_of(natural, **files))
     assert "\n" not in str(error.value)
@@ -220,7 +220,7 @@ def test_the_file_of_rst_is_read(tmp_path):
     contents = {"data": images, "extrapolated_targets": np.array([0, 1, 2, 1, 0])}
     path = tmp_path / "ti.pickle"
     path.write_bytes(pickle.dumps(contents))
-    found = data.read_pseudo_labelled(path, None, 3)
+    found = data.open_extra(path, num_classes=3)
     np.testing.assert_array_equal(found.images, images)
     np.testing.assert_array_equal(found.labels, [0, 1, 2, 1, 0])
 
@@ -228,8 +228,8 @@ def test_the_file_of_rst_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.pseudo_labels": "x"}, "data.unlabelled is not"),
-        ({"data.unlabelled": "x", "data.mixup": 1.4}, "no weight: switch one off"),
+        ({"data.extra_labels": "x"}, "data.extra is not"),
+        ({"data.extra": "x", "data.mixup": 1.4}, "no weight: switch one off"),
         ({"objective.name": "mart", "data.mixup": 1.4}, "MART compares its probability"),
         (
             {"optimizer.name": "entropy-sgd", "weights.method": "awp"},
@@ -241,7 +241,7 @@ def test_the_file_of_rst_is_read(tmp_path):
         ),
         ({"weights.shared_backward": True}, "is of weights.method 'awp', not 'none'"),
         ({"data.autoaugment": True}, "a policy for uint8 colour images, but digits has"),
-        ({"data.labelled_fraction": 1.0}, "data.labelled_fraction is 1.0"),
+        ({"data.original_fraction": 1.0}, "data.original_fraction is 1.0"),
         ({"data.label_noise": 1.5}, "data.label_noise is 1.5"),
         ({"averaging.decay": 1.0}, r"averaging.decay is 1.0, but a number in \[0, 1\)"),
     ],
