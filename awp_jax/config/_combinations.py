@@ -18,7 +18,8 @@ def check_combinations(config: ConfigDict) -> None:
             f"data.original_fraction is {d.original_fraction!r}, but a number in (0, 1) was "
             f"expected that leaves both kinds of images in a batch of {config.batch_size}."
         )
-    soft = "data.mixup" if d.mixup else "objective.label_smoothing"
+    mixes = "data.mixup" if d.mixup else "data.cutmix" if d.cutmix else ""
+    soft = mixes or "objective.label_smoothing"
     shared = w.shared_backward and w.method == "awp"
     for wrong, sentence in (
         (
@@ -35,12 +36,17 @@ def check_combinations(config: ConfigDict) -> None:
             "data.extra_labels is given, but data.extra is not: name the images as well.",
         ),
         (
-            d.extra and d.mixup,
-            "data.mixup and data.extra are both on, but a mixture of original and extra images "
+            d.extra and mixes,
+            f"{mixes} and data.extra are both on, but a mixture of original and extra images "
             "has no weight: switch one off.",
         ),
         (
-            (d.mixup or objective.label_smoothing) and objective.name == "mart",
+            d.mixup and d.cutmix,
+            "data.mixup and data.cutmix are both on, but a batch is mixed in one way: switch one "
+            "off.",
+        ),
+        (
+            (mixes or objective.label_smoothing) and objective.name == "mart",
             f"{soft} gives an example several classes, but MART compares its probability "
             "of one class: use natural, at or trades.",
         ),

@@ -79,6 +79,7 @@ INPUTS = (
         ("autoaugment", False, SWITCH, "The CIFAR-10 policy of AutoAugment."),
         ("cutout", 0, integer(0), "Pixels of the square that is cut out; 14 in NeurIPS 2020."),
         ("mixup", 0.0, number(), "Alpha of mixup; 1.4 in NeurIPS 2020; 0: off."),
+        ("cutmix", 0.0, number(), "Alpha of CutMix; 1 in Yun et al. 2019; 0: off."),
         ("label_noise", 0.0, number(below=1), "Share of training labels drawn anew, in [0, 1)."),
         (
             "extra",

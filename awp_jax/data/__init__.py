@@ -18,7 +18,7 @@ from awp_jax.data.extra import (
     open_extra,
     open_images,
 )
-from awp_jax.data.labels import mixup, with_label_noise
+from awp_jax.data.labels import cutmix, mixup, with_label_noise
 
 __all__ = [
     "DataError",
@@ -38,6 +38,7 @@ __all__ = [
     "joined",
     "load",
     "measured_statistics",
+    "cutmix",
     "mixup",
     "open_extra",
     "open_images",

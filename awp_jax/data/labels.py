@@ -63,3 +63,46 @@ def mixup(
     order = jax.random.permutation(order_key, images.shape[0])
     soft = jax.nn.one_hot(labels, num_classes, dtype=images.dtype)
     return t * images + (1 - t) * images[order], t * soft + (1 - t) * soft[order]
+
+
+def cutmix(
+    key: jax.Array, images: jax.Array, labels: jax.Array, alpha: float, num_classes: int
+) -> tuple[jax.Array, jax.Array]:
+    """A box of each image is cut out of another of the batch (Yun et al., ICCV 2019).
+
+    One share ``t ~ Beta(alpha, alpha)``, one box and one permutation per batch, as in the paper's
+    code: the box has sides of ``sqrt(1 - t)`` of the image's, rounded down, around a uniformly
+    drawn pixel, and is cut off at the edges. Labels are mixed by the pixels that each image has.
+
+    Args:
+        key: one typed key.
+        images: float `[batch, height, width, channels]` in [0, 1].
+        labels: int `[batch]`.
+        alpha: positive; 1 in the paper.
+        num_classes: number of classes.
+
+    Returns:
+        Images of the same shape, and float labels `[batch, num_classes]` that sum to 1.
+
+    Raises:
+        ValueError: for alpha that is not positive.
+    """
+    if not alpha > 0:
+        raise ValueError(f"The alpha of CutMix is {alpha!r}, but a positive number was expected.")
+    check_key(key)
+    share_key, order_key, row_key, column_key = jax.random.split(key, 4)
+    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32))
+    order = jax.random.permutation(order_key, images.shape[0])
+
+    def cut(key: jax.Array, size: int) -> jax.Array:
+        half = (size * side).astype(jnp.int32) // 2
+        centre = jax.random.randint(key, (), 0, size)
+        places = jnp.arange(size)
+        return (places >= centre - half) & (places < centre + half)
+
+    height, width = images.shape[1:3]
+    box = cut(row_key, height)[:, None] & cut(column_key, width)[None, :]
+    kept = 1 - box.mean(dtype=images.dtype)
+    soft = jax.nn.one_hot(labels, num_classes, dtype=images.dtype)
+    mixed = jnp.where(box[None, :, :, None], images[order], images)
+    return mixed, kept * soft + (1 - kept) * soft[order]

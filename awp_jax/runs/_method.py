@@ -25,6 +25,7 @@ def method_name(config: Any) -> str:
         "self-supervision": objective.rotation_weight,
         "cutout": d.cutout,
         "mixup": d.mixup,
+        "CutMix": d.cutmix,
         "AutoAugment": d.autoaugment,
         config.model.activation: config.model.activation not in (None, "relu"),
         "L1": regularisation.l1,

@@ -17,7 +17,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: float ``[batch, height, width, channels]`` in [0, 1].
-        labels: int ``[batch]``, or float ``[batch, classes]`` after mixup.
+        labels: int ``[batch]``, or float ``[batch, classes]`` after mixup and CutMix.
         weights: float ``[batch]``, lambda for extra images and 1 for others; ``None`` without.
         mask: bool ``[batch]``, False for padding; ``None`` where no batch has any.
     """
@@ -110,6 +110,9 @@ def batch_function(
         if d.mixup:
             mixup_key = jax.random.fold_in(step_key, streams.STEP_MIXUP)
             batch, labels = data.mixup(mixup_key, batch, labels, d.mixup, num_classes)
+        if d.cutmix:
+            cut_key = jax.random.fold_in(step_key, streams.STEP_MIXUP)
+            batch, labels = data.cutmix(cut_key, batch, labels, d.cutmix, num_classes)
         # In every step, not in the last alone: one program serves all steps of an epoch.
         mask = first_of(step) + jnp.arange(batch_size) < original if padded else None
         return Batch(batch, labels, weights, mask)

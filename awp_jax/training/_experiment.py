@@ -220,11 +220,12 @@ class Experiment:
     def padded(self) -> bool:
         """Whether the last batch of an epoch is filled up, so that all are one compiled step.
 
-        Not where what is beside an example counts: groups of BatchNorm, mixup, rotations.
+        Not where what is beside an example counts: groups of BatchNorm, mixup, CutMix, rotations.
         """
         c = self.config
         # There padding would shift the groups, be mixed into others, or be rotated without a mask.
-        together = c.model.batch_norm_groups > 1 or c.data.mixup or c.objective.rotation_weight
+        mixed = c.data.mixup or c.data.cutmix
+        together = c.model.batch_norm_groups > 1 or mixed or c.objective.rotation_weight
         whole = len(self.splits.train) % self._original_batch == 0
         alone = self.classifier.takes_mask and self.extra is None
         return alone and not (together or whole)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from awp_jax import config as schema
-from awp_jax import models, objectives
+from awp_jax import data, models, objectives
 from awp_jax.training import (
     TrainingAttack,
     TrainState,
@@ -200,6 +200,34 @@ def test_epsilon_rises_in_the_warm_up(x64, number):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
+def test_cutmix_pastes_one_box_and_mixes_labels_by_its_pixels():
+    images = jnp.arange(1.0, 13.0)[:, None, None, None] * jnp.ones((12, 8, 10, 2)) / 16
+    labels = jnp.asarray(RANDOM.integers(0, 5, 12))
+    shares = []
+    for seed in range(40):
+        mixed, soft = data.cutmix(jax.random.key(seed), images, labels, 1.0, 5)
+        foreign = np.asarray(mixed != images)
+        own = np.asarray(images[:, 0, 0, 0])
+        theirs = np.asarray(mixed.max((1, 2, 3)) + mixed.min((1, 2, 3))) - own
+        moved = foreign.any((1, 2, 3))
+        if not moved.any():
+            continue
+        boxes = foreign[moved][..., 0]
+        assert (boxes == boxes[0]).all() and (foreign[..., 0] == foreign[..., 1]).all()
+        rows, columns = np.nonzero(boxes[0].any(1))[0], np.nonzero(boxes[0].any(0))[0]
+        assert boxes[0].sum() == len(rows) * len(columns)  # a box without holes
+        assert np.ptp(rows) == len(rows) - 1 and np.ptp(columns) == len(columns) - 1
+        share = boxes[0].mean()
+        whole = moved & (share < 1)
+        partner = np.rint(theirs * 16).astype(int) - 1
+        expected = (1 - share) * np.eye(5)[labels] + share * np.eye(5)[labels[partner]]
+        np.testing.assert_allclose(soft[whole], expected[whole], atol=1e-6)
+        shares.append(share)
+    assert 0.1 < np.mean(shares) < 0.5  # of 1/2, less what the edges cut off
+    with pytest.raises(ValueError, match="alpha of CutMix is 0"):
+        data.cutmix(jax.random.key(0), images, labels, 0, 5)
+
+
 RECIPES = {
     "sgd": {
         "optimizer.nesterov": True,
@@ -213,6 +241,7 @@ RECIPES = {
         "averaging.warmup": True,
         "objective.label_smoothing": 0.1,
         "attack.warmup_epochs": 1.0,
+        "data.cutmix": 0.2,
         "model.activation": "silu",
     },
     **{
