@@ -13,6 +13,7 @@ from collections.abc import Iterator
 BROUGHT_BY = {
     "flax": ("flax", "models"),
     "safetensors": ("safetensors", "models"),
+    "huggingface_hub": ("huggingface_hub", "hub"),
     "absl": ("absl-py", "train"),
     "ml_collections": ("ml-collections", "train"),
     "orbax": ("orbax-checkpoint", "train"),

@@ -15,7 +15,9 @@ def main(argv: Sequence[str]) -> int:
         "it loads into them with a strict load_state_dict.",
     )
     command.string("workdir", None, "the run directory")
-    command.string("output", None, "the file to write: .pt, .pth or .safetensors")
+    command.string(
+        "output", None, "the file to write: .pt, .pth or .safetensors, or hf://owner/name"
+    )
     command.string("checkpoint", "best", "which: best, last")
     values = command.parse(argv)
     run = runs.open(required(values, "workdir"), dtype=None)

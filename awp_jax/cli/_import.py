@@ -12,7 +12,8 @@ def main(argv: Sequence[str]) -> int:
     """Imports; returns the exit status."""
     command = Command(
         "import",
-        "Makes a run directory of a PyTorch checkpoint (.pt, .pth or .safetensors), which\n"
+        "Makes a run directory of a PyTorch checkpoint (.pt, .pth, .safetensors, an index of\n"
+        "several, a folder, or hf://owner/name[/file] of the Hugging Face hub), which\n"
         "'awp-jax evaluate' then measures. Nothing in the file is executed.",
         argument="CHECKPOINT",
     )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
 import pathlib
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from awp_jax.extras import needed_by
-from awp_jax.files import write_bytes
+from awp_jax.files import read_json, write_bytes
+from awp_jax.interop import hub
+from awp_jax.interop.errors import CheckpointError
 
 SAFETENSORS = ".safetensors"
+INDEX = ".safetensors.index.json"
 TORCH = (".pt", ".pth")
 # Under these keys training scripts put the state dict, beside the epoch and the accuracy.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
@@ -35,39 +39,74 @@ _DTYPES: dict[str, Any] = _NOT_OF_NUMPY | {
 }
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or does not belong to the model."""
+def place(path: str | os.PathLike[str]) -> str | pathlib.Path:
+    """A path as it is given out in messages: an address of the hub as it is, or a ``Path``."""
+    return str(path) if hub.is_address(path) else pathlib.Path(path)
 
 
-class OtherArchitectureError(CheckpointError):
-    """A checkpoint whose tensors have other shapes than the model's.
-
-    Attributes:
-        problem: What differs, without a full stop, for a sentence that goes on with advice.
-    """
-
-    def __init__(self, problem: str):
-        super().__init__(f"{problem}.")
-        self.problem = problem
-
-
-def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors in the file at ``path``, unwrapped, by name.
+
+    Args:
+        path: ``.safetensors``; an index of several, ``...safetensors.index.json``, or the folder
+            that it or a ``model.safetensors`` lies in; a PyTorch file; or an address
+            ``hf://owner/name[@revision][/file]`` of one of these.
 
     Raises:
         CheckpointError: when the file is missing, damaged, holds anything but tensors, or needs
             PyTorch, which is not installed.
         MissingExtraError: for a .safetensors file where that package is not installed.
     """
+    if isinstance(path, str):
+        address, found = path, hub.fetch(path)
+        if found.name.endswith(INDEX):
+            return _read_sharded(found, lambda name: hub.fetch_beside(address, name))
+        return read(found)
+    if path.is_dir():
+        inside = [path / name for name in hub.WEIGHTS if (path / name).is_file()]
+        if not inside:
+            raise CheckpointError(f"{path} is a folder with no {' or '.join(hub.WEIGHTS)}.")
+        path = inside[0]
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}.")
+    if path.name.endswith(INDEX):
+        return _read_sharded(path, path.with_name)
     if path.suffix == SAFETENSORS:
         return _read_safetensors(path)
     return _read_torch(path)
 
 
-def write(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
+def _read_sharded(
+    index: pathlib.Path, shard_of: Callable[[str], pathlib.Path]
+) -> dict[str, np.ndarray]:
+    """The tensors that an index names, out of the files beside it, one after the other."""
+    content = read_json(index, CheckpointError)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
+        raise CheckpointError(f"{index} is no index: it has no weight_map of tensors to files.")
+    state: dict[str, np.ndarray] = {}
+    for file in dict.fromkeys(names.values()):
+        if pathlib.PurePath(file).name != file or not file.endswith(SAFETENSORS):
+            raise CheckpointError(
+                f"{index} names the file {file!r}, but a .safetensors file beside it was expected."
+            )
+        shard = shard_of(file)
+        if not shard.is_file():
+            raise CheckpointError(f"{index} names {file}, which is not there.")
+        held = _read_safetensors(shard)
+        for name in (name for name, place in names.items() if place == file):
+            if name not in held:
+                raise CheckpointError(f"{shard} lacks {name}, which {index.name} says it holds.")
+            state[name] = held[name]
+    return state
+
+
+def write(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
     """Writes ``state`` to ``path`` at once: readers see the old file or the new one, never half.
+
+    Args:
+        path: A file, or an address ``hf://owner/name[/file]``.
+        state: Arrays by name.
 
     Raises:
         CheckpointError: for a suffix other than .pt, .pth and .safetensors, or when PyTorch is
@@ -75,18 +114,22 @@ def write(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
         MissingExtraError: for a .safetensors file where that package is not installed.
         StorageError: when it cannot be written.
     """
-    if path.suffix == SAFETENSORS:
+    suffix = pathlib.PurePath(hub.file_of(path) if isinstance(path, str) else path).suffix
+    if suffix == SAFETENSORS:
         content = _safetensors().numpy.save(dict(state))
-    elif path.suffix in TORCH:
+    elif suffix in TORCH:
         torch = _torch()
         buffer = io.BytesIO()
         torch.save({name: torch.tensor(value) for name, value in state.items()}, buffer)
         content = buffer.getvalue()
     else:
         raise CheckpointError(
-            f"The suffix of {path} must be .pt, .pth or .safetensors, not {path.suffix!r}."
+            f"The suffix of {path} must be .pt, .pth or .safetensors, not {suffix!r}."
         )
-    write_bytes(path, content)
+    if isinstance(path, str):
+        hub.push(path, content)
+    else:
+        write_bytes(path, content)
 
 
 def _torch() -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import pathlib
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from awp_jax.interop import files
-from awp_jax.interop.files import CheckpointError, OtherArchitectureError
+from awp_jax.interop.errors import CheckpointError, OtherArchitectureError
 from awp_jax.interop.state_dict import (
     from_torch_layout,
     leaves,
@@ -49,7 +48,9 @@ def load_torch(
     executed: PyTorch files are read with ``weights_only=True``.
 
     Args:
-        path: ``.safetensors``, or else a PyTorch file (``.pt``, ``.pth``, ...).
+        path: ``.safetensors``, an index of several (``.safetensors.index.json``) or their folder,
+            a PyTorch file (``.pt``, ``.pth``, ...), or one of these at the Hugging Face hub:
+            ``"hf://owner/name[@revision][/file]"``, from its cache where that has it.
         model: the classifier it is for, or the name of one.
         image_shape: height, width, channels; only for a name.
         num_classes: number of logits; only for a name.
@@ -72,7 +73,7 @@ def load_torch(
             than the model's; see ``normalisation``.
     """
     classifier = _classifier(model, image_shape, num_classes, options)
-    path = pathlib.Path(path)
+    path = files.place(path)
     state = _renamed(path, files.read(path), rename or {})
     params_like, stats_like = jax.eval_shape(classifier.init, jax.random.key(0))
     expected = {
@@ -125,7 +126,7 @@ def normalisation(
     Raises:
         CheckpointError: As ``load_torch`` does; when the file has several, or only one of the two.
     """
-    path = pathlib.Path(path)
+    path = files.place(path)
     found: dict[str, set[tuple[float, ...]]] = {"mean": set(), "std": set()}
     for name, value in files.read(path).items():
         what = _normalisation(name)
@@ -148,7 +149,8 @@ def save_torch(
     ``load_state_dict``, and back here bit for bit.
 
     Args:
-        path: ends in ``.pt``, ``.pth`` or ``.safetensors``; folders are made.
+        path: ends in ``.pt``, ``.pth`` or ``.safetensors``; folders are made. Or an address
+            ``"hf://owner/name[/file]"``, by default of a file ``model.safetensors``.
         classifier: the model.
         params: as its ``init`` returns them.
         batch_stats: as its ``init`` returns them.
@@ -176,7 +178,7 @@ def save_torch(
             if wanted.get(leaf_path) != given.get(leaf_path)
         ]
         raise CheckpointError(f"{_few(sorted(odd))} do not fit {classifier.name}.")
-    files.write(pathlib.Path(path), to_state_dict(classifier, params, batch_stats))
+    files.write(files.place(path), to_state_dict(classifier, params, batch_stats))
 
 
 def _classifier(

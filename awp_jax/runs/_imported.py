@@ -54,7 +54,7 @@ class Imported(NamedTuple):
     """
 
     workdir: pathlib.Path
-    checkpoint: pathlib.Path
+    checkpoint: str | pathlib.Path
     model: str
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
     accuracy: float | None
@@ -113,7 +113,8 @@ def import_checkpoint(
     """Makes a run directory of a PyTorch checkpoint, whole or not at all.
 
     Args:
-        checkpoint: ``.pt``, ``.pth`` or ``.safetensors``; nothing in it is executed.
+        checkpoint: As in ``awp_jax.interop.load_torch``: a file, a folder, or an address
+            ``hf://owner/name``; nothing in it is executed.
         workdir: The run directory; must not be there, or be empty.
         model: Its architecture, such as ``"wrn-34-10"``; see ``awp_jax.models.names``.
         published: In place of ``model``: its name at RobustBench, which knows all of what follows;
@@ -147,7 +148,7 @@ def import_checkpoint(
     if normalize is None:
         known = (entry.mean, entry.std) if entry is not None and entry.mean else None
         own = known or normalisation(checkpoint)
-    workdir, checkpoint = pathlib.Path(workdir), pathlib.Path(checkpoint)
+    workdir = pathlib.Path(workdir)
     config = _config(
         str(model),
         data_name or "cifar10",
@@ -170,7 +171,12 @@ def import_checkpoint(
         jnp.zeros([], jnp.int32), params, batch_stats, experiment.optimizer.init(params)
     )
     accuracy = None if problem else _look(experiment, state)
-    info = {"step": 0, "seed": config.seed, "best": None, "imported": checkpoint.name}
+    info = {
+        "step": 0,
+        "seed": config.seed,
+        "best": None,
+        "imported": str(checkpoint).rstrip("/").rpartition("/")[2],
+    }
     workdir.parent.mkdir(parents=True, exist_ok=True)
     temporary = workdir.absolute().with_name(f".{workdir.name}.{os.getpid()}.tmp")
     try:
@@ -212,7 +218,7 @@ def _config(
 
 
 def _load(
-    checkpoint: pathlib.Path, experiment: Experiment, rename: Mapping[str, str] | None
+    checkpoint: str | pathlib.Path, experiment: Experiment, rename: Mapping[str, str] | None
 ) -> Any:
     try:
         return load_torch(checkpoint, experiment.classifier, rename=rename)
@@ -254,14 +260,15 @@ class Exported(NamedTuple):
         back: The command that imports it again.
     """
 
-    path: pathlib.Path
+    path: str | pathlib.Path
     classifier: Any
     which: str
     step: int
     back: str
 
     def __repr__(self) -> str:
-        reader = "safetensors.torch.load_file" if self.path.suffix == ".safetensors" else ""
+        tensors = str(self.path).endswith(".safetensors")
+        reader = "safetensors.torch.load_file" if tensors else ""
         lines = [
             f"exported {self.classifier.name}, {self.which} checkpoint, step {self.step}: "
             f"{self.path}; weights for {reader or 'torch.load'} and load_state_dict"
@@ -279,7 +286,7 @@ def export_run(run: RunDirectory, path: str | pathlib.Path, which: str = BEST) -
 
     Args:
         run: From ``awp_jax.runs.open``.
-        path: Ends in ``.pt``, ``.pth`` or ``.safetensors``.
+        path: As in ``awp_jax.interop.save_torch``.
         which: ``"best"``, ``"last"``, ``"average"`` or ``"epoch-N"``.
 
     Raises:
@@ -295,4 +302,4 @@ def export_run(run: RunDirectory, path: str | pathlib.Path, which: str = BEST) -
     back += ["--normalize=true"] * bool(c.model.normalize)
     back += [f"--norm={c.attack.norm}", f"--epsilon={c.attack.epsilon}"]
     words = f"awp-jax import {shlex.join([str(path), *back])}"
-    return Exported(pathlib.Path(path), classifier, which, info["step"], words)
+    return Exported(path, classifier, which, info["step"], words)
