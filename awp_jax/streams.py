@@ -55,6 +55,8 @@ LANDSCAPE_WORST_IMAGES = 4  # worst-case flatness: where images start
 LANDSCAPE_HESSIAN = 5  # the first vector of Lanczos' iteration
 LANDSCAPE_PERTURBED = 6  # weights of random perturbations
 LANDSCAPE_PAC_BAYES = 7  # weights of PAC-Bayes bounds
+LANDSCAPE_TRACE = 8  # signs of Hutchinson's estimator, then by draw
+LANDSCAPE_DENSITY = 9  # where Lanczos' iteration for the density starts, then by draw
 
 # Into the key of ``awp-jax landscape --seed``.
 DRAWN_DIRECTIONS = 0  # then by draw

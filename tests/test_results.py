@@ -117,7 +117,7 @@ def test_repr_says_what_it_comes_to():
         "  loss: float32[3] in [0.1, 2.5]",
     ]
     assert "apgd-ce: 50.00% left, 1 broken" in repr(_ensemble())
-    assert len(repr(_ensemble()).splitlines()) <= 6
+    assert len(repr(_ensemble()).splitlines()) <= 8
     assert "checkpoints ['best'] evaluated" in repr(Measured({}, {"checkpoints": {"best": {}}}, []))
     both = attacks.worst_of_models([_logits, _logits])
     assert repr(both) == "WorstOfModels(logits_fn, loss SmallestLoss, success every_model_fooled)"

@@ -7,6 +7,12 @@ it, so that one compiled function serves every point of weight space.
 from awp_jax.landscape._average_case import AverageFlatness, average_flatness
 from awp_jax.landscape._directions import adversarial_directions, directions
 from awp_jax.landscape._hessian import HessianSpectrum, hessian_spectrum
+from awp_jax.landscape._hessian_density import (
+    HessianDensity,
+    HessianTrace,
+    hessian_density,
+    hessian_trace,
+)
 from awp_jax.landscape._histograms import WeightHistogram, weight_histograms
 from awp_jax.landscape._layers import kernels_and_biases
 from awp_jax.landscape._pac_bayes import RELATIVE_SIZES, PACBayes, pac_bayes
@@ -19,7 +25,9 @@ from awp_jax.landscape._worst_case import WorstCaseFlatness, worst_case_flatness
 __all__ = [
     "AverageFlatness",
     "GAMMAS",
+    "HessianDensity",
     "HessianSpectrum",
+    "HessianTrace",
     "PACBayes",
     "PGD_20",
     "PerturbedLoss",
@@ -33,7 +41,9 @@ __all__ = [
     "average_flatness",
     "axis",
     "directions",
+    "hessian_density",
     "hessian_spectrum",
+    "hessian_trace",
     "kernels_and_biases",
     "pac_bayes",
     "perturbed_loss",

@@ -3,22 +3,12 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from awp_jax import checks, parallel, results, streams
-from awp_jax.attacks._losses import cross_entropy
-from awp_jax.attacks._model import as_pytree_function
-from awp_jax.landscape._layers import layers_of
-from awp_jax.landscape._model import full_precision, logits_at
-from awp_jax.landscape._robust_loss import (
-    PGD_20,
-    Examples,
-    check_one_key,
-)
+from awp_jax import checks, results, streams
+from awp_jax.landscape._hessian_product import HessianProduct
+from awp_jax.landscape._robust_loss import PGD_20, check_one_key
 from awp_jax.panels import bars
 from awp_jax.typing import ApplyFn, Attack, Images, Key, Labels, Params
 
@@ -121,59 +111,27 @@ def hessian_spectrum(
     checks.positive_integer(count, "count")
     checks.choice(which, tuple(_ENDS), "which")
     checks.positive_integer(most_products, "most_products")
-    examples = Examples(images, labels, batch_size, params, attack)
-    mask = layers_of(params, layers)
     check_one_key(key)
-    function = as_pytree_function(apply_fn)
-    leaves, structure = jax.tree.flatten(params)
-    # With one batch of images in memory at a time, each product goes through all batches.
-    chosen = [leaf for leaf, keep in zip(leaves, mask.keep, strict=True) if keep]
-    flat, unravel = ravel_pytree(chosen)
-    size = flat.size
+    hessian = HessianProduct(
+        apply_fn, params, images, labels, key, attack=attack, layers=layers, batch_size=batch_size
+    )
+    size = hessian.size
     if count >= size:
         raise ValueError(
             f"count is {count}, but fewer than the {size} parameters that count were expected."
         )
-    attack_key = jax.random.fold_in(key, streams.LANDSCAPE_IMAGES)
     vector_key = jax.random.fold_in(key, streams.LANDSCAPE_HESSIAN)
-    keys = examples.keys(attack_key)
-    zeros = jax.tree.map(jnp.zeros_like, leaves)
-    products = 0
-    with full_precision():
-        # Attacked once, before the first product: all products have to be of one matrix.
-        batches = [
-            (examples.attacked(function, params, keys, attack, index), *examples.batch(index)[1:])
-            for index in range(len(examples.batches))
-        ]
-
-    def product(vector: np.ndarray) -> Any:
-        nonlocal products
-        products += 1
-        parts = iter(unravel(jnp.asarray(vector.reshape(-1), flat.dtype)))
-        tangent = [
-            next(parts) if keep else zero for zero, keep in zip(zeros, mask.keep, strict=True)
-        ]
-        tangent = jax.tree.unflatten(structure, tangent)
-        # Summed on the host, where ARPACK wants its vectors.
-        total = np.zeros(size, flat.dtype)
-        with full_precision():
-            for batch in batches:
-                found = jax.tree.leaves(_hessian_vector(function, params, tangent, *batch))
-                kept = [leaf for leaf, keep in zip(found, mask.keep, strict=True) if keep]
-                total += np.concatenate([leaf.ravel() for leaf in parallel.to_host(kept)])
-        return total / examples.count
-
-    operator = LinearOperator((size, size), matvec=product, dtype=flat.dtype)
-    first = np.asarray(jax.random.normal(vector_key, (size,), flat.dtype))
+    operator = LinearOperator((size, size), matvec=hessian, dtype=hessian.dtype)
+    first = np.asarray(jax.random.normal(vector_key, (size,), hessian.dtype))
     values, vectors = _extreme(operator, first, count, which, tolerance, most_products)
     residuals = [
-        np.linalg.norm(product(vector) - value * vector)
+        np.linalg.norm(hessian(vector) - value * vector)
         for value, vector in zip(values, vectors.T, strict=True)
     ]
     # NaN for what has not converged: the shape is that asked for.
     missing = count - len(values)
     padded = [np.pad(a, (0, missing), constant_values=np.nan) for a in (values, residuals)]
-    return HessianSpectrum(padded[0], padded[1].astype(flat.dtype), products)
+    return HessianSpectrum(padded[0], padded[1].astype(hessian.dtype), hessian.products)
 
 
 def _extreme(
@@ -195,21 +153,3 @@ def _extreme(
     ranked = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}
     order = np.argsort(ranked[which])
     return values[order], vectors[:, order]
-
-
-@jax.jit
-def _hessian_vector(
-    function: Partial,
-    params: Params,
-    tangent: Any,
-    images: Images,
-    labels: Labels,
-    valid: jax.Array,
-) -> Any:
-    """Forward over reverse: the derivative of the gradient of the summed loss along tangent."""
-
-    def total(params: Params) -> Any:
-        losses = cross_entropy(logits_at(function, params)(images), labels)
-        return jnp.where(valid, losses, 0.0).sum()
-
-    return jax.jvp(jax.grad(total), (params,), (tangent,))[1]

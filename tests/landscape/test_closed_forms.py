@@ -17,7 +17,9 @@ from awp_jax.balls import InputBall, WeightBall, everything
 from awp_jax.landscape import (
     adversarial_directions,
     average_flatness,
+    hessian_density,
     hessian_spectrum,
+    hessian_trace,
     pac_bayes,
     perturbed_loss,
     robust_loss,
@@ -162,7 +164,8 @@ def test_growing_gamma_of_a_linear_loss():
     assert found.adversarial[0] == reference.single
 
 
-def test_the_hessian_of_a_robust_loss_against_jax_hessian():
+def curved():
+    """``(apply_fn, params, images, labels)``, and the Hessian of their robust loss by JAX."""
     generator = np.random.default_rng(5)
     images, labels = generator.uniform(size=(6, 2, 2, 1)), generator.integers(0, 3, 6)
     params = {
@@ -174,9 +177,6 @@ def test_the_hessian_of_a_robust_loss_against_jax_hessian():
         hidden = images.reshape(len(images), 4) @ params["a"]["kernel"] + params["a"]["bias"][None]
         return jnp.tanh(hidden) @ params["b"]["kernel"] + params["b"]["bias"][None]
 
-    found = hessian_spectrum(
-        apply_fn, params, images, labels, jax.random.key(2), count=4, attack=ATTACK, batch_size=4
-    )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.fold_in(jax.random.key(2), 0), jnp.arange(6)
     )
@@ -187,8 +187,57 @@ def test_the_hessian_of_a_robust_loss_against_jax_hessian():
         logits = apply_fn(unravel(flat), attacked)
         return -jax.nn.log_softmax(logits)[jnp.arange(6), labels].mean()
 
-    exact = np.linalg.eigvalsh(jax.jit(jax.hessian(loss))(flat))[::-1]
+    return (apply_fn, params, images, labels), np.asarray(jax.jit(jax.hessian(loss))(flat))
+
+
+def test_the_hessian_of_a_robust_loss_against_jax_hessian():
+    problem, hessian = curved()
+    found = hessian_spectrum(*problem, jax.random.key(2), count=4, attack=ATTACK, batch_size=4)
+    exact = np.linalg.eigvalsh(hessian)[::-1]
     np.testing.assert_allclose(found.eigenvalues, exact[:4], rtol=1e-6)
+
+
+def test_the_trace_is_that_of_jax_hessian():
+    problem, hessian = curved()
+    found = hessian_trace(*problem, jax.random.key(2), draws=300, attack=ATTACK, batch_size=4)
+    assert found.size == len(hessian) and found.draws.shape == (300,)
+    # Of signs, the variance of z^T H z is twice the sum of squares beside the diagonal.
+    beside = hessian - np.diag(np.diag(hessian))
+    deviation = np.sqrt(2 * (beside**2).sum())
+    np.testing.assert_allclose(found.draws.std(), deviation, rtol=0.15)
+    np.testing.assert_allclose(found.error, deviation / np.sqrt(300), rtol=0.15)
+    assert abs(found.trace - np.trace(hessian)) < 4 * found.error
+    with pytest.raises(ValueError, match="draws"):
+        hessian_trace(*problem, jax.random.key(2), draws=0)
+
+
+def test_the_spectral_density_is_that_of_jax_hessian():
+    problem, hessian = curved()
+    exact = np.linalg.eigvalsh(hessian)
+    settings = {"attack": ATTACK, "batch_size": 4}
+    found = hessian_density(*problem, jax.random.key(2), draws=60, steps=100, **settings)
+    assert found.nodes.shape == found.weights.shape == (60, len(exact))  # there are no more
+    np.testing.assert_allclose(found.weights.sum(1), 1, rtol=1e-9)
+    # With as many steps as the start holds eigenvectors, the nodes are the eigenvalues.
+    real = found.nodes[found.weights > 1e-6]
+    assert np.abs(real[:, None] - exact).min(1).max() < 1e-7 * exact.max()
+    for power in (1, 2, 3):
+        moments = (found.weights * found.nodes**power).sum(1)
+        error = moments.std() / np.sqrt(60)
+        assert abs(moments.mean() - (exact**power).mean()) < 4 * error
+        assert power != 2 or 4 * error < (exact**2).mean()
+    # A quadrature of m nodes knows all moments up to 2 m - 1 of its start.
+    few = hessian_density(*problem, jax.random.key(2), draws=3, steps=4, **settings)
+    for power in range(8):
+        moments = (found.weights[:3] * found.nodes[:3] ** power).sum(1)
+        np.testing.assert_allclose((few.weights * few.nodes**power).sum(1), moments, rtol=1e-6)
+    points, width = np.linspace(-2, 2, 4001) * exact.max(), 0.01 * exact.max()
+    density = found.density(points, width)
+    assert np.trapezoid(density, points) == pytest.approx(1, rel=1e-6)
+    with pytest.raises(ValueError, match="width is 0"):
+        found.density(points, 0)
+    with pytest.raises(ValueError, match="steps"):
+        hessian_density(*problem, jax.random.key(2), steps=0)
 
 
 def test_bounds_are_those_of_the_attack_s_ball():
