@@ -42,8 +42,9 @@ METHOD = (
         (
             "name",
             "pgd",
-            named("pgd"),
-            "How images are attacked; one's own: an attack, or a class of them (docs/own.md).",
+            named("pgd", "fgsm-rs", "n-fgsm"),
+            "How images are attacked; fgsm-rs and n-fgsm: by one step of their own length and "
+            "start; one's own: an attack, or a class of them (docs/own.md).",
         ),
         ("norm", "linf", choice("linf", "l2", "l1"), "Of its ball, also in evaluation."),
         ("epsilon", "8/255", RADIUS, "Radius, in pixel units of [0, 1]."),

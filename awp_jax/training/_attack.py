@@ -131,10 +131,12 @@ def make_attack(
         if attack_loss is None:
             return Crafted(images, batch_stats)
         ball, step_size = attack.ball, attack.step_size
+        begin = start
         if scale is not None:
             scale = jnp.asarray(scale, images.dtype)
             radius, step_size = jax.tree.map(lambda size: size * scale, (ball.radius, step_size))
             ball = dataclasses.replace(ball, radius=radius)
+            begin = _scaled_start(start, scale)
 
         def forward(params: Params, x: Any, stats: Any) -> tuple[Any, Any]:
             return classifier.apply(params, stats, x, mode=mode, key=dropout_key, **counted(mask))
@@ -182,7 +184,7 @@ def make_attack(
             gradient_fn,
             ball,
             images,
-            starting_point(ball, start, keys, images),
+            starting_point(ball, begin, keys, images),
             (batch_stats, left),
             steps=rolled,
             step_size=step_size,
@@ -204,6 +206,14 @@ def make_attack(
         return Crafted(ball.project(images, point), batch_stats, weight_gradient)
 
     return craft, released
+
+
+def _scaled_start(start: Any, scale: jax.Array) -> Any:
+    """A start in a ball of its own, such as N-FGSM's, shrinks with the attack's."""
+    if isinstance(start, str):
+        return start
+    radius = jax.tree.map(lambda size: size * scale, start.radius)
+    return dataclasses.replace(start, radius=radius)
 
 
 def _friendly(

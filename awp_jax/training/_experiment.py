@@ -11,7 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from awp_jax import checks, data, files, objectives, parallel, parts, streams
-from awp_jax.attacks import PGD
+from awp_jax.attacks import FGSMRS, NFGSM, PGD
 from awp_jax.balls import InputBall, WeightBall
 from awp_jax.config import validate
 from awp_jax.training._attack import TrainingAttack
@@ -27,6 +27,9 @@ from awp_jax.training._weights import WeightPerturbation
 from awp_jax.typing import Images, Key, Labels, Radius
 from awp_jax.weights._displacement import check_gradient
 
+# Fast adversarial training: attacks of one step, which say themselves how long it is.
+ONE_STEP = {"fgsm-rs": FGSMRS, "n-fgsm": NFGSM}
+
 
 def training_attack(
     config: ConfigDict, given: parts.Parts = parts.NONE, steps_per_epoch: int = 1
@@ -41,12 +44,16 @@ def training_attack(
             f"attack.name {a.name!r}",
             options={"ball": ball, "steps": a.steps, "step_size": checks.radius(a.step_size)},
         )
+    steps, step_size, start = a.steps, a.step_size, a.start
+    if a.name in ONE_STEP:
+        made = ONE_STEP[a.name](ball=ball)
+        ball, steps, step_size, start = made.ball, 1, made.size, made.start
     return TrainingAttack(
         ball=ball,
         own=own,
-        steps=a.steps,
-        step_size=a.step_size,
-        start=a.start,
+        steps=steps,
+        step_size=step_size,
+        start=start,
         batch_norm=a.batch_norm,
         early_stop=a.early_stop,
         scale=warmup(a.warmup_epochs, steps_per_epoch) if a.warmup_epochs else None,

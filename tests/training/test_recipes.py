@@ -12,6 +12,8 @@ from torch import nn
 
 from awp_jax import config as schema
 from awp_jax import data, models, objectives
+from awp_jax.balls import InputBall
+from awp_jax.random import example_keys
 from awp_jax.training import (
     TrainingAttack,
     TrainState,
@@ -21,6 +23,8 @@ from awp_jax.training import (
     schedule,
     train,
 )
+from awp_jax.training._attack import make_attack
+from awp_jax.training._experiment import training_attack
 from awp_jax.training._optimizers import make_optimizer
 from awp_jax.training._schedules import warmup
 
@@ -200,6 +204,34 @@ def test_epsilon_rises_in_the_warm_up(x64, number):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
+@pytest.mark.parametrize(("name", "alpha", "k"), [("fgsm-rs", 1.25, 1.0), ("n-fgsm", 1.0, 2.0)])
+def test_attacks_of_one_step(x64, name, alpha, k):
+    """Noise, one step along the sign of the gradient there; N-FGSM does not go back."""
+    config = schema.default()
+    config.attack.name, config.attack.epsilon = name, "0.05"
+    attack = training_attack(config)
+    model = models.create("linear", image_shape=(3, 3, 1), num_classes=5)
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), model.init(jax.random.key(1))[0])
+    images = jnp.asarray(RANDOM.uniform(size=(12, 3, 3, 1)))
+    labels = jnp.asarray(RANDOM.integers(0, 5, 12))
+    keys = example_keys(jax.random.key(0), 12)
+    craft, _ = make_attack(model, objectives.at(), attack)
+    found = craft(params, {}, images, labels, keys, None).images
+    noisy = InputBall("linf", k * 0.05).start(keys, images)
+    assert k * 0.05 * 0.9 < jnp.abs(noisy - images).max() <= k * 0.05 + 1e-12
+
+    def loss(x):
+        logits, _ = model.apply(params, {}, x, mode="batch")
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
+
+    expected = noisy + alpha * 0.05 * jnp.sign(jax.grad(loss)(noisy))
+    if name == "fgsm-rs":
+        expected = jnp.clip(expected, images - 0.05, images + 0.05)
+    np.testing.assert_allclose(found, jnp.clip(expected, 0, 1), atol=1e-12)
+    scaled = craft(params, {}, images, labels, keys, None, None, 0.5).images
+    assert jnp.abs(scaled - images).max() < 0.5 * jnp.abs(found - images).max() + 1e-9
+
+
 def test_cutmix_pastes_one_box_and_mixes_labels_by_its_pixels():
     images = jnp.arange(1.0, 13.0)[:, None, None, None] * jnp.ones((12, 8, 10, 2)) / 16
     labels = jnp.asarray(RANDOM.integers(0, 5, 12))
@@ -243,6 +275,12 @@ RECIPES = {
         "attack.warmup_epochs": 1.0,
         "data.cutmix": 0.2,
         "model.activation": "silu",
+    },
+    "fast": {
+        "attack.name": "n-fgsm",
+        "optimizer.learning_rate": 0.5,
+        "schedule.name": "cyclic",
+        "weights.gamma": "0.005",
     },
     **{
         name: {
