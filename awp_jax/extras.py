@@ -22,6 +22,8 @@ BROUGHT_BY = {
     "matplotlib": ("matplotlib", "plot"),
     "sklearn": ("scikit-learn", "data"),
     "tensorboardX": ("tensorboardX", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
+    "trackio": ("trackio", "trackio"),
     "array_record": ("array-record", "tfds"),
     "importlib_resources": ("importlib_resources", "tfds"),
     "tensorflow": ("tensorflow", "tfds"),

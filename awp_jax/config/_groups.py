@@ -5,7 +5,7 @@ The defaults are AT-AWP of PreActResNet-18 on CIFAR-10 (NeurIPS 2020, Table 1).
 
 from awp_jax.config._inputs import INPUTS
 from awp_jax.config._keys import group
-from awp_jax.config._kinds import RADIUS, STEP, choice, integer, optional
+from awp_jax.config._kinds import RADIUS, STEP, choice, integer, optional, tracked
 from awp_jax.config._method import METHOD
 
 GROUPS = (
@@ -55,5 +55,11 @@ GROUPS = (
         "logging",
         "Lines of metrics.jsonl.",
         ("every_steps", 50, integer(1), "How often, in steps."),
+        (
+            "tracker",
+            None,
+            optional(tracked()),
+            "A service that gets them as well, wandb:PROJECT or trackio:PROJECT; None: none.",
+        ),
     ),
 )

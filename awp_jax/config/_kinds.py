@@ -112,6 +112,18 @@ def choice(*names: str) -> Kind:
     return Kind(str, f"one of {', '.join(names)}", check)
 
 
+def tracked() -> Kind:
+    """A service that follows runs, and a project there."""
+    expected = "wandb:PROJECT or trackio:PROJECT"
+
+    def check(value, name, config):
+        service, _, project = value.partition(":")
+        if service not in ("wandb", "trackio") or not project:
+            raise ValueError(f"{name} is {value!r}, but {expected} was expected.")
+
+    return Kind(str, expected, check)
+
+
 OWN = "package.module:function"
 
 

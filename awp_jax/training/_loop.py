@@ -25,6 +25,7 @@ from awp_jax.training._feed import Feed
 from awp_jax.training._initial import check_start, initial_state
 from awp_jax.training._selection import Selection, StoppedError
 from awp_jax.training._state import TrainState
+from awp_jax.training._trackers import trackers
 
 # With optimizer.non_finite "skip", so many skipped steps one after the other stop the run all the
 # same: nothing changes any more but the batch.
@@ -161,7 +162,11 @@ class _Run:
         self.feed = Feed(experiment)
         self.progress = Progress(total, step, show=self.show)
         measured = self.selection.is_measured(step)
-        self.metrics = records.Metrics(self.workdir, step, measured) if parallel.is_main() else None
+        self.metrics = None
+        if parallel.is_main():
+            config = self.config
+            found = trackers(config.logging.tracker, self.workdir, records.plain(config))
+            self.metrics = records.Metrics(self.workdir, step, measured, found)
         if step:
             self.progress.line(f"Resuming at step {step} of {total}.")
         elif started:

@@ -5,13 +5,14 @@ import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from awp_jax import files
 from awp_jax.config import from_dict
+from awp_jax.training._trackers import Tracker, scalars
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 
@@ -144,16 +145,23 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 class Metrics:
-    """Appends to ``metrics.jsonl``: one whole line per record, also to TensorBoard when there.
+    """Appends to ``metrics.jsonl``: one whole line per record, which trackers get as well.
 
     Args:
         workdir: The run directory.
         after_step: Lines of later steps are dropped first (they will be written again by the
             resumed run).
         measured: Whether the evaluation at this step stays; else it is dropped as well.
+        followers: What else gets each record's numbers; they are closed with it.
     """
 
-    def __init__(self, workdir: pathlib.Path, after_step: int, measured: bool = True) -> None:
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        after_step: int,
+        measured: bool = True,
+        followers: Sequence[Tracker] = (),
+    ) -> None:
         again = [] if measured else [("evaluation", after_step)]
         kept = [
             r
@@ -164,7 +172,7 @@ class Metrics:
         files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
-        self._board = _tensorboard(workdir)
+        self._followers = followers
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends one record, which must hold ``step`` and ``kind``, whole or not at all.
@@ -181,38 +189,11 @@ class Metrics:
             except OSError:
                 os.ftruncate(self._file, before)
                 raise
-        if not _is_alive(self._board):  # it would wait for its thread for ever
-            self._board = None
-        if self._board is not None:
-            for name, value in _scalars(record, record["kind"]):
-                self._board.add_scalar(name, value, record["step"])
+        for follower in self._followers:
+            follower.log(scalars(record), record["step"])
 
     def close(self) -> None:
         """Closes the files."""
         os.close(self._file)
-        if self._board is not None and _is_alive(self._board):
-            with contextlib.suppress(OSError):  # a copy of what metrics.jsonl has
-                self._board.close()
-
-
-def _is_alive(board: Any) -> bool:
-    """Whether tensorboardX still writes: its thread ends where the disk is full."""
-    writer = getattr(getattr(board, "file_writer", None), "event_writer", None)
-    thread = getattr(writer, "_worker", None)
-    return thread is None or thread.is_alive()
-
-
-def _scalars(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _scalars(value, f"{prefix}/{key}")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and key != "step":
-            yield f"{prefix}/{key}", value
-
-
-def _tensorboard(workdir: pathlib.Path) -> Any:
-    try:
-        import tensorboardX
-    except ImportError:
-        return None
-    return tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+        for follower in self._followers:
+            follower.close()
