@@ -1,5 +1,5 @@
-# The commands: make quickstart, make experiments, make test, make docs, make format. Each makes .venv when it is
-# not there.
+# The commands: make quickstart, make experiments, make test, make docs, make format. Each makes
+# .venv when it is not there.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -30,8 +30,8 @@ $(VENV)/installed-peers: $(VENV)/installed-test
 	$(BIN)/python -m pip install --quiet --no-deps torchattacks robustbench==1.1.1 torchvision==0.28.0
 	touch $@
 
-# Trains AT and AT-AWP on handwritten digits side by side, evaluates both, prints one table, draws the
-# learning curves and the loss around the weights.
+# Trains AT and AT-AWP on handwritten digits side by side, evaluates both, prints one table, draws
+# the learning curves and the loss around the weights.
 quickstart: $(VENV)/installed
 	@mkdir -p $(RUNS)
 	@$(BIN)/awp-jax train --config=configs/quickstart.py:at --workdir=$(RUNS)/at > $(RUNS)/train-at.log 2>&1 \
@@ -86,8 +86,9 @@ benchmark: $(VENV)/installed-peers
 	$(BIN)/python benchmarks/memory.py --out=benchmarks/memory.json
 	$(BIN)/python benchmarks/growth.py --out=benchmarks/growth.json
 
-# The site, into docs/_build/html; a warning fails. Its tutorials run (ten minutes) where one of them changed;
-# EXECUTE=off shows them without outputs. One at a time: two that begin at once break the cache of outputs.
+# The site, into docs/_build/html; a warning fails. Its tutorials run (six minutes) where one of them
+# changed; EXECUTE=off shows them without outputs. One at a time: two that begin at once break the
+# cache of outputs.
 EXECUTE ?= cache
 docs: $(VENV)/installed-docs
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet \

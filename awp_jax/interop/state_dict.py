@@ -62,7 +62,7 @@ def torch_key(model_name: str, path: Path) -> str:
     *modules, leaf = path
     name = ".".join(modules)
     if "dm-preact-" in model_name:
-        name = _STAGE.sub(lambda stage: f"layer_{int(stage[1]) - 1}.", name)
+        name = _dm_preact_module(modules)
     elif "dm-wrn-" in model_name or "ra-wrn-" in model_name:
         name = _STAGE.sub(lambda stage: f"layer.{int(stage[1]) - 1}.block.", name)
     elif model_name in ("wrn-a4", "wrn-34-r"):
@@ -78,6 +78,16 @@ def torch_key(model_name: str, path: Path) -> str:
     elif model_name == "mnist-cnn":
         name = f"{'feature_extractor' if name.startswith('conv') else 'classifier'}.{name}"
     return f"{name}.{_LEAVES.get(leaf, leaf)}" if name else _LEAVES.get(leaf, leaf)
+
+
+def _dm_preact_module(modules: list[str]) -> str:
+    """DeepMind's PreActResNet: other names for the layers of ours, and stages from 0."""
+    if len(modules) < 3:  # outside the stages, a head of one's own among them
+        outer = {"conv1": "conv_2d", "bn": "batchnorm", "linear": "logits"}
+        return ".".join(outer.get(module, module) for module in modules)
+    stage, place, layer = modules
+    inner = {"bn1": "batchnorm_0", "conv1": "conv_2d_1", "bn2": "batchnorm_1", "conv2": "conv_2d_2"}
+    return f"layer_{int(stage[-1]) - 1}.{place}.{inner.get(layer, layer)}"
 
 
 def _shaped_module(model_name: str, name: str) -> str:

@@ -20,7 +20,7 @@ from jax import Array
 from awp_jax.models.context import Context
 from awp_jax.models.initial import ZEROS, normal
 from awp_jax.models.layers import Layers, Residual, global_average_pool
-from awp_jax.models.preact_resnet import four_stages
+from awp_jax.models.preact_resnet import PreActResNet
 from awp_jax.models.wide_resnet import check_depth_and_width
 
 
@@ -216,54 +216,22 @@ class DMPreActBlock(nnx.Module):
     def __init__(self, make: Layers, inputs: int, outputs: int, stride: int):
         self.activation = make.activate()
         padding = _padding(stride)
-        self.batchnorm_0 = make.batch_norm(inputs)
-        self.conv_2d_1 = make.conv(inputs, outputs, 3, stride=stride, padding=padding)
-        self.batchnorm_1 = make.batch_norm(outputs)
-        self.conv_2d_2 = make.conv(outputs, outputs, 3, padding=1)
+        self.bn1 = make.batch_norm(inputs)
+        self.conv1 = make.conv(inputs, outputs, 3, stride=stride, padding=padding)
+        self.bn2 = make.batch_norm(outputs)
+        self.conv2 = make.conv(outputs, outputs, 3, padding=1)
         self.projects = stride != 1 or inputs != outputs
         if self.projects:
             self.shortcut = make.conv(inputs, outputs, 3, stride=stride, padding=padding)
 
     def __call__(self, x: Array, context: Context) -> Array:
-        out = self.activation(self.batchnorm_0(x, context))
-        shortcut = self.shortcut(x) if self.projects else x
-        out = self.conv_2d_1(out)
-        out = self.conv_2d_2(self.activation(self.batchnorm_1(out, context)))
-        return out + shortcut
+        out = self.activation(self.bn1(x, context))
+        out = self.conv2(self.activation(self.bn2(self.conv1(out), context)))
+        return out + (self.shortcut(x) if self.projects else x)
 
 
-class DMPreActResNet(Residual):
-    """PreActResNet-depth as DeepMind has it: 3x3 projections that read the input as it is.
-
-    Args:
-        make: makes the layers.
-        image_shape: height, width, channels.
-        num_classes: number of logits.
-        depth: 10, 18 or 34.
-        width: channels of the first stage, doubled by each of the other three.
-    """
+class DMPreActResNet(PreActResNet):
+    """PreActResNet as DeepMind has it, of ``DMPreActBlock``; the arguments are the same."""
 
     own_activation = "silu"
-
-    def __init__(
-        self,
-        make: Layers,
-        image_shape: tuple[int, int, int],
-        num_classes: int,
-        *,
-        depth: int = 18,
-        width: int = 64,
-    ):
-        self.activation = make.activate()
-        self.conv_2d = make.conv(image_shape[-1], width, 3, padding=1)
-        stages = four_stages(depth, width)
-        last = self.add_stages(lambda *sizes: DMPreActBlock(make, *sizes), width, stages)
-        self.batchnorm = make.batch_norm(last)
-        self.logits = make.dense(last, num_classes, classifies=True)
-
-    def features(self, images: Array, context: Context) -> Array:
-        x = self.run_stages(self.conv_2d(images), context)
-        return global_average_pool(self.activation(self.batchnorm(x, context)))
-
-    def classify(self, features: Array, context: Context) -> Array:
-        return self.logits(features)
+    block = DMPreActBlock

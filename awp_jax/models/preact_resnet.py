@@ -6,6 +6,9 @@ before the pool. PreActResNet-18 for 10 classes has 11,172,170 parameters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from flax import nnx
 from jax import Array
 
@@ -55,6 +58,8 @@ class PreActResNet(Residual):
         width: channels of the first stage, doubled by each of the other three.
     """
 
+    block: Callable[..., Any] = PreActBlock
+
     def __init__(
         self,
         make: Layers,
@@ -67,7 +72,7 @@ class PreActResNet(Residual):
         self.activation = make.activate()
         self.conv1 = make.conv(image_shape[-1], width, 3, padding=1)
         stages = four_stages(depth, width)
-        channels = self.add_stages(lambda *sizes: PreActBlock(make, *sizes), width, stages)
+        channels = self.add_stages(lambda *sizes: self.block(make, *sizes), width, stages)
         self.bn = make.batch_norm(channels)
         self.linear = make.dense(channels, num_classes, classifies=True)
 
