@@ -21,6 +21,7 @@ BROUGHT_BY = {
     "yaml": ("pyyaml", "train"),
     "matplotlib": ("matplotlib", "plot"),
     "sklearn": ("scikit-learn", "data"),
+    "PIL": ("pillow", "data"),
     "tensorboardX": ("tensorboardX", "tensorboard"),
     "wandb": ("wandb", "wandb"),
     "trackio": ("trackio", "trackio"),

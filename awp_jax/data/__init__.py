@@ -11,6 +11,7 @@ from awp_jax.data._tfds import prepare_tfds
 from awp_jax.data.augmentation import augment, cutout
 from awp_jax.data.autoaugment import autoaugment
 from awp_jax.data.batching import epoch_order, padded_batches, steps_per_epoch
+from awp_jax.data.corruptions import CORRUPTIONS, corrupt
 from awp_jax.data.extra import (
     StoredImages,
     check_joinable,
@@ -21,6 +22,7 @@ from awp_jax.data.extra import (
 from awp_jax.data.labels import cutmix, mixup, with_label_noise
 
 __all__ = [
+    "CORRUPTIONS",
     "DataError",
     "Dataset",
     "Rows",
@@ -30,7 +32,9 @@ __all__ = [
     "augment",
     "autoaugment",
     "check_joinable",
+    "corrupt",
     "cut",
+    "cutmix",
     "cutout",
     "dataset_names",
     "epoch_order",
@@ -38,7 +42,6 @@ __all__ = [
     "joined",
     "load",
     "measured_statistics",
-    "cutmix",
     "mixup",
     "open_extra",
     "open_images",

@@ -1,5 +1,6 @@
 """Robust accuracy and robust loss of a checkpoint, or of any logits function."""
 
+from awp_jax.evaluation._corruptions import CorruptionAccuracy, corruption_accuracy
 from awp_jax.evaluation._diagnose import Diagnosis, diagnose
 from awp_jax.evaluation._evaluate import Evaluation, evaluate
 from awp_jax.evaluation._measure import Measurement, measure
@@ -12,6 +13,7 @@ from awp_jax.evaluation._suspicions import Check
 from awp_jax.files import write_arrays
 
 __all__ = [
+    "CorruptionAccuracy",
     "Check",
     "Diagnosis",
     "Evaluation",
@@ -21,6 +23,7 @@ __all__ = [
     "PerImage",
     "attack_by_name",
     "attacks_by_name",
+    "corruption_accuracy",
     "diagnose",
     "evaluate",
     "measure",
