@@ -19,6 +19,7 @@ from awp_jax.models.vgg import CONVOLUTIONS
 Path = tuple[str, ...]
 
 _STAGE = re.compile(r"^layer(\d+)\.")
+_STEM = re.compile(r"\b(stem|proj)\.(conv|norm)\.(\d+)$")
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -75,6 +76,8 @@ def torch_key(model_name: str, path: Path) -> str:
         name = re.sub(r"^(block\d+)\.", r"\1.layer.", name).replace(".shortcut", ".convShortcut")
     elif model_name.startswith("vgg-"):
         name = _vgg_module(int(model_name.removeprefix("vgg-")), modules)
+    elif model_name.endswith("-convstem"):
+        name = _STEM.sub(_stem_module, name)
     elif model_name == "mnist-cnn":
         name = f"{'feature_extractor' if name.startswith('conv') else 'classifier'}.{name}"
     return f"{name}.{_LEAVES.get(leaf, leaf)}" if name else _LEAVES.get(leaf, leaf)
@@ -88,6 +91,12 @@ def _shaped_module(model_name: str, name: str) -> str:
     ).replace(".shortcut", shortcut)
     outer = {"conv1": "stem_conv", "bn1": "norm1" if model_name == "wrn-a4" else "bn1"}
     return outer.get(name, name)
+
+
+def _stem_module(match: re.Match[str]) -> str:
+    """A ConvStem numbers convolutions, norms and activations in one sequence."""
+    stem, layer, index = match.groups()
+    return f"{stem}.stem.{3 * int(index) + (layer == 'norm')}"
 
 
 def _vgg_module(depth: int, modules: list[str]) -> str:

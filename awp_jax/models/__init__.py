@@ -7,13 +7,17 @@ with needed_by("awp_jax.models"):
     from awp_jax.models.batch_norm import MOMENTUM, BatchNorm
     from awp_jax.models.classifier import Classifier
     from awp_jax.models.context import MODES, Context, Mode
+    from awp_jax.models.conv_stem import ConvStem
+    from awp_jax.models.convnext import ConvNeXt
     from awp_jax.models.dm_wide_resnet import (
         DMPreActResNet,
         DMWideResNet,
         MeanSparse,
         RaWideResNet,
     )
+    from awp_jax.models.imagenet_resnet import ImageNetResNet
     from awp_jax.models.initial import Initial
+    from awp_jax.models.layer_norm import LayerNorm
     from awp_jax.models.layers import ACTIVATIONS, Layers, Network
     from awp_jax.models.nnx_classifier import from_network
     from awp_jax.models.nnx_module import as_classifier, from_nnx
@@ -24,6 +28,7 @@ with needed_by("awp_jax.models"):
     from awp_jax.models.resnet import ResNet
     from awp_jax.models.small_cnn import MLP, Linear, MnistCNN
     from awp_jax.models.vgg import VGG
+    from awp_jax.models.vit import VisionTransformer
     from awp_jax.models.wide_resnet import WideResNet, WideResNet34R, WideResNetA4
 
 __all__ = [
@@ -31,9 +36,13 @@ __all__ = [
     "BatchNorm",
     "Classifier",
     "Context",
+    "ConvNeXt",
+    "ConvStem",
     "DMPreActResNet",
     "DMWideResNet",
+    "ImageNetResNet",
     "Initial",
+    "LayerNorm",
     "Layers",
     "Linear",
     "MLP",
@@ -49,6 +58,7 @@ __all__ = [
     "RaWideResNet",
     "ResNet",
     "VGG",
+    "VisionTransformer",
     "WideResNet",
     "WideResNet34R",
     "WideResNetA4",

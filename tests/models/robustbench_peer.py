@@ -52,6 +52,11 @@ def has_torchvision():
     return True
 
 
+def has_timm():
+    """Whether timm is there, which takes its layers from torchvision."""
+    return has_torchvision() and importlib.util.find_spec("timm") is not None
+
+
 def entries(data):
     """``{(norm, name): function that builds the model}`` of ``model_zoo/<data>.py``."""
     tree = ast.parse((ZOO / f"{data}.py").read_text())

@@ -6,18 +6,16 @@ import re
 import unittest.mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
+from one_step import one_step_of_at_awp
 from robustbench_peer import ZOO, architecture, entries, has_torchvision
 from torch import nn
 from torch_models import copy_into, gap, scattered
 
-from awp_jax import models, objectives
+from awp_jax import models
 from awp_jax.interop.state_dict import leaves, to_torch_layout, torch_key
-from awp_jax.training import TrainingAttack, TrainState, WeightPerturbation, make_train_step
 
 pytestmark = pytest.mark.skipif(ZOO is None, reason="needs robustbench")
 SMALL = {"image_shape": (32, 32, 3), "num_classes": 5}
@@ -202,25 +200,7 @@ def test_entry_is_as_robustbench_builds_it(entry):
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_of_at_awp(name):
     """Every parameter moves, and every statistic of BatchNorm."""
-    ours = CASES[name][0]()
-    params, batch_stats = jax.jit(ours.init)(jax.random.key(0))
-    optimizer = optax.sgd(0.1)
-    step = jax.jit(
-        make_train_step(
-            ours,
-            objectives.at(),
-            optimizer,
-            attack=TrainingAttack("8/255", 1, step_size="8/255"),
-            weights=WeightPerturbation("awp", 0.005),
-        )
-    )
-    key = jax.random.key(1)
-    images = jax.random.uniform(key, (4, *SMALL["image_shape"]))
-    state = TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params))
-    after, metrics = step(state, images, jnp.arange(4), key)
-    assert np.isfinite(metrics["loss"])
-    for (path, old), (_, new) in zip(leaves(params), leaves(after.params), strict=True):
-        assert np.isfinite(new).all() and (old != new).any(), path
+    (_, batch_stats), after = one_step_of_at_awp(CASES[name][0]())
     # MeanSparse stays as it was, BatchNorm moves
     for (path, old), (_, new) in zip(leaves(batch_stats), leaves(after.batch_stats), strict=True):
         assert (old == new).all() == any("meansparse" in part for part in path), path
