@@ -133,7 +133,7 @@ def _weights(experiment: Experiment) -> dict[str, Any]:
         f"{experiment.config.weights.method}, gamma {ball.gamma}, {steps}{ball.size} "
         f"size per {ball.scope}{schedule}: "
         f"{len(rows)} of {len(jax.tree.leaves(params))} tensors, {inside:,} of {total:,} "
-        "parameters (kernels; BatchNorm and biases stay)"
+        "parameters (kernels; normalisation, biases, learnt positions and tokens stay)"
     )
     names = ("size", "name", "shape", "norm", "radius")
     tensors = [dict(zip(names, row, strict=True)) for row in sorted(rows, reverse=True)]
