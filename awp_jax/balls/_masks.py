@@ -19,7 +19,7 @@ NORMALISATIONS = ("*norm*", "*bn[0-9]*", "*/bn/*", "*ln_*", "*/ln/*", "*/ln[0-9]
 BIASES = ("*bias", "*/b")
 
 
-# Learnt positions, also relative ones, and learnt tokens, in the names of timm, linen, Transformers.
+# Learnt positions, also relative ones, and learnt tokens, in the names of timm and linen.
 _POSITIONS = re.compile(r"(^|_)(pos|positions?|positional|posemb[a-z]*)(_|$)")
 _TOKENS = re.compile(r"(^|_)tokens?$")
 
