@@ -74,6 +74,8 @@ def entries(data):
     if has_torchvision():
         known["get_robustarch_model"] = architecture("robustarch_wide_resnet").get_model
         known["get_sparse_model"] = _sparse_model
+    if data == "imagenet":
+        known |= _imagenet_builders()
     found = {}
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
@@ -81,6 +83,8 @@ def entries(data):
                 exec(compile(ast.Module([node], []), data, "exec"), known)
             except NameError:  # built on an architecture that no test asks for
                 continue
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+            exec(compile(ast.Module([node], []), data, "exec"), known)  # a mean, a deviation
         elif isinstance(node, ast.Assign) and node.targets[0].id in ("linf", "l2"):
             for pair in node.value.args[0].elts:
                 name, settings = pair.elts[0].value, pair.elts[1]
@@ -95,6 +99,30 @@ def entries(data):
                     continue
                 found[node.targets[0].id, name] = built
     return found
+
+
+def _imagenet_builders():
+    """What the table of ImageNet builds its models with, never with weights from elsewhere."""
+    if not has_timm():
+        return {}
+    import timm
+    from torchvision import models
+
+    class WithoutWeights:
+        def __init__(self, module):
+            self.module = module
+
+        def __getattr__(self, name):
+            return lambda *args, pretrained=False, **kwargs: getattr(self.module, name)(
+                *args, **kwargs
+            )
+
+    return {
+        "timm": WithoutWeights(timm),
+        "pt_models": WithoutWeights(models),
+        "normalize_model": architecture("utils_architectures").normalize_model,
+        "get_convstem_models": architecture("convstem_models").get_convstem_models,
+    }
 
 
 def _sparse_model(model, dataset):

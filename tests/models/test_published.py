@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from one_step import one_step_of_at_awp
-from robustbench_peer import ZOO, architecture, entries, has_torchvision
+from robustbench_peer import ZOO, architecture, entries, has_timm, has_torchvision
 from torch import nn
 from torch_models import copy_into, gap, scattered
 
-from awp_jax import models
+from awp_jax import data, models
 from awp_jax.interop.state_dict import leaves, to_torch_layout, torch_key
 
 pytestmark = pytest.mark.skipif(ZOO is None, reason="needs robustbench")
@@ -154,8 +154,10 @@ def test_logits_of_full_width(name, build):
 
 
 @functools.lru_cache
-def expected_shapes(name, classes):
-    classifier = models.create(name, image_shape=(32, 32, 3), num_classes=classes)
+def expected_shapes(name, data_name):
+    sizes = data.published_sizes(data_name).test
+    shape = sizes.images.shape[1:]
+    classifier = models.create(name, image_shape=shape, num_classes=sizes.num_classes)
     variables = jax.eval_shape(classifier.init, jax.random.key(0))
     return {
         torch_key(name, path): to_torch_layout(np.empty(leaf.shape, np.bool_)).shape
@@ -172,28 +174,36 @@ def test_entry_is_as_robustbench_builds_it(entry):
     """Every name and shape of its state dict, its classes and its normalisation."""
     if "ra-wrn" in entry.model and not has_torchvision():
         pytest.skip("needs torchvision")
-    original = torch.tensor
-    on_cpu = unittest.mock.patch(
-        "torch.tensor", lambda *a, **k: original(*a, **{**k, "device": "cpu"})
-    )
-    with torch.device("meta"), on_cpu:  # shapes alone, and the numbers of the normalisation
+    if entry.data == "imagenet" and not has_timm():
+        pytest.skip("needs torchvision and timm")
+
+    def on_cpu(name):
+        original = getattr(torch, name)
+        return unittest.mock.patch(
+            f"torch.{name}", lambda *a, **k: original(*a, **{**k, "device": "cpu"})
+        )
+
+    # Shapes alone, and the numbers of the normalisation.
+    with torch.device("meta"), on_cpu("tensor"), on_cpu("as_tensor"):
         module = built(entry.data)[entry.norm, entry.name]()
+    normalises = module
+    if entry.data == "imagenet" and hasattr(module, "normalize"):
+        normalises, module = module.normalize, module.model
     found = {
         name: tuple(tensor.shape)
         for name, tensor in module.state_dict().items()
         if not name.endswith(DEAD) and "sub_block1." not in name
     }
     in_file = {name for name in found if name in ("mu", "sigma")}
-    classes = {"cifar10": 10, "cifar100": 100}[entry.data]
     assert {name: found[name] for name in found.keys() - in_file} == expected_shapes(
-        entry.model, classes
+        entry.model, entry.data
     )
-    if entry.mean and hasattr(module, "mean"):
-        np.testing.assert_allclose(module.mean.flatten(), entry.mean)
-        np.testing.assert_allclose(module.std.flatten(), entry.std)
+    if entry.mean and hasattr(normalises, "mean"):
+        np.testing.assert_allclose(normalises.mean.flatten(), entry.mean)
+        np.testing.assert_allclose(normalises.std.flatten(), entry.std)
     else:
         assert bool(entry.mean) == (entry.name == "Hendrycks2019Using")
-        assert not hasattr(module, "mean")
+        assert not hasattr(normalises, "mean")
     assert not (entry.mean and in_file)
 
 
@@ -217,22 +227,24 @@ PEERS = {
     "mean-sparse-dm": "MeanSparse_DMWideResNet",
     "preact-resnet-": "PreActResNet",
     "resnet-": "ResNet",
+    "imagenet-": "torchvision.ResNet",
+    "convnext-": "timm.ConvNeXt",
+    "vit-": "timm.VisionTransformer",
 }
 
 
 def row(entry):
     """The row of ``docs/models.md``."""
-    classes = {"cifar10": 10, "cifar100": 100}[entry.data]
     statistics = (".running_mean", ".running_var", ".threshold")
     parameters = sum(
         int(np.prod(shape))
-        for name, shape in expected_shapes(entry.model, classes).items()
+        for name, shape in expected_shapes(entry.model, entry.data).items()
         if not name.endswith(statistics)
     )
     peer = next(peer for begin, peer in PEERS.items() if entry.model.startswith(begin))
     return (
         f"| {entry.name} | {entry.data}, {entry.norm} {entry.epsilon} | `{entry.model}` "
-        f"| {parameters:,} | `{peer}` |"
+        f"| {parameters:,} | `{peer}{' with ConvStem' if 'convstem' in entry.model else ''}` |"
     )
 
 
