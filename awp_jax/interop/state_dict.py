@@ -78,6 +78,8 @@ def torch_key(model_name: str, path: Path) -> str:
         name = _vgg_module(int(model_name.removeprefix("vgg-")), modules)
     elif model_name.endswith("-convstem"):
         name = _STEM.sub(_stem_module, name)
+    elif model_name.startswith("xcit-"):
+        name = re.sub(r"\bproj\.(conv|norm)\.(\d+)$", _patches_module, name)
     elif model_name == "mnist-cnn":
         name = f"{'feature_extractor' if name.startswith('conv') else 'classifier'}.{name}"
     return f"{name}.{_LEAVES.get(leaf, leaf)}" if name else _LEAVES.get(leaf, leaf)
@@ -99,6 +101,12 @@ def _stem_module(match: re.Match[str]) -> str:
     return f"{stem}.stem.{3 * int(index) + (layer == 'norm')}"
 
 
+def _patches_module(match: re.Match[str]) -> str:
+    """XCiT's convolutions and norms come in pairs, with activations between."""
+    layer, index = match.groups()
+    return f"proj.{2 * int(index)}.{int(layer == 'norm')}"
+
+
 def _vgg_module(depth: int, modules: list[str]) -> str:
     """PyTorch's VGG numbers convolutions, norms, activations and pools in one sequence."""
     if modules[0] == "classifier":
@@ -110,6 +118,26 @@ def _vgg_module(depth: int, modules: list[str]) -> str:
         passed += repeats
         pools += passed <= index
     return f"features.{3 * index + pools + (layer == 'bn')}"
+
+
+def as_released(model_name: str, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A state dict under the names that ``torch_key`` gives, where its authors have others.
+
+    XCiT's own code has "pos_embeder", and one dense layer for query, key and value of all tokens
+    where timm has three, of which the query is asked for the class token alone.
+    """
+    if not model_name.startswith("xcit-"):
+        return dict(state)
+    found: dict[str, np.ndarray] = {}
+    for name, value in state.items():
+        name = name.replace("pos_embeder.", "pos_embed.")
+        before, together, leaf = name.partition(".attn.qkv.")
+        if together and "cls_attn_blocks." in before and len(value) % 3 == 0:
+            for part, each in zip("qkv", np.split(value, 3), strict=True):
+                found[f"{before}.attn.{part}.{leaf}"] = each
+        else:
+            found[name] = value
+    return found
 
 
 def to_torch_layout(value: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 from awp_jax.interop import files
 from awp_jax.interop.files import CheckpointError, OtherArchitectureError
 from awp_jax.interop.state_dict import (
+    as_released,
     from_torch_layout,
     leaves,
     nested,
@@ -73,7 +74,7 @@ def load_torch(
     """
     classifier = _classifier(model, image_shape, num_classes, options)
     path = pathlib.Path(path)
-    state = _renamed(path, files.read(path), rename or {})
+    state = as_released(classifier.name, _renamed(path, files.read(path), rename or {}))
     params_like, stats_like = jax.eval_shape(classifier.init, jax.random.key(0))
     expected = {
         torch_key(classifier.name, leaf_path): like

@@ -30,6 +30,7 @@ with needed_by("awp_jax.models"):
     from awp_jax.models.vgg import VGG
     from awp_jax.models.vit import VisionTransformer
     from awp_jax.models.wide_resnet import WideResNet, WideResNet34R, WideResNetA4
+    from awp_jax.models.xcit import XCiT
 
 __all__ = [
     "ACTIVATIONS",
@@ -62,6 +63,7 @@ __all__ = [
     "WideResNet",
     "WideResNet34R",
     "WideResNetA4",
+    "XCiT",
     "as_classifier",
     "create",
     "from_callable",

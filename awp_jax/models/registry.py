@@ -21,6 +21,7 @@ from awp_jax.models.small_cnn import MLP, Linear, MnistCNN
 from awp_jax.models.vgg import VGG
 from awp_jax.models.vit import VisionTransformer
 from awp_jax.models.wide_resnet import WideResNet, WideResNet34R, WideResNetA4
+from awp_jax.models.xcit import XCiT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ _CONVNEXT = {
     "l": ((3, 3, 27, 3), 192, 3),
 }
 _VIT = {"s": (384, 6), "b": (768, 12)}  # width and heads
+_XCIT = {"s": (384, 8), "m": (512, 8), "l": (768, 16)}  # likewise
 _CONV_STEM = 48  # channels of its first convolution in ViT-S and ViT-B
 
 
@@ -60,6 +62,12 @@ def _vit(size: str, stem: str) -> _Family:
     name = f"vit-{size}{stem}"
     fixed = {"conv_stem": _CONV_STEM if stem else 0}
     return _Family(name, VisionTransformer, (name,), fixed, {"width": width, "heads": heads})
+
+
+def _xcit(size: str, patch: int) -> _Family:
+    width, heads = _XCIT[size]
+    name = f"xcit-{size}12" + (f"-p{patch}" if patch != 16 else "")
+    return _Family(name, XCiT, (name,), {"patch": patch}, {"width": width, "heads": heads})
 
 
 _FAMILIES = (
@@ -109,6 +117,7 @@ _FAMILIES = (
     _Family(r"imagenet-wrn-(?P<depth>\d+)-(?P<widen>\d+)", ImageNetResNet, ("imagenet-wrn-50-2",)),
     *(_convnext(size, stem) for stem in ("", "-convstem") for size in _CONVNEXT),
     *(_vit(size, stem) for stem in ("", "-convstem") for size in _VIT),
+    *(_xcit(size, patch) for patch in (16, 4) for size in _XCIT),
     _Family(r"mnist-cnn", MnistCNN, ("mnist-cnn",)),
     _Family(r"mlp", MLP, ("mlp",)),
     _Family(r"linear", Linear, ("linear",)),
@@ -124,9 +133,10 @@ def create(name: str, *, image_shape: ImageShape, num_classes: int, **options: A
     """The classifier called ``name``.
 
     Every architecture takes ``activation`` (by default its own: SiLU for "dm-...", "ra-wrn-70-16"
-    and "wrn-a4", exact GELU for "convnext-..." and "vit-...", else ReLU), ``dtype``,
-    ``batch_norm_groups``, ``axis_name``, ``mean``, ``std``, ``auxiliary`` and ``remat``, described
-    at ``from_network`` (those of BatchNorm have no effect where there is none). Beside them:
+    and "wrn-a4", exact GELU for "convnext-...", "vit-..." and "xcit-...", else ReLU),
+    ``dtype``, ``batch_norm_groups``, ``axis_name``, ``mean``, ``std``, ``auxiliary`` and ``remat``,
+    described at ``from_network`` (those of BatchNorm have no effect where there is none). Beside
+    them:
 
     - "preact-resnet-10/18/34", "resnet-10/18/34", "vgg-11/13/16/19": ``width``, channels of the
       first stage (default 64).
@@ -138,6 +148,8 @@ def create(name: str, *, image_shape: ImageShape, num_classes: int, **options: A
       (96, 96, 128, 192). Images of at least 32x32.
     - "vit-s/b", also with "-convstem" behind: ``width`` of the tokens (384, 768), ``heads`` (6,
       12), ``depth`` (12 blocks), ``patch`` (16), which divides height and width.
+    - "xcit-s12/m12/l12" (patches of 16x16), "xcit-s12-p4/m12-p4/l12-p4" (of 4x4): ``width`` (384,
+      512, 768), ``heads`` (8, 8, 16), ``depth`` (12).
     - "mnist-cnn": ``width`` (32), ``hidden`` (200), ``dropout`` (0.5).
     - "mlp": ``width`` (128), ``depth`` (2 hidden layers), ``dropout`` (0).
     - "linear": none.

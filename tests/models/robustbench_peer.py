@@ -9,8 +9,10 @@ import ast
 import importlib
 import importlib.util
 import pathlib
+import re
 import sys
 import types
+import warnings
 
 import torch
 from torch import nn
@@ -33,7 +35,9 @@ def architecture(name):
             package = types.ModuleType(part)
             package.__path__ = [str(folder)]
             sys.modules[part] = package
-    return importlib.import_module(f"{ARCHITECTURES}.{name}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of where it imports timm's registry from
+        return importlib.import_module(f"{ARCHITECTURES}.{name}")
 
 
 def has_torchvision():
@@ -74,8 +78,8 @@ def entries(data):
     if has_torchvision():
         known["get_robustarch_model"] = architecture("robustarch_wide_resnet").get_model
         known["get_sparse_model"] = _sparse_model
-    if data == "imagenet":
-        known |= _imagenet_builders()
+    if has_timm():
+        known |= _timm_builders()
     found = {}
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
@@ -101,10 +105,8 @@ def entries(data):
     return found
 
 
-def _imagenet_builders():
-    """What the table of ImageNet builds its models with, never with weights from elsewhere."""
-    if not has_timm():
-        return {}
+def _timm_builders():
+    """What the tables build models of timm and torchvision with, never with weights."""
     import timm
     from torchvision import models
 
@@ -117,8 +119,13 @@ def _imagenet_builders():
                 *args, **kwargs
             )
 
+    def create_model(name, pretrained=False):
+        # The tables call XCiT otherwise than architectures/xcit.py registers it.
+        architecture("xcit")
+        return timm.create_model(re.sub("2020light_xcit_(.)_", r"2022light_xcit_\g<1>12_", name))
+
     return {
-        "timm": WithoutWeights(timm),
+        "timm": types.SimpleNamespace(create_model=create_model),
         "pt_models": WithoutWeights(models),
         "normalize_model": architecture("utils_architectures").normalize_model,
         "get_convstem_models": architecture("convstem_models").get_convstem_models,

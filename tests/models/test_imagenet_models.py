@@ -1,6 +1,7 @@
 """Networks for images of ImageNet's size, against torchvision, timm and RobustBench."""
 
 import functools
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from torch_models import gap, relative, scattered
 
 from awp_jax import models
 from awp_jax.interop import load_torch, save_torch
-from awp_jax.interop.state_dict import leaves, to_torch_layout, torch_key
+from awp_jax.interop.state_dict import leaves, to_state_dict, to_torch_layout, torch_key
 
 SMALL = {"image_shape": (32, 32, 3), "num_classes": 5}
 FULL = {"image_shape": (224, 224, 3), "num_classes": 1000}
@@ -76,8 +77,27 @@ def vit(size, patch, conv_stem=0):
     return module
 
 
+def xcit(size, patch):
+    from timm.models import Xcit
+
+    sizes = {"embed_dim": 24, "depth": 1, "num_heads": 3, "num_classes": 5}
+    module = Xcit(img_size=size, tokens_norm=True, **sizes)
+    forward = module.pos_embed.forward
+
+    def in_float64(*arguments):
+        # It takes its sines in float32 whatever the rest is computed in.
+        with unittest.mock.patch.object(torch, "float32", torch.float64):
+            return forward(*arguments)
+
+    module.pos_embed.forward = in_float64
+    if patch == 4:
+        architecture("xcit").adapt_model_patches(module, 4)
+    return module
+
+
 BLOCKS = (1, 1, 2, 1)
 VIT = {"width": 24, "heads": 3, "depth": 2}
+XCIT = {"width": 24, "heads": 3, "depth": 1}
 CASES = {
     "imagenet-resnet-18": (
         functools.partial(small, SmallResNet, bottlenecks=False),
@@ -111,24 +131,33 @@ CASES = {
         functools.partial(small, models.VisionTransformer, conv_stem=3, **VIT),
         lambda: vit(32, 16, conv_stem=3),
     ),
+    "xcit-s12": (
+        functools.partial(small, models.XCiT, image_shape=(48, 32, 3), **XCIT),
+        lambda: xcit((48, 32), 16),
+    ),
+    "xcit-s12-p4": (
+        functools.partial(small, models.XCiT, image_shape=(16, 12, 3), patch=4, **XCIT),
+        lambda: xcit((16, 12), 4),
+    ),
 }
 
 
 def peer_or_skip(name):
-    if not (has_torchvision() if is_resnet(name) else has_timm()):
+    if not (has_torchvision() if name.startswith("imagenet-") else has_timm()):
         pytest.skip("needs torchvision, and for transformers and ConvNeXt timm")
-    if "convstem" in name and ZOO is None:
+    if ("convstem" in name or "p4" in name) and ZOO is None:
         pytest.skip("needs robustbench")
 
 
-def is_resnet(name):
-    return name.startswith("imagenet-")
+def has_batch_norm(name):
+    return name.startswith(("imagenet-", "xcit-"))
 
 
 # Where there is no BatchNorm, both modes are the same.
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [(name, "update") for name in CASES] + [(name, "running") for name in filter(is_resnet, CASES)],
+    [(name, "update") for name in CASES]
+    + [(name, "running") for name in filter(has_batch_norm, CASES)],
 )
 def test_logits_gradients_and_statistics(x64, name, mode):
     peer_or_skip(name)
@@ -152,6 +181,11 @@ def conv_stem_module(name):
     return architecture("convstem_models").get_convstem_models(name)
 
 
+def xcit_module(name):
+    architecture("xcit")  # which registers it
+    return timm_module(name)
+
+
 # What each is elsewhere, and how many parameters its publication counts.
 PEERS = {
     "imagenet-resnet-18": (torchvision_module, "resnet18", 11_689_512),
@@ -170,6 +204,9 @@ PEERS = {
     "convnext-l-convstem": (conv_stem_module, "convnext_l_cvst", None),
     "vit-s": (timm_module, "vit_small_patch16_224", 22_050_664),
     "vit-b": (timm_module, "vit_base_patch16_224", 86_567_656),
+    "xcit-s12": (timm_module, "xcit_small_12_p16_224", 26_253_304),
+    "xcit-m12": (xcit_module, "debenedetti2022light_xcit_m12_imagenet_linf", None),
+    "xcit-l12": (xcit_module, "debenedetti2022light_xcit_l12_imagenet_linf", None),
     "vit-s-convstem": (conv_stem_module, "vit_s_cvst", None),
     "vit-b-convstem": (conv_stem_module, "vit_b_cvst", None),
 }
@@ -195,13 +232,15 @@ def test_names_shapes_and_number_of_parameters(name):
     }
 
 
-@pytest.mark.parametrize("name", ["imagenet-resnet-50", "convnext-t", "vit-s-convstem"])
+@pytest.mark.parametrize("name", ["imagenet-resnet-50", "convnext-t", "vit-s-convstem", "xcit-s12"])
 def test_a_step_of_at_awp(name):
     """Every parameter moves, and every statistic."""
     classifier = CASES[name][0](name=name)
     # Not as they start: behind a layer scale of 1e-6 nothing moves by a digit of float32.
     start = jax.tree.map(jnp.float32, scattered(classifier))
-    (_, before), after = one_step_of_at_awp(classifier, start)
+    # What shifts the scores of all tokens alike: its gradient is zero but for rounding.
+    no_effect = [("attn", "k", "bias")]
+    (_, before), after = one_step_of_at_awp(classifier, start, no_effect)
     for (path, old), (_, new) in zip(leaves(before), leaves(after.batch_stats), strict=True):
         assert (old != new).any(), path
 
@@ -212,6 +251,24 @@ def test_state_dict_out_and_in(tmp_path, name):
     params, batch_stats = jax.tree.map(np.float32, scattered(classifier))
     save_torch(tmp_path / "c.pt", classifier, params, batch_stats)
     back = load_torch(tmp_path / "c.pt", classifier)
+    jax.tree.map(np.testing.assert_array_equal, back, (params, batch_stats))
+
+
+def test_the_names_of_the_authors_of_xcit(tmp_path):
+    classifier = CASES["xcit-s12"][0](name="xcit-s12")
+    params, batch_stats = jax.tree.map(np.float32, scattered(classifier))
+    state = to_state_dict(classifier, params, batch_stats)
+    for leaf in ("weight", "bias"):
+        for block in range(2):
+            name = f"cls_attn_blocks.{block}.attn"
+            parts = [state.pop(f"{name}.{part}.{leaf}") for part in "qkv"]
+            state[f"{name}.qkv.{leaf}"] = np.concatenate(parts)
+        state[f"pos_embeder.token_projection.{leaf}"] = state.pop(
+            f"pos_embed.token_projection.{leaf}"
+        )
+    tensors = {f"module.{name}": torch.tensor(value) for name, value in state.items()}
+    torch.save({"model": tensors}, tmp_path / "c.pth.tar")
+    back = load_torch(tmp_path / "c.pth.tar", classifier)
     jax.tree.map(np.testing.assert_array_equal, back, (params, batch_stats))
 
 

@@ -174,7 +174,7 @@ def test_entry_is_as_robustbench_builds_it(entry):
     """Every name and shape of its state dict, its classes and its normalisation."""
     if "ra-wrn" in entry.model and not has_torchvision():
         pytest.skip("needs torchvision")
-    if entry.data == "imagenet" and not has_timm():
+    if (entry.data == "imagenet" or "xcit" in entry.model) and not has_timm():
         pytest.skip("needs torchvision and timm")
 
     def on_cpu(name):
@@ -187,7 +187,7 @@ def test_entry_is_as_robustbench_builds_it(entry):
     with torch.device("meta"), on_cpu("tensor"), on_cpu("as_tensor"):
         module = built(entry.data)[entry.norm, entry.name]()
     normalises = module
-    if entry.data == "imagenet" and hasattr(module, "normalize"):
+    if hasattr(module, "normalize") and hasattr(module, "model"):
         normalises, module = module.normalize, module.model
     found = {
         name: tuple(tensor.shape)
@@ -230,6 +230,7 @@ PEERS = {
     "imagenet-": "torchvision.ResNet",
     "convnext-": "timm.ConvNeXt",
     "vit-": "timm.VisionTransformer",
+    "xcit-": "timm.Xcit",
 }
 
 
