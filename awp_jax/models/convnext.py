@@ -91,6 +91,8 @@ class ConvNeXt(Network):
     ):
         if min(image_shape[:2]) < 32:
             raise ValueError(f"ConvNeXt needs images of at least 32x32, got shape {image_shape}.")
+        if conv_stem not in (0, 2, 3):
+            raise ValueError(f"A ConvStem of ConvNeXt has 2 or 3 convolutions, got {conv_stem}.")
         if conv_stem and width % 4:
             raise ValueError(f"width must be a multiple of 4 with a ConvStem, got {width}.")
         channels = image_shape[-1]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from awp_jax import results
+from awp_jax import parts, results
 from awp_jax.objectives import ADVERSARIAL
 from awp_jax.reporting import markdown_table
 from awp_jax.runs._operations import operations
@@ -216,7 +216,7 @@ def _operations(experiment: Experiment) -> dict[str, int]:
     to_weights = operations(jax.grad(forward), *arguments)
     passes = len(objective.inputs)
     adversary = 0
-    if ADVERSARIAL in objective.inputs and config.attack.name == "pgd":
+    if ADVERSARIAL in objective.inputs and parts.own(config, "attack", given) is None:
         adversary = config.attack.steps * operations(jax.grad(forward, 2), *arguments)
     turns = 0 if w.method == "none" else w.alternations
     step = max(turns, 1) * adversary + (turns * w.steps + 1) * passes * to_weights
