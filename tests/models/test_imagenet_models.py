@@ -1,6 +1,7 @@
 """Networks for images of ImageNet's size, against torchvision, timm and RobustBench."""
 
 import functools
+import re
 import unittest.mock
 
 import jax
@@ -145,7 +146,7 @@ CASES = {
 def peer_or_skip(name):
     if not (has_torchvision() if name.startswith("imagenet-") else has_timm()):
         pytest.skip("needs torchvision, and for transformers and ConvNeXt timm")
-    if ("convstem" in name or "p4" in name) and ZOO is None:
+    if re.search("convstem|p4|xcit-[ml]", name) and ZOO is None:
         pytest.skip("needs robustbench")
 
 

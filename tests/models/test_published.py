@@ -172,7 +172,7 @@ built = functools.lru_cache(entries)
 @pytest.mark.parametrize("entry", models.PUBLISHED, ids=lambda e: f"{e.data}-{e.norm}-{e.name}")
 def test_entry_is_as_robustbench_builds_it(entry):
     """Every name and shape of its state dict, its classes and its normalisation."""
-    if "ra-wrn" in entry.model and not has_torchvision():
+    if re.search("ra-wrn|mean-sparse", entry.model) and not has_torchvision():
         pytest.skip("needs torchvision")
     if (entry.data == "imagenet" or "xcit" in entry.model) and not has_timm():
         pytest.skip("needs torchvision and timm")
