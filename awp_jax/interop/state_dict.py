@@ -78,6 +78,10 @@ def torch_key(model_name: str, path: Path) -> str:
         name = _vgg_module(int(model_name.removeprefix("vgg-")), modules)
     elif model_name.endswith("-convstem"):
         name = _STEM.sub(_stem_module, name)
+    elif model_name.startswith("mean-sparse-convnext-"):
+        # In the places of an activation and of drop path, which each become a sequence.
+        name = name.replace(".mlp.meansparse", ".mlp.act.0")
+        name = name.replace(".meansparse", ".drop_path.1")
     elif model_name.startswith("xcit-"):
         name = re.sub(r"\bproj\.(conv|norm)\.(\d+)$", _patches_module, name)
     elif model_name == "mnist-cnn":
@@ -169,11 +173,17 @@ def to_state_dict(classifier: Classifier, params: Tree, batch_stats: Tree) -> di
     state: dict[str, np.ndarray] = {}
     for path, value in (*leaves(params), *leaves(batch_stats)):
         key = torch_key(classifier.name, path)
-        state[key] = np.ascontiguousarray(to_torch_layout(np.asarray(value)))
+        # Not np.ascontiguousarray, which makes a vector of a number.
+        state[key] = np.array(to_torch_layout(np.asarray(value)), order="C")
         module, _, leaf = key.rpartition(".")
-        if leaf == "threshold" and "meansparse_" in module:
+        sparse = any("meansparse" in part for part in path)
+        if leaf == "threshold" and sparse:
             state[f"{module}.flag_update_statistics"] = np.zeros((), np.int64)
             state[f"{module}.batch_num"] = np.zeros((), np.float32)
-        elif leaf == "running_var" and "meansparse_" not in module:
+            if "convnext" in classifier.name:
+                # What its definition carries along, and does not read.
+                state[f"{module}.momentum"] = np.asarray(0.1, np.float32)
+                state[f"{module}.epsilon"] = np.asarray(1e-10, np.float32)
+        elif leaf == "running_var" and not sparse:
             state[f"{module}.num_batches_tracked"] = np.zeros((), np.int64)
     return state

@@ -29,6 +29,17 @@ from awp_jax.models.classifier import Classifier, ImageShape, Tree
 from awp_jax.models.registry import create
 
 _MEAN_NAMES = ("mean", "mu", "_mean", "new_mean")
+# Counters and settings that PyTorch's definitions store, and this library has no use for.
+_UNREAD = (
+    "num_batches_tracked",
+    "flag_update_statistics",
+    "batch_num",
+    *(
+        f".{sparse}.{name}"
+        for sparse in ("act.0", "drop_path.1")
+        for name in ("momentum", "epsilon")
+    ),
+)
 _STD_NAMES = ("std", "sigma", "_std", "new_std")
 
 
@@ -247,9 +258,7 @@ def _extra(found: Iterable[str], expected: Any) -> list[str]:
     return [
         name
         for name in found
-        if name not in expected
-        and not name.endswith(("num_batches_tracked", "flag_update_statistics", "batch_num"))
-        and "sub_block1." not in name
+        if name not in expected and not name.endswith(_UNREAD) and "sub_block1." not in name
     ]
 
 

@@ -9,16 +9,12 @@ with needed_by("awp_jax.models"):
     from awp_jax.models.context import MODES, Context, Mode
     from awp_jax.models.conv_stem import ConvStem
     from awp_jax.models.convnext import ConvNeXt
-    from awp_jax.models.dm_wide_resnet import (
-        DMPreActResNet,
-        DMWideResNet,
-        MeanSparse,
-        RaWideResNet,
-    )
+    from awp_jax.models.dm_wide_resnet import DMPreActResNet, DMWideResNet, RaWideResNet
     from awp_jax.models.imagenet_resnet import ImageNetResNet
     from awp_jax.models.initial import Initial
     from awp_jax.models.layer_norm import LayerNorm
     from awp_jax.models.layers import ACTIVATIONS, Layers, Network
+    from awp_jax.models.mean_sparse import MeanSparse
     from awp_jax.models.nnx_classifier import from_network
     from awp_jax.models.nnx_module import as_classifier, from_nnx
     from awp_jax.models.noise import noisy_kernels, with_parametric_noise

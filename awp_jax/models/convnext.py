@@ -20,6 +20,7 @@ from awp_jax.models.conv_stem import ConvStem
 from awp_jax.models.feed_forward import START, FeedForward
 from awp_jax.models.initial import Initial
 from awp_jax.models.layers import Layers, Network, global_average_pool
+from awp_jax.models.mean_sparse import MeanSparse
 
 _LAYER_SCALE = 1e-6  # what the scales of blocks start at
 
@@ -27,27 +28,31 @@ _LAYER_SCALE = 1e-6  # what the scales of blocks start at
 class ConvNeXtBlock(nnx.Module):
     """Depthwise convolution, LayerNorm and two dense layers on the channels of each pixel."""
 
-    def __init__(self, make: Layers, width: int):
+    def __init__(self, make: Layers, width: int, mean_sparse: bool):
         self.conv_dw = make.conv(width, width, 7, padding=3, groups=width, bias=True, **START)
         self.norm = make.layer_norm(width)
-        self.mlp = FeedForward(make, width)
+        self.mlp = FeedForward(make, width, mean_sparse=mean_sparse)
+        self.sparse = mean_sparse
+        if mean_sparse:
+            self.meansparse = MeanSparse(width)
         scale = Initial("constant", _LAYER_SCALE)
         self.gamma = nnx.Param(jnp.full((width,), _LAYER_SCALE, jnp.float32), initial=scale)
 
     def __call__(self, x: Array, context: Context) -> Array:
         out = self.mlp(self.norm(self.conv_dw(x)))
-        return x + self.gamma[...].astype(out.dtype).reshape(1, 1, 1, -1) * out
+        out = self.gamma[...].astype(out.dtype).reshape(1, 1, 1, -1) * out
+        return x + (self.meansparse(out) if self.sparse else out)
 
 
 class ConvNeXtStage(nnx.Module):
     """Blocks of one width, after a LayerNorm and a 2x2 convolution at stride 2 where it changes."""
 
-    def __init__(self, make: Layers, inputs: int, outputs: int, blocks: int):
+    def __init__(self, make: Layers, inputs: int, outputs: int, blocks: int, *, mean_sparse: bool):
         self.downsamples = inputs != outputs
         if self.downsamples:
             conv = make.conv(inputs, outputs, 2, stride=2, bias=True, **START)
             self.downsample = nnx.List([make.layer_norm(inputs), conv])
-        self.blocks = nnx.List([ConvNeXtBlock(make, outputs) for _ in range(blocks)])
+        self.blocks = nnx.List([ConvNeXtBlock(make, outputs, mean_sparse) for _ in range(blocks)])
 
     def __call__(self, x: Array) -> Array:
         if not self.downsamples:
@@ -75,6 +80,8 @@ class ConvNeXt(Network):
         width: channels of the first stage, doubled by each of the other three.
         conv_stem: convolutions in place of the 4x4 patches: 0 for none, 2 as Singh et al. have for
             T and S, 3 as for B and L.
+        mean_sparse: whether ``MeanSparse`` stands before every activation and behind every layer
+            scale, as in the "MeanSparse" entry.
     """
 
     own_activation = "gelu"
@@ -88,6 +95,7 @@ class ConvNeXt(Network):
         blocks: tuple[int, int, int, int] = (3, 3, 9, 3),
         width: int = 96,
         conv_stem: int = 0,
+        mean_sparse: bool = False,
     ):
         if min(image_shape[:2]) < 32:
             raise ValueError(f"ConvNeXt needs images of at least 32x32, got shape {image_shape}.")
@@ -106,7 +114,7 @@ class ConvNeXt(Network):
             self.stem = nnx.List([patches, make.layer_norm(width)])
         widths = [width * 2**stage for stage in range(len(blocks))]
         self.stages = nnx.List(
-            ConvNeXtStage(make, *sizes)
+            ConvNeXtStage(make, *sizes, mean_sparse=mean_sparse)
             for sizes in zip([width, *widths[:-1]], widths, blocks, strict=True)
         )
         self.head = ConvNeXtHead(make, widths[-1], num_classes)

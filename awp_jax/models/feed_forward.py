@@ -9,6 +9,7 @@ from jax import Array
 
 from awp_jax.models.initial import ZEROS, Initial, normal
 from awp_jax.models.layers import Layers
+from awp_jax.models.mean_sparse import MeanSparse
 
 
 class _Start(TypedDict):
@@ -22,12 +23,16 @@ START: _Start = {"init": normal(0.02**2), "bias_init": ZEROS}
 
 
 class FeedForward(nnx.Module):
-    """Dense, activation, dense; ``expansion`` times as wide between."""
+    """Dense, activation, dense; four times as wide between."""
 
-    def __init__(self, make: Layers, width: int, expansion: int = 4):
+    def __init__(self, make: Layers, width: int, *, mean_sparse: bool = False):
         self.activation = make.activate()
-        self.fc1 = make.dense(width, expansion * width, **START)
-        self.fc2 = make.dense(expansion * width, width, **START)
+        self.fc1 = make.dense(width, 4 * width, **START)
+        self.sparse = mean_sparse
+        if mean_sparse:
+            self.meansparse = MeanSparse(4 * width)
+        self.fc2 = make.dense(4 * width, width, **START)
 
     def __call__(self, x: Array) -> Array:
-        return self.fc2(self.activation(self.fc1(x)))
+        out = self.fc1(x)
+        return self.fc2(self.activation(self.meansparse(out) if self.sparse else out))

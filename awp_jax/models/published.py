@@ -214,6 +214,7 @@ _ENTRIES = {
         "convnext-b": ("Liu2023Comprehensive_ConvNeXt-B",),
         "convnext-l": ("Liu2023Comprehensive_ConvNeXt-L",),
         "vit-b": ("Mo2022When_ViT-B",),
+        "mean-sparse-convnext-l": ("Amini2024MeanSparse_ConvNeXt-L",),
         "xcit-s12": ("Debenedetti2022Light_XCiT-S12",),
         "xcit-m12": ("Debenedetti2022Light_XCiT-M12",),
         "xcit-l12": ("Debenedetti2022Light_XCiT-L12",),

@@ -50,10 +50,14 @@ _XCIT = {"s": (384, 8), "m": (512, 8), "l": (768, 16)}  # likewise
 _CONV_STEM = 48  # channels of its first convolution in ViT-S and ViT-B
 
 
-def _convnext(size: str, stem: str) -> _Family:
+def _convnext(size: str, stem: str = "", before: str = "") -> _Family:
     blocks, width, convolutions = _CONVNEXT[size]
-    name = f"convnext-{size}{stem}"
-    fixed = {"blocks": blocks, "conv_stem": convolutions if stem else 0}
+    name = f"{before}convnext-{size}{stem}"
+    fixed = {
+        "blocks": blocks,
+        "conv_stem": convolutions if stem else 0,
+        "mean_sparse": bool(before),
+    }
     return _Family(name, ConvNeXt, (name,), fixed, {"width": width})
 
 
@@ -116,6 +120,7 @@ _FAMILIES = (
     ),
     _Family(r"imagenet-wrn-(?P<depth>\d+)-(?P<widen>\d+)", ImageNetResNet, ("imagenet-wrn-50-2",)),
     *(_convnext(size, stem) for stem in ("", "-convstem") for size in _CONVNEXT),
+    *(_convnext(size, before="mean-sparse-") for size in _CONVNEXT),
     *(_vit(size, stem) for stem in ("", "-convstem") for size in _VIT),
     *(_xcit(size, patch) for patch in (16, 4) for size in _XCIT),
     _Family(r"mnist-cnn", MnistCNN, ("mnist-cnn",)),
@@ -144,8 +149,8 @@ def create(name: str, *, image_shape: ImageShape, num_classes: int, **options: A
     - "dm-wrn-<depth>-<width>", "ra-wrn-70-16", and both with "mean-sparse-" before: none.
     - "dm-preact-resnet-10/18/34": ``width`` (64).
     - "imagenet-resnet-18/34/50/101/152", "imagenet-wrn-<depth>-<factor>": ``width`` (64).
-    - "convnext-t/s/b/l", also with "-convstem" behind: ``width``, channels of the first stage
-      (96, 96, 128, 192). Images of at least 32x32.
+    - "convnext-t/s/b/l", also with "-convstem" behind or "mean-sparse-" before: ``width``, channels
+      of the first stage (96, 96, 128, 192). Images of at least 32x32.
     - "vit-s/b", also with "-convstem" behind: ``width`` of the tokens (384, 768), ``heads`` (6,
       12), ``depth`` (12 blocks), ``patch`` (16), which divides height and width.
     - "xcit-s12/m12/l12" (patches of 16x16), "xcit-s12-p4/m12-p4/l12-p4" (of 4x4): ``width`` (384,

@@ -134,6 +134,8 @@ def _timm_builders():
 
 def _sparse_model(model, dataset):
     """As ``get_sparse_model`` of sparsified_model.py, which imports timm."""
+    if dataset == "imagenet-Linf":
+        return architecture("sparsified_model").get_sparse_model(model, dataset)
     of_cifar100 = dataset == "cifar-100-Linf"
     if model == "ra_wrn_70_16":
         built = architecture("Meansparse_ra_wrn_70_16")

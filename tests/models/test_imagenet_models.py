@@ -67,6 +67,19 @@ def convnext(blocks, width, stem=""):
     return module
 
 
+def sparse_convnext(blocks, width):
+    peer = architecture("sparsified_model")
+    published = (192, 384, 768, 1536)  # it knows the widths of ConvNeXt-L's blocks alone
+
+    def sparse(features):
+        small = features in published
+        return peer.MeanSparse_imagenet(features * width // 192 if small else features)
+
+    module = convnext(blocks, width)
+    peer.add_custom_layer_imagenet(module, sparse)
+    return module
+
+
 def vit(size, patch, conv_stem=0):
     from timm.models import VisionTransformer
 
@@ -124,6 +137,10 @@ CASES = {
         functools.partial(small, models.ConvNeXt, blocks=BLOCKS, width=8, conv_stem=3),
         lambda: convnext(BLOCKS, 8, "ConvBlock3"),
     ),
+    "mean-sparse-convnext-l": (
+        functools.partial(small, models.ConvNeXt, blocks=BLOCKS, width=8, mean_sparse=True),
+        lambda: sparse_convnext(BLOCKS, 8),
+    ),
     "vit-s": (
         functools.partial(small, models.VisionTransformer, image_shape=(32, 24, 3), patch=8, **VIT),
         lambda: vit((32, 24), 8),
@@ -146,7 +163,7 @@ CASES = {
 def peer_or_skip(name):
     if not (has_torchvision() if name.startswith("imagenet-") else has_timm()):
         pytest.skip("needs torchvision, and for transformers and ConvNeXt timm")
-    if re.search("convstem|p4|xcit-[ml]", name) and ZOO is None:
+    if re.search("convstem|p4|xcit-[ml]|sparse", name) and ZOO is None:
         pytest.skip("needs robustbench")
 
 

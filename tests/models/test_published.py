@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(ZOO is None, reason="needs robustbench")
 SMALL = {"image_shape": (32, 32, 3), "num_classes": 5}
 UNNORMALISED = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 # Counters in a state dict, and modules that are never called.
-DEAD = ("num_batches_tracked", "flag_update_statistics", "batch_num")
+DEAD = ("num_batches_tracked", "flag_update_statistics", "batch_num", ".momentum", ".epsilon")
 
 
 class SmallA4(models.WideResNetA4):
@@ -223,6 +223,7 @@ PEERS = {
     "dm-wrn-": "DMWideResNet",
     "dm-preact-resnet-": "DMPreActResNet",
     "ra-wrn-": "NormalizedWideResNet",
+    "mean-sparse-convnext-": "timm.ConvNeXt, sparsified_model",
     "mean-sparse-ra": "Meansparse_ra_wrn_70_16.NormalizedWideResNet",
     "mean-sparse-dm": "MeanSparse_DMWideResNet",
     "preact-resnet-": "PreActResNet",
