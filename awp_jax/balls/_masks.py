@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,6 +19,11 @@ NORMALISATIONS = ("*norm*", "*bn[0-9]*", "*/bn/*", "*ln_*", "*/ln/*", "*/ln[0-9]
 BIASES = ("*bias", "*/b")
 
 
+# Learnt positions, also relative ones, and learnt tokens, in the names of timm and linen.
+_POSITIONS = re.compile(r"(^|_)(pos|positions?|positional|posemb[a-z]*)(_|$)")
+_TOKENS = re.compile(r"(^|_)tokens?$")
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """A path as text: ``"hidden/kernel"``. The value inside a Flax NNX variable has no name."""
     last = path[-1] if path else None
@@ -32,9 +38,10 @@ def kernels_only(params: Params) -> Any:
     The released code moves what has more than one axis (csdongxian/AWP, ``utils_awp.py``), which
     in PyTorch leaves BatchNorm and all biases alone. Here a bias may have several axes (that of
     Equinox's convolutions has three, that of attention in Flax two), so names count too: leaves
-    called bias, scale or offset stay; those called kernel, weight or w move when they have more
-    than one axis; others need two axes, or more of which two are longer than 1 (so class tokens
-    ``[1, 1, width]`` stay).
+    called bias, scale or offset stay, and so do learnt positions and tokens (``pos_embed``,
+    ``position_embeddings/embedding``, ``cls_token``), which are no kernels although they have
+    several axes; those called kernel, weight or w move when they have more than one axis; others
+    need two axes, or more of which two are longer than 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,8 +53,14 @@ def kernels_only(params: Params) -> Any:
 
 
 def _is_kernel(name: str, leaf: Any) -> bool:
-    shape, last = jnp.shape(leaf), name.rsplit("/", 1)[-1].lower()
+    shape, (*modules, last) = jnp.shape(leaf), name.lower().split("/")
     if len(shape) < 2 or last in ("bias", "scale", "offset"):
+        return False
+    # A table of words may be called tokens, too; what is learnt for all inputs begins with a 1.
+    if _POSITIONS.search(last) or (shape[0] == 1 and _TOKENS.search(last)):
+        return False
+    # A table that a module of its own looks positions up in.
+    if modules and last in ("embedding", "weight") and _POSITIONS.search(modules[-1]):
         return False
     named = last in ("kernel", "weight", "w")
     return named or len(shape) == 2 or sum(length > 1 for length in shape) > 1

@@ -17,7 +17,8 @@ def main(argv: Sequence[str]) -> int:
     command = Command(
         "describe",
         "Shows what a config stands for: its values, the model's parameters, steps per epoch,\n"
-        "what is perturbed and how much, and estimated memory. Nothing is trained or written.\n"
+        "what is perturbed and how much, operations and estimated memory. Nothing is trained or\n"
+        "written.\n"
         "What it prints is YAML, with all but the values in comments: --config=FILE.yaml reads it.",
         with_config=True,
         instead=("workdir", "keys"),

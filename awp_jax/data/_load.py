@@ -142,6 +142,11 @@ def _read(
             )
         train, test = read_npz_splits(_existing(path), num_classes)
         return (train, test) if test is not None else _hold_out(train, path, test_examples)
+    if name == "imagenet":
+        raise DataError(
+            "imagenet is known by its numbers alone (224 x 224, 1000 classes): its files are not "
+            "read here. Give images of one size as npz, or as tfds:NAME."
+        )
     if name not in _FILES:
         close = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(_NAMES)}."

@@ -10,6 +10,8 @@ _SIZES = {
     "cifar10": (50_000, 10_000, (32, 32, 3), 10),
     "cifar100": (50_000, 10_000, (32, 32, 3), 100),
     "svhn": (73_257, 26_032, (32, 32, 3), 10),
+    # ILSVRC 2012, whose 50,000 validation images all publications evaluate on, cut to this size.
+    "imagenet": (1_281_167, 50_000, (224, 224, 3), 1000),
 }
 
 

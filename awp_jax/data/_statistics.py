@@ -15,6 +15,8 @@ _STATISTICS = {
         (0.2673342858792401, 0.2564384629170883, 0.27615047132568404),
     ),
     "svhn": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    # torchvision's and timm's, and those of RobustBench's ImageNet entries.
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
 
@@ -22,11 +24,12 @@ def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Channel mean and standard deviation with which models normalise their inputs.
 
     Args:
-        name: "cifar10", "cifar100" or "svhn".
+        name: "cifar10", "cifar100", "svhn" or "imagenet".
 
     Returns:
         `(mean, std)`, one float per channel, for images in [0, 1], as in the AWP release
-        (Wu et al., NeurIPS 2020); normalisation belongs inside the model.
+        (Wu et al., NeurIPS 2020), of ImageNet as in torchvision; normalisation belongs inside the
+        model.
 
     Raises:
         DataError: for any other name.

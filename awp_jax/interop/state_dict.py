@@ -19,6 +19,7 @@ from awp_jax.models.vgg import CONVOLUTIONS
 Path = tuple[str, ...]
 
 _STAGE = re.compile(r"^layer(\d+)\.")
+_STEM = re.compile(r"\b(stem|proj)\.(conv|norm)\.(\d+)$")
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -75,6 +76,14 @@ def torch_key(model_name: str, path: Path) -> str:
         name = re.sub(r"^(block\d+)\.", r"\1.layer.", name).replace(".shortcut", ".convShortcut")
     elif model_name.startswith("vgg-"):
         name = _vgg_module(int(model_name.removeprefix("vgg-")), modules)
+    elif model_name.endswith("-convstem"):
+        name = _STEM.sub(_stem_module, name)
+    elif model_name.startswith("mean-sparse-convnext-"):
+        # In the places of an activation and of drop path, which each become a sequence.
+        name = name.replace(".mlp.meansparse", ".mlp.act.0")
+        name = name.replace(".meansparse", ".drop_path.1")
+    elif model_name.startswith("xcit-"):
+        name = re.sub(r"\bproj\.(conv|norm)\.(\d+)$", _patches_module, name)
     elif model_name == "mnist-cnn":
         name = f"{'feature_extractor' if name.startswith('conv') else 'classifier'}.{name}"
     return f"{name}.{_LEAVES.get(leaf, leaf)}" if name else _LEAVES.get(leaf, leaf)
@@ -100,6 +109,18 @@ def _shaped_module(model_name: str, name: str) -> str:
     return outer.get(name, name)
 
 
+def _stem_module(match: re.Match[str]) -> str:
+    """A ConvStem numbers convolutions, norms and activations in one sequence."""
+    stem, layer, index = match.groups()
+    return f"{stem}.stem.{3 * int(index) + (layer == 'norm')}"
+
+
+def _patches_module(match: re.Match[str]) -> str:
+    """XCiT's convolutions and norms come in pairs, with activations between."""
+    layer, index = match.groups()
+    return f"proj.{2 * int(index)}.{int(layer == 'norm')}"
+
+
 def _vgg_module(depth: int, modules: list[str]) -> str:
     """PyTorch's VGG numbers convolutions, norms, activations and pools in one sequence."""
     if modules[0] == "classifier":
@@ -111,6 +132,26 @@ def _vgg_module(depth: int, modules: list[str]) -> str:
         passed += repeats
         pools += passed <= index
     return f"features.{3 * index + pools + (layer == 'bn')}"
+
+
+def as_released(model_name: str, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A state dict under the names that ``torch_key`` gives, where its authors have others.
+
+    XCiT's own code has "pos_embeder", and one dense layer for query, key and value of all tokens
+    where timm has three, of which the query is asked for the class token alone.
+    """
+    if not model_name.startswith("xcit-"):
+        return dict(state)
+    found: dict[str, np.ndarray] = {}
+    for name, value in state.items():
+        name = name.replace("pos_embeder.", "pos_embed.")
+        before, together, leaf = name.partition(".attn.qkv.")
+        if together and "cls_attn_blocks." in before and len(value) % 3 == 0:
+            for part, each in zip("qkv", np.split(value, 3), strict=True):
+                found[f"{before}.attn.{part}.{leaf}"] = each
+        else:
+            found[name] = value
+    return found
 
 
 def to_torch_layout(value: np.ndarray) -> np.ndarray:
@@ -142,11 +183,17 @@ def to_state_dict(classifier: Classifier, params: Tree, batch_stats: Tree) -> di
     state: dict[str, np.ndarray] = {}
     for path, value in (*leaves(params), *leaves(batch_stats)):
         key = torch_key(classifier.name, path)
-        state[key] = np.ascontiguousarray(to_torch_layout(np.asarray(value)))
+        # Not np.ascontiguousarray, which makes a vector of a number.
+        state[key] = np.array(to_torch_layout(np.asarray(value)), order="C")
         module, _, leaf = key.rpartition(".")
-        if leaf == "threshold" and "meansparse_" in module:
+        sparse = any("meansparse" in part for part in path)
+        if leaf == "threshold" and sparse:
             state[f"{module}.flag_update_statistics"] = np.zeros((), np.int64)
             state[f"{module}.batch_num"] = np.zeros((), np.float32)
-        elif leaf == "running_var" and "meansparse_" not in module:
+            if "convnext" in classifier.name:
+                # What its definition carries along, and does not read.
+                state[f"{module}.momentum"] = np.asarray(0.1, np.float32)
+                state[f"{module}.epsilon"] = np.asarray(1e-10, np.float32)
+        elif leaf == "running_var" and not sparse:
             state[f"{module}.num_batches_tracked"] = np.zeros((), np.int64)
     return state

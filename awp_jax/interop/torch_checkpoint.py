@@ -16,6 +16,7 @@ import numpy as np
 from awp_jax.interop import files
 from awp_jax.interop.errors import CheckpointError, OtherArchitectureError
 from awp_jax.interop.state_dict import (
+    as_released,
     from_torch_layout,
     leaves,
     nested,
@@ -27,6 +28,17 @@ from awp_jax.models.classifier import Classifier, ImageShape, Tree
 from awp_jax.models.registry import create
 
 _MEAN_NAMES = ("mean", "mu", "_mean", "new_mean")
+# Counters and settings that PyTorch's definitions store, and this library has no use for.
+_UNREAD = (
+    "num_batches_tracked",
+    "flag_update_statistics",
+    "batch_num",
+    *(
+        f".{sparse}.{name}"
+        for sparse in ("act.0", "drop_path.1")
+        for name in ("momentum", "epsilon")
+    ),
+)
 _STD_NAMES = ("std", "sigma", "_std", "new_std")
 
 
@@ -74,7 +86,7 @@ def load_torch(
     """
     classifier = _classifier(model, image_shape, num_classes, options)
     path = files.place(path)
-    state = _renamed(path, files.read(path), rename or {})
+    state = as_released(classifier.name, _renamed(path, files.read(path), rename or {}))
     params_like, stats_like = jax.eval_shape(classifier.init, jax.random.key(0))
     expected = {
         torch_key(classifier.name, leaf_path): like
@@ -248,9 +260,7 @@ def _extra(found: Iterable[str], expected: Any) -> list[str]:
     return [
         name
         for name in found
-        if name not in expected
-        and not name.endswith(("num_batches_tracked", "flag_update_statistics", "batch_num"))
-        and "sub_block1." not in name
+        if name not in expected and not name.endswith(_UNREAD) and "sub_block1." not in name
     ]
 
 

@@ -16,6 +16,7 @@ from awp_jax.checks import choice
 from awp_jax.models.batch_norm import BatchNorm
 from awp_jax.models.context import Context
 from awp_jax.models.initial import Initial, uniform_fan_in
+from awp_jax.models.layer_norm import LayerNorm
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -60,15 +61,17 @@ class Layers:
         *,
         stride: int = 1,
         padding: int | tuple[tuple[int, int], tuple[int, int]] = 0,
+        groups: int = 1,
         bias: bool = False,
         init: Initial | None = None,
         bias_init: Initial | None = None,
     ) -> nnx.Conv:
         """A size x size convolution, padded by ``padding`` zeros on every side at any stride.
 
-        ``padding`` may also be ((top, bottom), (left, right)).
+        ``padding`` may also be ((top, bottom), (left, right)). With ``groups`` > 1 each part of the
+        outputs sees one part of the inputs; as many as inputs: a depthwise convolution.
         """
-        default = uniform_fan_in(size * size * inputs)
+        default = uniform_fan_in(size * size * (inputs // groups))
         if isinstance(padding, int):
             padding = ((padding, padding), (padding, padding))
         return nnx.Conv(
@@ -77,6 +80,7 @@ class Layers:
             (size, size),
             strides=(stride, stride),
             padding=padding,
+            feature_group_count=groups,
             use_bias=bias,
             dtype=self._dtype(),
             **_initialised(init or default, bias_init or default),
@@ -105,6 +109,10 @@ class Layers:
     def batch_norm(self, features: int) -> BatchNorm:
         """A BatchNorm over the last axis."""
         return BatchNorm(features, groups=self.batch_norm_groups, axis_name=self.axis_name)
+
+    def layer_norm(self, features: int) -> LayerNorm:
+        """A LayerNorm over the last axis."""
+        return LayerNorm(features)
 
     def _dtype(self):
         if self.dtype == "float64":
@@ -195,6 +203,22 @@ def max_pool(x: Array) -> Array:
     x = x[:, : 2 * rows, : 2 * columns].reshape(batch, rows, 2, columns, 2, channels)
     x = _larger(x[:, :, :, :, 0], x[:, :, :, :, 1])
     return _larger(x[:, :, 0], x[:, :, 1])
+
+
+def overlapping_max_pool(x: Array) -> Array:
+    """The maximum of each 3x3 window of [batch, height, width, channels], at stride 2.
+
+    One row and column around the image belong to no window's maximum. Gradients as in
+    ``max_pool``.
+    """
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    for axis in (2, 1):  # columns first: of equal values the first in reading order wins
+        count = (x.shape[axis] - 1) // 2
+        first, second, third = (
+            jax.lax.slice_in_dim(x, start, start + 2 * count - 1, 2, axis) for start in range(3)
+        )
+        x = _larger(_larger(first, second), third)
+    return x
 
 
 def _larger(first: Array, second: Array) -> Array:

@@ -10,10 +10,26 @@ from awp_jax.checks import choice
 # that file takes its images so, and keeps the numbers out of its weights.
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 _CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+# As architectures/xcit.py there has it.
+_CIFAR100_XCIT = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _EPSILON = {"linf": "8/255", "l2": "0.5"}  # RobustBench's two threat models for small images
+_EPSILON_IMAGENET = "4/255"
+# Of ImageNet's, those that take images in [0, 1] as they are.
+_NOT_NORMALISED = (
+    "Chen2024Data_WRN_50_2",
+    "Debenedetti2022Light_XCiT-S12",
+    "Debenedetti2022Light_XCiT-M12",
+    "Debenedetti2022Light_XCiT-L12",
+    "Singh2023Revisiting_ViT-B-ConvStem",
+    "Singh2023Revisiting_ConvNeXt-T-ConvStem",
+    "Singh2023Revisiting_ConvNeXt-S-ConvStem",
+    "Singh2023Revisiting_ConvNeXt-B-ConvStem",
+    "Singh2023Revisiting_ConvNeXt-L-ConvStem",
+)
 
-# Entries by data, norm and architecture, as robustbench 1.1.1 (model_zoo/cifar10.py and
-# cifar100.py) builds them.
+# Entries by data, norm and architecture, as robustbench 1.1.1 (model_zoo/cifar10.py, cifar100.py
+# and imagenet.py) builds them.
 _ENTRIES = {
     ("cifar10", "linf"): {
         "wrn-28-10": (
@@ -94,6 +110,9 @@ _ENTRIES = {
         "mean-sparse-dm-wrn-94-16": ("Amini2024MeanSparse_S-WRN-94-16",),
         "dm-wrn-94-16": ("Bartoldson2024Adversarial_WRN-94-16",),
         "dm-wrn-82-8": ("Bartoldson2024Adversarial_WRN-82-8",),
+        "xcit-s12-p4": ("Debenedetti2022Light_XCiT-S12",),
+        "xcit-m12-p4": ("Debenedetti2022Light_XCiT-M12",),
+        "xcit-l12-p4": ("Debenedetti2022Light_XCiT-L12",),
     },
     ("cifar10", "l2"): {
         "preact-resnet-18": ("Rice2020Overfitting",),
@@ -170,6 +189,35 @@ _ENTRIES = {
         ),
         "resnet-18": ("Addepalli2022Efficient_RN18",),
         "mean-sparse-dm-wrn-70-16": ("Amini2024MeanSparse_S-WRN-70-16",),
+        "xcit-s12-p4": ("Debenedetti2022Light_XCiT-S12",),
+        "xcit-m12-p4": ("Debenedetti2022Light_XCiT-M12",),
+        "xcit-l12-p4": ("Debenedetti2022Light_XCiT-L12",),
+    },
+    ("imagenet", "linf"): {
+        "imagenet-resnet-50": (
+            "Wong2020Fast",
+            "Engstrom2019Robustness",
+            "Salman2020Do_R50",
+            "Standard_R50",
+        ),
+        "imagenet-resnet-18": ("Salman2020Do_R18",),
+        "imagenet-wrn-50-2": (
+            "Salman2020Do_50_2",
+            "Chen2024Data_WRN_50_2",
+        ),
+        "vit-s-convstem": ("Singh2023Revisiting_ViT-S-ConvStem",),
+        "vit-b-convstem": ("Singh2023Revisiting_ViT-B-ConvStem",),
+        "convnext-t-convstem": ("Singh2023Revisiting_ConvNeXt-T-ConvStem",),
+        "convnext-s-convstem": ("Singh2023Revisiting_ConvNeXt-S-ConvStem",),
+        "convnext-b-convstem": ("Singh2023Revisiting_ConvNeXt-B-ConvStem",),
+        "convnext-l-convstem": ("Singh2023Revisiting_ConvNeXt-L-ConvStem",),
+        "convnext-b": ("Liu2023Comprehensive_ConvNeXt-B",),
+        "convnext-l": ("Liu2023Comprehensive_ConvNeXt-L",),
+        "vit-b": ("Mo2022When_ViT-B",),
+        "mean-sparse-convnext-l": ("Amini2024MeanSparse_ConvNeXt-L",),
+        "xcit-s12": ("Debenedetti2022Light_XCiT-S12",),
+        "xcit-m12": ("Debenedetti2022Light_XCiT-M12",),
+        "xcit-l12": ("Debenedetti2022Light_XCiT-L12",),
     },
 }
 
@@ -180,9 +228,10 @@ class Published(NamedTuple):
     Attributes:
         name: Its name at RobustBench.
         model: The architecture, as ``create`` takes it; its activation is the published one.
-        data: What it classifies: "cifar10" or "cifar100".
+        data: What it classifies: "cifar10", "cifar100" or "imagenet" (images of 224x224, but
+            "Wong2020Fast" is evaluated at 288x288).
         norm: Of the ball that it was trained for: "linf" or "l2".
-        epsilon: That ball's radius, "8/255" or "0.5".
+        epsilon: That ball's radius, "8/255", "0.5", or "4/255" for ImageNet.
         mean: Subtracted from the images; empty where there is no normalisation, or where the file
             of weights holds it (see ``awp_jax.interop.normalisation``).
         std: As ``mean``, divides them afterwards.
@@ -198,12 +247,20 @@ class Published(NamedTuple):
 
 
 def _published(name: str, model: str, data: str, norm: str) -> Published:
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    epsilon = _EPSILON_IMAGENET if data == "imagenet" else _EPSILON[norm]
+    return Published(name, model, data, norm, epsilon, *_normalisation(name, model, data))
+
+
+def _normalisation(name: str, model: str, data: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if data == "imagenet":
+        return ((), ()) if name in _NOT_NORMALISED else _IMAGENET
     if "dm-" in model or "ra-wrn" in model:
-        normalisation = _CIFAR10 if data == "cifar10" else _CIFAR100
-    elif name == "Hendrycks2019Using":  # its forward pass begins with 2 x - 1
-        normalisation = ((0.5,) * 3, (0.5,) * 3)
-    return Published(name, model, data, norm, _EPSILON[norm], *normalisation)
+        return _CIFAR10 if data == "cifar10" else _CIFAR100
+    if "xcit-" in model:
+        return _CIFAR10 if data == "cifar10" else _CIFAR100_XCIT
+    if name == "Hendrycks2019Using":  # its forward pass begins with 2 x - 1
+        return (0.5,) * 3, (0.5,) * 3
+    return (), ()
 
 
 PUBLISHED: tuple[Published, ...] = tuple(
@@ -219,8 +276,8 @@ def published(name: str, *, data: str | None = None, norm: str | None = None) ->
 
     Args:
         name: As there, such as "Wang2023Better_WRN-28-10"; see ``PUBLISHED``.
-        data: "cifar10" or "cifar100", where the name stands for several models; by default
-            CIFAR-10's, if there is one.
+        data: "cifar10", "cifar100" or "imagenet", where the name stands for several models; by
+            default CIFAR-10's, if there is one.
         norm: "linf" or "l2", likewise; by default Linf's, if there is one.
 
     Returns:

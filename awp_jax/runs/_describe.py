@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from awp_jax import results
+from awp_jax import parts, results
+from awp_jax.objectives import ADVERSARIAL
 from awp_jax.reporting import markdown_table
+from awp_jax.runs._operations import operations
 from awp_jax.training import Experiment, initial_state, objective_of, weight_perturbation
 
 _LARGEST = 12
@@ -23,6 +25,9 @@ class Description(NamedTuple):
             in words (``how``) and the ``tensors`` that move, largest first: ``name``, ``shape``,
             ``size``, ``norm`` at the start and ``radius`` of v, means where there are several.
         memory: Estimated bytes on one device, by what they hold.
+        operations: Floating-point operations of convolutions and matrix products, two for each
+            product that is summed: a ``forward`` pass of one image, and an optimiser ``step``, over
+            all devices. An attack of one's own is not counted.
     """
 
     data: dict[str, Any]
@@ -30,6 +35,7 @@ class Description(NamedTuple):
     steps: dict[str, int]
     weights: dict[str, Any]
     memory: dict[str, int]
+    operations: dict[str, int]
 
     def text(self) -> str:
         """For a person."""
@@ -41,6 +47,8 @@ class Description(NamedTuple):
             f"steps: {self.steps['per_epoch']} per epoch, {self.steps['total']:,} in all",
             "",
             self._perturbed(),
+            "",
+            self._counted(),
             "",
             "memory (estimated without compiling; XLA may need less by fusing, more by padding):",
             markdown_table(
@@ -69,6 +77,14 @@ class Description(NamedTuple):
         )
         more = f"\n(and {len(rows) - len(shown)} smaller ones)" if len(rows) > len(shown) else ""
         return f"weights: {self.weights['how']}\n{table}{more}"
+
+    def _counted(self) -> str:
+        forward, step = self.operations["forward"], self.operations["step"]
+        return (
+            f"operations: {forward / 1e9:,.4g} GFLOP for a forward pass of one image "
+            f"({forward / 2e9:,.4g} G multiply-adds, as publications count), {step / 1e12:,.4g} "
+            "TFLOP for a step, attack included"
+        )
 
     def __repr__(self) -> str:
         return results.cut(self.text(), "print(found.text())")
@@ -100,6 +116,7 @@ def describe(experiment: Experiment) -> Description:
         {"per_epoch": experiment.steps_per_epoch, "total": experiment.total_steps},
         _weights(experiment),
         _memory(experiment),
+        _operations(experiment),
     )
 
 
@@ -133,7 +150,7 @@ def _weights(experiment: Experiment) -> dict[str, Any]:
         f"{experiment.config.weights.method}, gamma {ball.gamma}, {steps}{ball.size} "
         f"size per {ball.scope}{schedule}: "
         f"{len(rows)} of {len(jax.tree.leaves(params))} tensors, {inside:,} of {total:,} "
-        "parameters (kernels; BatchNorm and biases stay)"
+        "parameters (kernels; normalisation, biases, learnt positions and tokens stay)"
     )
     names = ("size", "name", "shape", "norm", "radius")
     tensors = [dict(zip(names, row, strict=True)) for row in sorted(rows, reverse=True)]
@@ -149,11 +166,7 @@ def _memory(experiment: Experiment) -> dict[str, int]:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
     def backward(params, batch_stats, images):
-        def forward(p):
-            arguments = {"mode": "batch", "key": jax.random.key(0)}
-            return experiment.classifier.apply(p, batch_stats, images, **arguments)[0]
-
-        return jax.vjp(forward, params)[1]
+        return jax.vjp(_forward(experiment, batch_stats, images), params)[1]
 
     shape = (config.batch_size, *splits.train.images.shape[1:])
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -162,13 +175,49 @@ def _memory(experiment: Experiment) -> dict[str, int]:
     passes = len(objective.inputs)
     perturbed = config.weights.method != "none"
     working = (3 if perturbed else 1) * size(state.params)
-    pool = experiment.pool
-    dataset = 0 if experiment.on_host else pool.images.nbytes + pool.labels.nbytes
+    if experiment.on_host:
+        data, dataset = (
+            "two batches from the host",
+            2 * config.batch_size * experiment.pool.images[:1].nbytes,
+        )
+    else:
+        pool = experiment.pool
+        data, dataset = "training set on the device", pool.images.nbytes + pool.labels.nbytes
     total = size(state) + working + dataset + passes * kept
     return {
         "state (parameters, statistics, momentum)": size(state),
         "w + v, v and gradient" if perturbed else "gradient": working,
-        "training set on the device": dataset,
+        data: dataset,
         f"kept for the backward pass of {config.batch_size} images": passes * kept,
         "estimate of all": total,
     }
+
+
+def _forward(experiment: Experiment, batch_stats: Any, images: Any) -> Any:
+    """``params -> logits``, as the weights' gradient is taken of them."""
+
+    def forward(params: Any) -> Any:
+        arguments = {"mode": "batch", "key": jax.random.key(0)}
+        return experiment.classifier.apply(params, batch_stats, images, **arguments)[0]
+
+    return forward
+
+
+def _operations(experiment: Experiment) -> dict[str, int]:
+    config, given = experiment.config, experiment.given
+    state = experiment.abstract_state()
+    objective, w = objective_of(config, given), weight_perturbation(config, given)
+
+    def forward(params, batch_stats, images):
+        return _forward(experiment, batch_stats, images)(params).sum()
+
+    one = jax.ShapeDtypeStruct((1, *experiment.splits.train.images.shape[1:]), jnp.float32)
+    arguments = state.params, state.batch_stats, one
+    to_weights = operations(jax.grad(forward), *arguments)
+    passes = len(objective.inputs)
+    adversary = 0
+    if ADVERSARIAL in objective.inputs and parts.own(config, "attack", given) is None:
+        adversary = config.attack.steps * operations(jax.grad(forward, 2), *arguments)
+    turns = 0 if w.method == "none" else w.alternations
+    step = max(turns, 1) * adversary + (turns * w.steps + 1) * passes * to_weights
+    return {"forward": operations(forward, *arguments), "step": config.batch_size * step}

@@ -8,6 +8,7 @@ import optax
 import pytest
 from flax import linen
 
+from awp_jax import models
 from awp_jax.balls import WeightBall, everything, kernels_only
 from awp_jax.weights import awp, value_and_grad
 
@@ -39,14 +40,64 @@ def test_biases_of_several_axes_stay():
         ("kernel", (1, 1, 1, 8), True),  # a 1 x 1 convolution of one channel
         ("weight", (8,), False),
         ("cls_token", (1, 1, 8), False),
-        ("positions", (1, 16, 8), True),
+        ("cls_token", (1, 2, 8), False),
+        ("cls", (1, 1, 8), False),
+        ("register_tokens", (1, 4, 8), False),
+        ("positions", (1, 16, 8), False),
+        ("pos_embed", (1, 17, 8), False),
+        ("pos_embedding", (1, 17, 8), False),
+        ("posembed_input", (1, 17, 8), False),
+        ("position_embeddings", (17, 8), False),
+        ("relative_position_bias_table", (9, 2), False),
+        ("position_embeddings/embedding", (17, 8), False),
+        ("position_embeddings/kernel", (17, 8), True),  # a dense layer on positions
+        ("token_embedding/embedding", (17, 8), True),
+        ("tokens", (17, 8), True),  # a table of words
+        ("pose", (3, 8), True),
+        ("composition", (3, 8), True),
         ("gates", (8, 1), True),
         ("scale", (2, 4), False),
         ("offset", (2, 4), False),
     ],
 )
 def test_names_and_shapes(name, shape, moves):
-    assert kernels_only({"layer": {name: jnp.ones(shape)}}) == {"layer": {name: moves}}
+    tree, expected = jnp.ones(shape), moves
+    for part in reversed(("layer", *name.split("/"))):
+        tree, expected = {part: tree}, {part: expected}
+    assert kernels_only(tree) == expected
+
+
+def test_norms_tokens_and_positions_of_transformers_and_convnext_stay():
+    """And layer scales, while every kernel moves."""
+    for name in ("vit-s-convstem", "convnext-t-convstem"):
+        classifier = models.create(name, image_shape=(32, 32, 3), num_classes=2)
+        params, _ = jax.eval_shape(classifier.init, jax.random.key(0))
+        names = [
+            jax.tree_util.keystr(path, simple=True, separator="/")
+            for path, _ in jax.tree_util.tree_leaves_with_path(params)
+        ]
+        kernels = {name for name in names if name.endswith("/kernel")}
+        assert len(kernels) > 20 and moved(kernels_only(params)) == kernels
+
+
+class Encoder(linen.Module):
+    """How the authors of ViT write it, and others after them."""
+
+    @linen.compact
+    def __call__(self, x):
+        init = linen.initializers.normal(0.02)
+        token = self.param("cls", init, (1, 1, 8))
+        x = jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], 1)
+        x = x + self.param("pos_embedding", init, (1, *x.shape[1:]))
+        x = x + linen.Embed(6, 8, name="position_embeddings")(jnp.arange(x.shape[1]))[None]
+        x = x + linen.MultiHeadDotProductAttention(2, name="attention")(linen.LayerNorm()(x))
+        return linen.Dense(3, name="head")(x[:, 0])
+
+
+def test_positions_and_tokens_of_linen_stay():
+    params = Encoder().init(jax.random.key(0), jnp.ones((2, 5, 8)))["params"]
+    expected = {f"attention/{name}/kernel" for name in ("key", "out", "query", "value")}
+    assert moved(kernels_only(params)) == expected | {"head/kernel"}
 
 
 def test_a_module_of_bools_is_a_mask():

@@ -431,6 +431,27 @@ def test_describe_says_what_is_perturbed(capsys):
         assert part in text
 
 
+def test_describe_plans_for_imagenet_without_its_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AWP_JAX_DATA", str(tmp_path))
+    path = tmp_path / "c.yaml"
+    path.write_text("{data: {name: imagenet}, model: {name: imagenet-resnet-18}}")
+    arguments = ["describe", f"--config={path}", "--config.model.dtype=bfloat16"]
+    assert cli.main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["data"]["shape"] == [224, 224, 3] and found["data"]["classes"] == 1000
+    assert found["model"]["parameters"] == 11_689_512
+    assert found["operations"]["forward"] / 2 == pytest.approx(1.814e9, rel=1e-3)
+    kept = "kept for the backward pass of 128 images"
+    assert cli.main([*arguments, "--json", "--config.model.remat"]) == 0
+    with_remat = json.loads(capsys.readouterr().out)
+    assert with_remat["memory"][kept] < 0.5 * found["memory"][kept]
+    assert with_remat["operations"]["step"] > found["operations"]["step"]
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "3.628 GFLOP for a forward pass of one image (1.814 G multiply-adds" in text
+    assert "imagenet is known by its numbers alone" in text and "batches from the host" in text
+
+
 def test_describe_takes_a_run(runs, capsys):
     given = [f"--config={CONFIG}:at", *SMALL]
     assert cli.main(["describe", *given]) == 0

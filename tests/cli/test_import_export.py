@@ -8,6 +8,7 @@ import pytest
 
 from awp_jax import cli, models, runs
 from awp_jax.interop import CheckpointError, save_torch
+from awp_jax.interop.state_dict import to_state_dict
 
 pytest.importorskip("safetensors")
 
@@ -126,6 +127,31 @@ def test_a_published_name_knows_all_the_rest(tmp_path, monkeypatch, capsys):
     # 100 logits are asked for, of a file with 10
     assert cli.main([*arguments, "--data=cifar100", f"--workdir={tmp_path / 'c'}"]) == 2
     assert "another architecture than dm-preact-resnet-18: logits." in capsys.readouterr().err
+
+
+def test_a_published_name_of_imagenet(tmp_path, monkeypatch, capsys):
+    """Its size and classes, of a file that holds its normalisation and needs no data."""
+    from safetensors.numpy import save_file
+
+    monkeypatch.setenv("AWP_JAX_DATA", str(tmp_path / "none"))
+    classifier = models.create("imagenet-resnet-18", image_shape=(224, 224, 3), num_classes=1000)
+    params, batch_stats = jax.jit(classifier.init)(jax.random.key(0))
+    state = to_state_dict(classifier, params, batch_stats)
+    state = {f"model.{name}": value for name, value in state.items()}
+    entry = models.published("Salman2020Do_R18")
+    for name in ("mean", "std"):
+        values = np.asarray(getattr(entry, name), np.float32).reshape(1, 3, 1, 1)
+        state[f"normalize.{name}"] = values
+    save_file(state, tmp_path / "c.safetensors")
+    workdir = tmp_path / "run"
+    arguments = ["import", str(tmp_path / "c.safetensors"), "--as=Salman2020Do_R18"]
+    assert cli.main([*arguments, f"--workdir={workdir}"]) == 0
+    printed = capsys.readouterr().out
+    assert "Salman2020Do_R18: imagenet in linf 4/255" in printed
+    assert "normalised as was published: mean (0.485, 0.456, 0.406)" in printed
+    assert "imagenet is known by its numbers alone (224 x 224, 1000 classes)" in printed
+    images = np.full((1, 224, 224, 3), 0.5, np.float32)
+    assert runs.open(workdir).model().logits_fn(images).shape == (1, 1000)
 
 
 @pytest.mark.core

@@ -9,8 +9,10 @@ import ast
 import importlib
 import importlib.util
 import pathlib
+import re
 import sys
 import types
+import warnings
 
 import torch
 from torch import nn
@@ -33,7 +35,9 @@ def architecture(name):
             package = types.ModuleType(part)
             package.__path__ = [str(folder)]
             sys.modules[part] = package
-    return importlib.import_module(f"{ARCHITECTURES}.{name}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of where it imports timm's registry from
+        return importlib.import_module(f"{ARCHITECTURES}.{name}")
 
 
 def has_torchvision():
@@ -50,6 +54,11 @@ def has_torchvision():
                 pass
         sys.modules[__name__].kept = declared  # gone with the object
     return True
+
+
+def has_timm():
+    """Whether timm is there, which takes its layers from torchvision."""
+    return has_torchvision() and importlib.util.find_spec("timm") is not None
 
 
 def entries(data):
@@ -69,6 +78,8 @@ def entries(data):
     if has_torchvision():
         known["get_robustarch_model"] = architecture("robustarch_wide_resnet").get_model
         known["get_sparse_model"] = _sparse_model
+    if has_timm():
+        known |= _timm_builders()
     found = {}
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
@@ -76,6 +87,8 @@ def entries(data):
                 exec(compile(ast.Module([node], []), data, "exec"), known)
             except NameError:  # built on an architecture that no test asks for
                 continue
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+            exec(compile(ast.Module([node], []), data, "exec"), known)  # a mean, a deviation
         elif isinstance(node, ast.Assign) and node.targets[0].id in ("linf", "l2"):
             for pair in node.value.args[0].elts:
                 name, settings = pair.elts[0].value, pair.elts[1]
@@ -92,8 +105,37 @@ def entries(data):
     return found
 
 
+def _timm_builders():
+    """What the tables build models of timm and torchvision with, never with weights."""
+    import timm
+    from torchvision import models
+
+    class WithoutWeights:
+        def __init__(self, module):
+            self.module = module
+
+        def __getattr__(self, name):
+            return lambda *args, pretrained=False, **kwargs: getattr(self.module, name)(
+                *args, **kwargs
+            )
+
+    def create_model(name, pretrained=False):
+        # The tables call XCiT otherwise than architectures/xcit.py registers it.
+        architecture("xcit")
+        return timm.create_model(re.sub("2020light_xcit_(.)_", r"2022light_xcit_\g<1>12_", name))
+
+    return {
+        "timm": types.SimpleNamespace(create_model=create_model),
+        "pt_models": WithoutWeights(models),
+        "normalize_model": architecture("utils_architectures").normalize_model,
+        "get_convstem_models": architecture("convstem_models").get_convstem_models,
+    }
+
+
 def _sparse_model(model, dataset):
     """As ``get_sparse_model`` of sparsified_model.py, which imports timm."""
+    if dataset == "imagenet-Linf":
+        return architecture("sparsified_model").get_sparse_model(model, dataset)
     of_cifar100 = dataset == "cifar-100-Linf"
     if model == "ra_wrn_70_16":
         built = architecture("Meansparse_ra_wrn_70_16")

@@ -6,24 +6,22 @@ import re
 import unittest.mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
-from robustbench_peer import ZOO, architecture, entries, has_torchvision
+from one_step import one_step_of_at_awp
+from robustbench_peer import ZOO, architecture, entries, has_timm, has_torchvision
 from torch import nn
 from torch_models import copy_into, gap, scattered
 
-from awp_jax import models, objectives
+from awp_jax import data, models
 from awp_jax.interop.state_dict import leaves, to_torch_layout, torch_key
-from awp_jax.training import TrainingAttack, TrainState, WeightPerturbation, make_train_step
 
 pytestmark = pytest.mark.skipif(ZOO is None, reason="needs robustbench")
 SMALL = {"image_shape": (32, 32, 3), "num_classes": 5}
 UNNORMALISED = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 # Counters in a state dict, and modules that are never called.
-DEAD = ("num_batches_tracked", "flag_update_statistics", "batch_num")
+DEAD = ("num_batches_tracked", "flag_update_statistics", "batch_num", ".momentum", ".epsilon")
 
 
 class SmallA4(models.WideResNetA4):
@@ -156,8 +154,10 @@ def test_logits_of_full_width(name, build):
 
 
 @functools.lru_cache
-def expected_shapes(name, classes):
-    classifier = models.create(name, image_shape=(32, 32, 3), num_classes=classes)
+def expected_shapes(name, data_name):
+    sizes = data.published_sizes(data_name).test
+    shape = sizes.images.shape[1:]
+    classifier = models.create(name, image_shape=shape, num_classes=sizes.num_classes)
     variables = jax.eval_shape(classifier.init, jax.random.key(0))
     return {
         torch_key(name, path): to_torch_layout(np.empty(leaf.shape, np.bool_)).shape
@@ -172,55 +172,45 @@ built = functools.lru_cache(entries)
 @pytest.mark.parametrize("entry", models.PUBLISHED, ids=lambda e: f"{e.data}-{e.norm}-{e.name}")
 def test_entry_is_as_robustbench_builds_it(entry):
     """Every name and shape of its state dict, its classes and its normalisation."""
-    if "ra-wrn" in entry.model and not has_torchvision():
+    if re.search("ra-wrn|mean-sparse", entry.model) and not has_torchvision():
         pytest.skip("needs torchvision")
-    original = torch.tensor
-    on_cpu = unittest.mock.patch(
-        "torch.tensor", lambda *a, **k: original(*a, **{**k, "device": "cpu"})
-    )
-    with torch.device("meta"), on_cpu:  # shapes alone, and the numbers of the normalisation
+    if (entry.data == "imagenet" or "xcit" in entry.model) and not has_timm():
+        pytest.skip("needs torchvision and timm")
+
+    def on_cpu(name):
+        original = getattr(torch, name)
+        return unittest.mock.patch(
+            f"torch.{name}", lambda *a, **k: original(*a, **{**k, "device": "cpu"})
+        )
+
+    # Shapes alone, and the numbers of the normalisation.
+    with torch.device("meta"), on_cpu("tensor"), on_cpu("as_tensor"):
         module = built(entry.data)[entry.norm, entry.name]()
+    normalises = module
+    if hasattr(module, "normalize") and hasattr(module, "model"):
+        normalises, module = module.normalize, module.model
     found = {
         name: tuple(tensor.shape)
         for name, tensor in module.state_dict().items()
         if not name.endswith(DEAD) and "sub_block1." not in name
     }
     in_file = {name for name in found if name in ("mu", "sigma")}
-    classes = {"cifar10": 10, "cifar100": 100}[entry.data]
     assert {name: found[name] for name in found.keys() - in_file} == expected_shapes(
-        entry.model, classes
+        entry.model, entry.data
     )
-    if entry.mean and hasattr(module, "mean"):
-        np.testing.assert_allclose(module.mean.flatten(), entry.mean)
-        np.testing.assert_allclose(module.std.flatten(), entry.std)
+    if entry.mean and hasattr(normalises, "mean"):
+        np.testing.assert_allclose(normalises.mean.flatten(), entry.mean)
+        np.testing.assert_allclose(normalises.std.flatten(), entry.std)
     else:
         assert bool(entry.mean) == (entry.name == "Hendrycks2019Using")
-        assert not hasattr(module, "mean")
+        assert not hasattr(normalises, "mean")
     assert not (entry.mean and in_file)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_of_at_awp(name):
     """Every parameter moves, and every statistic of BatchNorm."""
-    ours = CASES[name][0]()
-    params, batch_stats = jax.jit(ours.init)(jax.random.key(0))
-    optimizer = optax.sgd(0.1)
-    step = jax.jit(
-        make_train_step(
-            ours,
-            objectives.at(),
-            optimizer,
-            attack=TrainingAttack("8/255", 1, step_size="8/255"),
-            weights=WeightPerturbation("awp", 0.005),
-        )
-    )
-    key = jax.random.key(1)
-    images = jax.random.uniform(key, (4, *SMALL["image_shape"]))
-    state = TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params))
-    after, metrics = step(state, images, jnp.arange(4), key)
-    assert np.isfinite(metrics["loss"])
-    for (path, old), (_, new) in zip(leaves(params), leaves(after.params), strict=True):
-        assert np.isfinite(new).all() and (old != new).any(), path
+    (_, batch_stats), after = one_step_of_at_awp(CASES[name][0]())
     # MeanSparse stays as it was, BatchNorm moves
     for (path, old), (_, new) in zip(leaves(batch_stats), leaves(after.batch_stats), strict=True):
         assert (old == new).all() == any("meansparse" in part for part in path), path
@@ -233,26 +223,30 @@ PEERS = {
     "dm-wrn-": "DMWideResNet",
     "dm-preact-resnet-": "DMPreActResNet",
     "ra-wrn-": "NormalizedWideResNet",
+    "mean-sparse-convnext-": "timm.ConvNeXt, sparsified_model",
     "mean-sparse-ra": "Meansparse_ra_wrn_70_16.NormalizedWideResNet",
     "mean-sparse-dm": "MeanSparse_DMWideResNet",
     "preact-resnet-": "PreActResNet",
     "resnet-": "ResNet",
+    "imagenet-": "torchvision.ResNet",
+    "convnext-": "timm.ConvNeXt",
+    "vit-": "timm.VisionTransformer",
+    "xcit-": "timm.Xcit",
 }
 
 
 def row(entry):
     """The row of ``docs/models.md``."""
-    classes = {"cifar10": 10, "cifar100": 100}[entry.data]
     statistics = (".running_mean", ".running_var", ".threshold")
     parameters = sum(
         int(np.prod(shape))
-        for name, shape in expected_shapes(entry.model, classes).items()
+        for name, shape in expected_shapes(entry.model, entry.data).items()
         if not name.endswith(statistics)
     )
     peer = next(peer for begin, peer in PEERS.items() if entry.model.startswith(begin))
     return (
         f"| {entry.name} | {entry.data}, {entry.norm} {entry.epsilon} | `{entry.model}` "
-        f"| {parameters:,} | `{peer}` |"
+        f"| {parameters:,} | `{peer}{' with ConvStem' if 'convstem' in entry.model else ''}` |"
     )
 
 

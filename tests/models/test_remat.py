@@ -35,12 +35,21 @@ def test_same_loss_statistics_and_gradients(x64):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", ["preact-resnet-10", "resnet-10", "wrn-16-1"])
-def test_less_is_kept(name):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("preact-resnet-10", {}),
+        ("resnet-10", {}),
+        ("wrn-16-1", {}),
+        ("vit-s", {"patch": 4, "width": 48}),
+        ("xcit-s12-p4", {"width": 48}),
+    ],
+)
+def test_less_is_kept(name, options):
     """What the backward pass needs; XLA's CPU compiler undoes this, so its plan would not show."""
 
     def kept(remat):
-        classifier, loss = loss_of(name, remat)
+        classifier, loss = loss_of(name, remat, **options)
         images = jax.ShapeDtypeStruct((256, 8, 8, 3), jnp.float32)
         labels = jax.ShapeDtypeStruct((256,), jnp.int32)
 

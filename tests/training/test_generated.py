@@ -181,6 +181,10 @@ def test_paths_become_absolute_and_memory_counts_what_lies_on_the_device(
     here = pathlib.Path.cwd()
     assert found.extra == f"{here / 'a.npz'},/home/someone/b.npz"
     assert found.extra_labels == str(here / "labels.npy")
-    for megabytes, expected in ((0, 0), (2048, 180 * (64 + 1))):
+    batch = configured().batch_size
+    for megabytes, name, expected in (
+        (0, "two batches from the host", 2 * batch * 64),
+        (2048, "training set on the device", 180 * (64 + 1)),
+    ):
         experiment = training.build(configured(megabytes=megabytes), digits[0])
-        assert runs.describe(experiment).memory["training set on the device"] == expected
+        assert runs.describe(experiment).memory[name] == expected
