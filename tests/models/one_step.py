@@ -26,9 +26,11 @@ def one_step_of_at_awp(classifier, start=None, no_effect=()):
     )
     key = jax.random.key(1)
     images = jax.random.uniform(key, (4, *classifier.image_shape))
-    state = TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params))
+    state = TrainState(jnp.int32(0), params, batch_stats, jax.jit(optimizer.init)(params))
     fast = {"xla_backend_optimization_level": 0}
     after, metrics = jax.jit(step, compiler_options=fast)(state, images, jnp.arange(4), key)
+    # In numpy's hands: of arrays of JAX each comparison would be compiled for each shape.
+    (params, batch_stats), after = jax.device_get(((params, batch_stats), after))
     assert np.isfinite(metrics["loss"])
     for (path, old), (_, new) in zip(leaves(params), leaves(after.params), strict=True):
         moved = (old != new).any() or path[-3:] in no_effect
