@@ -27,7 +27,9 @@ $(VENV)/installed-docs: $(VENV)/installed
 # Peers that tests compare with; on machines without a CPU build of PyTorch this is a large download.
 $(VENV)/installed-peers: $(VENV)/installed-test
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --no-deps torchattacks robustbench==1.1.1 torchvision==0.28.0 timm==1.0.31
+	$(BIN)/python -m pip install --quiet --no-deps torchattacks
+	# After torchattacks, which brings an older robustbench of its own.
+	$(BIN)/python -m pip install --quiet --no-deps robustbench==1.1.1 torchvision==0.28.0 timm==1.0.31
 	touch $@
 
 # Trains AT and AT-AWP on handwritten digits side by side, evaluates both, prints one table, draws

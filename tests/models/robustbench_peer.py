@@ -6,6 +6,7 @@ few classes beside them, are read out of the sources of the two model zoos.
 """
 
 import ast
+import functools
 import importlib
 import importlib.util
 import pathlib
@@ -45,15 +46,20 @@ def has_torchvision():
     if importlib.util.find_spec("torchvision") is None:
         return False
     if "torchvision" not in sys.modules:
-        # Its wheel for GPUs declares operators of detection that a CPU build of PyTorch lacks.
-        declared = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            try:
-                declared.define(f"{operator}(Tensor a, Tensor b, float c) -> Tensor")
-            except RuntimeError:  # it is there
-                pass
-        sys.modules[__name__].kept = declared  # gone with the object
+        _declare_operators()
     return True
+
+
+@functools.cache  # what is declared is gone with the object, so it is kept, and made once
+def _declare_operators():
+    """Those of detection, that torchvision's wheel for GPUs wants and a CPU build lacks."""
+    declared = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        try:
+            declared.define(f"{operator}(Tensor a, Tensor b, float c) -> Tensor")
+        except RuntimeError:  # it is there
+            pass
+    return declared
 
 
 def has_timm():
