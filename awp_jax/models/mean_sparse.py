@@ -12,9 +12,9 @@ from awp_jax.models.initial import ZEROS
 class MeanSparse(nnx.Module):
     """Replaces what is near its channel's mean by the mean (Amini et al. 2024).
 
-    |x - mean| < threshold * deviation becomes the mean, in every mode. Mean, variance and
-    threshold are measured once after training, and stay as they are; at threshold 0, with which a
-    new network starts, nothing is replaced.
+    Where ``abs(x - mean) < threshold * deviation``, x becomes the mean, in every mode. Mean,
+    variance and threshold are measured once after training, and stay as they are; at threshold 0,
+    with which a new network starts, nothing is replaced.
 
     Args:
         features: size of the last axis.
