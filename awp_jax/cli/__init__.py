@@ -1,6 +1,5 @@
 """The command line: ``awp-jax train | evaluate | diagnose | ...``, see ``awp-jax --help``."""
 
-import contextlib
 import difflib
 import importlib
 import os
@@ -86,8 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("--help", "-h", "help"):
-        with contextlib.suppress(BrokenPipeError):
-            print(_usage(), flush=True)
+        _print(_usage())
         return 0 if argv else 2
     command, *rest = argv
     if command not in COMMANDS:
@@ -107,6 +105,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     return _run(command, run, rest)
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _reader_is_gone()
+
+
+def _reader_is_gone() -> None:
+    """Whoever reads has seen enough ("| head"): what is still in the buffer must go somewhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main_of(command: str) -> Callable[[Sequence[str]], int]:
@@ -136,11 +146,10 @@ def _run(command: str, run: Callable[[Sequence[str]], int], argv: Sequence[str])
             sys.stdout.flush()
             return status
     except Help as text:
-        print(text)
+        _print(str(text))
         return 0
     except BrokenPipeError:
-        # Whoever reads has seen enough ("| head"); what is still in the buffer must go somewhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _reader_is_gone()
         return parallel.leave(128 + 13)
     except KeyboardInterrupt:
         print(f"awp-jax {command}: interrupted.", file=sys.stderr)

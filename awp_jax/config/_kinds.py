@@ -112,13 +112,17 @@ def choice(*names: str) -> Kind:
     return Kind(str, f"one of {', '.join(names)}", check)
 
 
+# Services that follow runs; they have the interface of wandb.
+TRACKERS = ("wandb", "trackio")
+
+
 def tracked() -> Kind:
     """A service that follows runs, and a project there."""
-    expected = "wandb:PROJECT or trackio:PROJECT"
+    expected = " or ".join(f"{service}:PROJECT" for service in TRACKERS)
 
     def check(value, name, config):
         service, _, project = value.partition(":")
-        if service not in ("wandb", "trackio") or not project:
+        if service not in TRACKERS or not project:
             raise ValueError(f"{name} is {value!r}, but {expected} was expected.")
 
     return Kind(str, expected, check)

@@ -3,9 +3,11 @@
 Format: a zip file of .npy files, https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
 """
 
+import contextlib
 import io
 import math
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,19 +112,26 @@ def read_npz_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise DataError(f"{path} is not a file.")
+    with opened_zip(path) as archive:
+        names = [key for key in _KEYS if f"{key}.npy" in archive.namelist()]
+        contents = {}
+        for key in names:
+            with archive.open(f"{key}.npy") as file:
+                contents[key] = read_all(file, path)
+    return {key: decode_npy(data, f"{key} of {path}") for key, data in contents.items()}
+
+
+@contextlib.contextmanager
+def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip file, and every way in which opening and reading it fails as one ``DataError``."""
     try:
         with reading(path), zipfile.ZipFile(path) as archive:
-            names = [key for key in _KEYS if f"{key}.npy" in archive.namelist()]
-            contents = {}
-            for key in names:
-                with archive.open(f"{key}.npy") as file:
-                    contents[key] = read_all(file, path)
+            yield archive
     except (RuntimeError, NotImplementedError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         # Encrypted, or packed in an unknown way.
         raise DataError(f"{path} could not be read: {error}.") from error
-    return {key: decode_npy(data, f"{key} of {path}") for key, data in contents.items()}
 
 
 def npy_header(stream: io.BytesIO, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -104,15 +104,19 @@ def open_extra(
     parts = [_open(file, where, num_classes) for file, where in zip(files, beside, strict=True)]
     first, *others = parts
     for other in others:
-        _check_sizes(first, other)
+        check_joinable(first, other)
     if not others:
         return first
     return _joined(parts, num_classes, f"{first.name} and {len(others)} more")
 
 
-def check_joinable(first: Dataset, second: StoredImages) -> None:
+def check_joinable(first: Dataset | StoredImages, second: Dataset | StoredImages) -> None:
     """Raises ``DataError`` when the images of two data sets have other sizes."""
-    _check_sizes(first, second)
+    if first.images.shape[1:] != second.images.shape[1:]:
+        raise DataError(
+            f"The images of {second.name} are {second.images.shape[1:]}, but those of {first.name} "
+            f"are {first.images.shape[1:]}."
+        )
 
 
 def joined(first: Dataset, second: StoredImages) -> StoredImages:
@@ -123,21 +127,13 @@ def joined(first: Dataset, second: StoredImages) -> StoredImages:
     Raises:
         DataError: when their images have other sizes.
     """
-    _check_sizes(first, second)
+    check_joinable(first, second)
     return _joined([first, second], first.num_classes, first.name)
 
 
 def _joined(parts: Sequence[Dataset | StoredImages], num_classes: int, name: str) -> StoredImages:
     labels = np.concatenate([part.labels.astype(_smallest(num_classes)) for part in parts])
     return StoredImages(JoinedRows([part.images for part in parts]), labels, num_classes, name)
-
-
-def _check_sizes(first: Dataset | StoredImages, second: Dataset | StoredImages) -> None:
-    if first.images.shape[1:] != second.images.shape[1:]:
-        raise DataError(
-            f"The images of {second.name} are {second.images.shape[1:]}, but those of {first.name} "
-            f"are {first.images.shape[1:]}."
-        )
 
 
 def _paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -19,6 +19,7 @@ from awp_jax.models.context import Context
 from awp_jax.models.conv_stem import ConvStem
 from awp_jax.models.feed_forward import START, FeedForward
 from awp_jax.models.initial import Initial
+from awp_jax.models.layer_norm import along_last
 from awp_jax.models.layers import Layers, Network, global_average_pool
 from awp_jax.models.mean_sparse import MeanSparse
 
@@ -40,7 +41,7 @@ class ConvNeXtBlock(nnx.Module):
 
     def __call__(self, x: Array, context: Context) -> Array:
         out = self.mlp(self.norm(self.conv_dw(x)))
-        out = self.gamma[...].astype(out.dtype).reshape(1, 1, 1, -1) * out
+        out = along_last(self.gamma, out) * out
         return x + (self.meansparse(out) if self.sparse else out)
 
 

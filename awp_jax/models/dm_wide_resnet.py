@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 
 from awp_jax.models.context import Context
-from awp_jax.models.initial import normal
+from awp_jax.models.initial import normal_fan_out
 from awp_jax.models.layers import Layers, Residual, global_average_pool
 from awp_jax.models.mean_sparse import MeanSparse
 from awp_jax.models.preact_resnet import PreActResNet
@@ -31,9 +31,10 @@ class SqueezeExcitation(nnx.Module):
     """
 
     def __init__(self, make: Layers, features: int, squeezed: int):
-        # RaWRN starts all convolutions from N(0, 2 / fan out).
-        self.fc1 = make.conv(features, squeezed, 1, bias=True, init=normal(2 / squeezed))
-        self.fc2 = make.conv(squeezed, features, 1, bias=True, init=normal(2 / features))
+        # RaWRN starts all convolutions so.
+        start = normal_fan_out(1, squeezed), normal_fan_out(1, features)
+        self.fc1 = make.conv(features, squeezed, 1, bias=True, init=start[0])
+        self.fc2 = make.conv(squeezed, features, 1, bias=True, init=start[1])
 
     def __call__(self, inputs: Array) -> Array:
         averages = inputs.mean((1, 2), keepdims=True)
@@ -93,6 +94,7 @@ class DMWideResNet(Residual):
 
     own_activation = "silu"
     squeeze = 0.0  # channels of squeeze and excitation, as a part of the block's
+    by_fan_out = False  # whether convolutions start so, and not as PyTorch's do by default
 
     def __init__(
         self,
@@ -132,11 +134,11 @@ class DMWideResNet(Residual):
             self.meansparse_end = MeanSparse(last)
         self.logits = make.dense(last, num_classes, classifies=True)
 
-    @staticmethod
     def conv(
-        make: Layers, inputs: int, outputs: int, size: int, stride: int, padding: Any
+        self, make: Layers, inputs: int, outputs: int, size: int, stride: int, padding: Any
     ) -> nnx.Conv:
-        return make.conv(inputs, outputs, size, stride=stride, padding=padding)
+        init = normal_fan_out(size, outputs) if self.by_fan_out else None
+        return make.conv(inputs, outputs, size, stride=stride, padding=padding, init=init)
 
     def features(self, images: Array, context: Context) -> Array:
         out = self.batchnorm(self.run_stages(self.init_conv(images), context), context)
@@ -161,6 +163,7 @@ class RaWideResNet(DMWideResNet):
     """
 
     squeeze = 0.25
+    by_fan_out = True
 
     def __init__(
         self,
@@ -172,13 +175,6 @@ class RaWideResNet(DMWideResNet):
     ):
         blocks, channels = (30, 31, 10), (216, 432, 864)
         self._build(make, image_shape, num_classes, 96, blocks, channels, mean_sparse)
-
-    @staticmethod
-    def conv(
-        make: Layers, inputs: int, outputs: int, size: int, stride: int, padding: Any
-    ) -> nnx.Conv:
-        init = normal(2 / (size * size * outputs))
-        return make.conv(inputs, outputs, size, stride=stride, padding=padding, init=init)
 
 
 class DMPreActBlock(nnx.Module):

@@ -13,7 +13,7 @@ from jax import Array
 
 from awp_jax.checks import positive_integer
 from awp_jax.models.context import Context
-from awp_jax.models.initial import normal
+from awp_jax.models.initial import normal_fan_out
 from awp_jax.models.layers import Layers, Residual, global_average_pool, overlapping_max_pool
 
 _BLOCKS = {
@@ -29,8 +29,8 @@ _EXPANSION = 4  # channels that a bottleneck returns, by those of its stage
 def _conv(
     make: Layers, inputs: int, outputs: int, size: int, *, stride: int = 1, padding: int = 0
 ) -> nnx.Conv:
-    # torchvision starts all convolutions from N(0, 2 / fan out).
-    init = normal(2 / (size * size * outputs))
+    # torchvision starts all convolutions so.
+    init = normal_fan_out(size, outputs)
     return make.conv(inputs, outputs, size, stride=stride, padding=padding, init=init)
 
 

@@ -56,6 +56,11 @@ def normal(variance: float) -> Initial:
     return Initial("normal", variance**0.5)
 
 
+def normal_fan_out(size: int, outputs: int) -> Initial:
+    """N(0, 2 / (size * size * outputs)), of a size x size kernel: He et al.'s, by fan *out*."""
+    return normal(2 / (size * size * outputs))
+
+
 def draw(key: Array, initials: Sequence[Initial], shapes: Sequence[tuple[int, ...]]) -> list[Array]:
     """Float32 initial values of leaves with these shapes."""
     # A key for each distribution, or uniform and normal draws would be made of the same bits.

@@ -11,6 +11,11 @@ from awp_jax.models.initial import ONES, ZEROS
 EPSILON = 1e-6  # timm's for ConvNeXt and ViT; PyTorch's own is 1e-5
 
 
+def along_last(vector: nnx.Variable, x: Array) -> Array:
+    """A vector (or one number) that acts along the last axis of ``x``, in its dtype and rank."""
+    return vector[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 class LayerNorm(nnx.Module):
     """Normalises each vector along the last axis, and scales and shifts it.
 
@@ -32,10 +37,7 @@ class LayerNorm(nnx.Module):
     def __call__(self, inputs: Array) -> Array:
         """``inputs``: floating [..., features]."""
         x = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
-        scale, bias = (
-            value[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
-            for value in (self.scale, self.bias)
-        )
+        scale, bias = along_last(self.scale, x), along_last(self.bias, x)
         x = x - x.mean(-1, keepdims=True)
         x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + EPSILON)
         return (x * scale + bias).astype(inputs.dtype)

@@ -7,6 +7,7 @@ from flax import nnx
 from jax import Array
 
 from awp_jax.models.initial import ZEROS
+from awp_jax.models.layer_norm import along_last
 
 
 class MeanSparse(nnx.Module):
@@ -31,8 +32,7 @@ class MeanSparse(nnx.Module):
 
     def __call__(self, inputs: Array) -> Array:
         mean, var, threshold = (
-            value[...].astype(inputs.dtype).reshape((1,) * (inputs.ndim - 1) + (-1,))
-            for value in (self.mean, self.var, self.threshold)
+            along_last(value, inputs) for value in (self.mean, self.var, self.threshold)
         )
         near = jnp.abs(inputs - mean) < threshold * jnp.sqrt(var)
         return jnp.where(near, mean, inputs)

@@ -76,6 +76,20 @@ class PatchEmbedding(nnx.Module):
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
+def check_patches(image_shape: tuple[int, int, int], patch: int) -> None:
+    """ValueError for images that patches of this side do not fill."""
+    if image_shape[0] % patch or image_shape[1] % patch:
+        raise ValueError(
+            f"Height and width must be multiples of the patch, {patch}, got shape {image_shape}."
+        )
+
+
+def behind_token(token: nnx.Variable, x: Array) -> Array:
+    """[batch, tokens, width] behind the class token, [1, 1, width]."""
+    first = jnp.broadcast_to(token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+    return jnp.concatenate([first, x], axis=1)
+
+
 class VisionTransformer(Network):
     """A vision transformer that classifies by its class token.
 
@@ -110,11 +124,7 @@ class VisionTransformer(Network):
             positive_integer(value, what)
         if width % heads:
             raise ValueError(f"width must be a multiple of the {heads} heads, got {width}.")
-        if image_shape[0] % patch or image_shape[1] % patch:
-            raise ValueError(
-                f"Height and width must be multiples of the patch, {patch}, got shape "
-                f"{image_shape}."
-            )
+        check_patches(image_shape, patch)
         if conv_stem and (patch < 2 or patch & (patch - 1)):
             raise ValueError(f"patch must be a power of two with a ConvStem, got {patch}.")
         patches = (image_shape[0] // patch) * (image_shape[1] // patch)
@@ -127,12 +137,8 @@ class VisionTransformer(Network):
         self.head = make.dense(width, num_classes, classifies=True, **START)
 
     def features(self, images: Array, context: Context) -> Array:
-        x = self.patch_embed(images)
-        token, positions = (
-            value[...].astype(x.dtype) for value in (self.cls_token, self.pos_embed)
-        )
-        token = jnp.broadcast_to(token, (x.shape[0], 1, x.shape[-1]))
-        x = jnp.concatenate([token, x], axis=1) + positions
+        x = behind_token(self.cls_token, self.patch_embed(images))
+        x = x + self.pos_embed[...].astype(x.dtype)
         for block in self.blocks:
             x = self.run(block, x, context)
         # LayerNorm acts on each token alone, and one is wanted.

@@ -12,13 +12,13 @@ from flax import nnx
 from jax import Array
 
 from awp_jax.models.context import Context
-from awp_jax.models.initial import ZEROS, normal
+from awp_jax.models.initial import ZEROS, normal_fan_out
 from awp_jax.models.layers import Layers, Residual, check_rate, global_average_pool
 
 
 def _conv(make: Layers, inputs: int, outputs: int, size: int, stride: int) -> nnx.Conv:
-    # TRADES' models/wideresnet.py: N(0, 2 / (size * size * outputs)), a fan-*out*.
-    init = normal(2 / (size * size * outputs))
+    # The start is that of TRADES' models/wideresnet.py.
+    init = normal_fan_out(size, outputs)
     return make.conv(inputs, outputs, size, stride=stride, padding=size // 2, init=init)
 
 

@@ -20,7 +20,9 @@ from awp_jax.checks import positive_integer
 from awp_jax.models.context import Context
 from awp_jax.models.feed_forward import START, FeedForward
 from awp_jax.models.initial import ONES, normal
+from awp_jax.models.layer_norm import along_last
 from awp_jax.models.layers import Layers, Network
+from awp_jax.models.vit import behind_token, check_patches
 
 # Strides of the four convolutions; for 4x4 as RobustBench changes those of 16x16.
 _STRIDES = {16: (2, 2, 2, 2), 4: (1, 1, 2, 2)}
@@ -216,11 +218,7 @@ class XCiT(Network):
             raise ValueError(
                 f"width must be a multiple of 8 and of the {heads} heads, got {width}."
             )
-        if image_shape[0] % patch or image_shape[1] % patch:
-            raise ValueError(
-                f"Height and width must be multiples of the patch, {patch}, got shape "
-                f"{image_shape}."
-            )
+        check_patches(image_shape, patch)
         self.patch_embed = PatchEmbedding(make, image_shape[-1], width, patch)
         token = jnp.zeros((1, 1, width), jnp.float32)
         self.cls_token = nnx.Param(token, initial=normal(0.02**2))
@@ -235,9 +233,7 @@ class XCiT(Network):
         x = x + self.pos_embed(x)
         for block in self.blocks:
             x = self.run(block, x, context)
-        batch, *_, width = x.shape
-        token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (batch, 1, width))
-        x = jnp.concatenate([token, x.reshape(batch, -1, width)], axis=1)
+        x = behind_token(self.cls_token, x.reshape(x.shape[0], -1, x.shape[-1]))
         for last in self.cls_attn_blocks:
             x = self.run(last, x, context)
         return self.norm(x[:, 0])
@@ -252,4 +248,4 @@ def _layer_scale(width: int) -> nnx.Param:
 
 
 def _scaled(gamma: nnx.Param, x: Array) -> Array:
-    return gamma[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,)) * x
+    return along_last(gamma, x) * x

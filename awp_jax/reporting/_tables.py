@@ -128,24 +128,22 @@ def falls_after_best(results: Mapping[str, Mapping[str, Any]]) -> str:
         results: As in ``evaluation_table``.
 
     Returns:
-        One sentence, the answer to whether training overfitted; empty where no run has both.
+        A sentence for each PGD, the answer to whether training overfitted; empty where no run has
+        both.
     """
-    told = []
-    attack = ""
+    changes: dict[str, list[str]] = {}  # runs may have been measured under several
     for name, result in results.items():
-        states = _states(result)
-        if not {"best", "last"} <= states.keys() or states["best"] is states["last"]:
-            continue
-        best, last = (states[which].get("test", {}) for which in ("best", "last"))
-        common = [a for a in best if a in last and a != "clean"]
-        attack = next((a for a in reversed(common) if a.startswith("pgd-")), "")
-        if attack and states["best"]["step"] != states["last"]["step"]:
+        states = _states(result)  # where both are one state, neither has a name of its own
+        best, last = (states.get(which, {}).get("test", {}) for which in ("best", "last"))
+        attack = next((a for a in reversed(best) if a.startswith("pgd-") and a in last), "")
+        if attack:
             change = 100 * (last[attack]["accuracy"] - best[attack]["accuracy"])
-            told.append(f"{name} {change:+.1f}")
-    if not told:
-        return ""
-    what = f"{attack_label(attack)} test accuracy from best to last checkpoint, points"
-    return f"{what}: {', '.join(told)}."
+            changes.setdefault(attack, []).append(f"{name} {change:+.1f}")
+    return "\n".join(
+        f"{attack_label(attack)} test accuracy from best to last checkpoint, points: "
+        f"{', '.join(told)}."
+        for attack, told in changes.items()
+    )
 
 
 def _merged(header: list[str], columns: list[str]) -> list[str]:

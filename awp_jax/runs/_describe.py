@@ -5,11 +5,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from awp_jax import parts, results
+from awp_jax import results
 from awp_jax.objectives import ADVERSARIAL
 from awp_jax.reporting import markdown_table
 from awp_jax.runs._operations import operations
-from awp_jax.training import Experiment, initial_state, objective_of, weight_perturbation
+from awp_jax.training import (
+    Experiment,
+    initial_state,
+    objective_of,
+    training_attack,
+    weight_perturbation,
+)
 
 _LARGEST = 12
 
@@ -215,9 +221,9 @@ def _operations(experiment: Experiment) -> dict[str, int]:
     arguments = state.params, state.batch_stats, one
     to_weights = operations(jax.grad(forward), *arguments)
     passes = len(objective.inputs)
-    adversary = 0
-    if ADVERSARIAL in objective.inputs and parts.own(config, "attack", given) is None:
-        adversary = config.attack.steps * operations(jax.grad(forward, 2), *arguments)
+    attack, adversary = training_attack(config, given), 0
+    if ADVERSARIAL in objective.inputs and attack.own is None:
+        adversary = attack.steps * operations(jax.grad(forward, 2), *arguments)
     turns = 0 if w.method == "none" else w.alternations
     step = max(turns, 1) * adversary + (turns * w.steps + 1) * passes * to_weights
     return {"forward": operations(forward, *arguments), "step": config.batch_size * step}

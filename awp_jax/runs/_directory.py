@@ -134,6 +134,14 @@ class RunDirectory:
         """
         return build(self.config, devices=self.devices, given=self._given)
 
+    @functools.cached_property
+    def _without_data(self) -> Experiment:
+        """As ``experiment``, but on blank images where the data is missing."""
+        found, problem = open_experiment(self.config, devices=self.devices, given=self._given)
+        if not problem:  # what was read serves all else
+            self.experiment = found
+        return found
+
     def metrics(self) -> dict[str, np.ndarray]:
         """``metrics.jsonl`` as columns: one entry per line, NaN where a line has not that value.
 
@@ -182,10 +190,8 @@ class RunDirectory:
             DataError: When the data was not found and is none of the published sets; for
                 ``"epoch-N"``, whose step follows from the number of its images.
         """
-        if which.startswith("epoch-") or "experiment" in self.__dict__:
-            experiment = self.experiment
-        else:
-            experiment, _ = open_experiment(self.config, devices=self.devices, given=self._given)
+        read = which.startswith("epoch-") or "experiment" in self.__dict__
+        experiment = self.experiment if read else self._without_data
         state, info = restore(self.workdir, experiment, which)
         return Model(experiment.classifier, state.params, state.batch_stats, info)
 

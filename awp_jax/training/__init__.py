@@ -15,13 +15,13 @@ with needed_by("awp_jax.training", "train"):
         Checkpoints,
     )
     from awp_jax.training._classifier import create_classifier
-    from awp_jax.training._experiment import (
-        Experiment,
-        build,
+    from awp_jax.training._configured import (
         evaluation_attack,
         objective_of,
+        training_attack,
         weight_perturbation,
     )
+    from awp_jax.training._experiment import Experiment, build
     from awp_jax.training._feed import Feed
     from awp_jax.training._initial import initial_state
     from awp_jax.training._loop import NonFiniteError, Outcome, train
@@ -82,6 +82,7 @@ __all__ = [
     "restore",
     "schedule",
     "train",
+    "training_attack",
     "weight_perturbation",
     "write_json",
 ]

@@ -12,6 +12,7 @@ from awp_jax import checks, mapped
 from awp_jax.ascent import ascend
 from awp_jax.attacks._in_ball import InBall, check_start, starting_point
 from awp_jax.attacks._result import images_of
+from awp_jax.balls._protocol import scaled
 from awp_jax.objectives import Objective, check_losses
 from awp_jax.training._descent import counted
 from awp_jax.typing import BatchStats, Images, Inputs, Key, Labels, Logits, Params, Radius
@@ -134,9 +135,9 @@ def make_attack(
         begin = start
         if scale is not None:
             scale = jnp.asarray(scale, images.dtype)
-            radius, step_size = jax.tree.map(lambda size: size * scale, (ball.radius, step_size))
-            ball = dataclasses.replace(ball, radius=radius)
-            begin = _scaled_start(start, scale)
+            ball, step_size = _shrunk(ball, scale), scaled(step_size, scale)
+            # A start in a ball of its own, such as N-FGSM's, shrinks with the attack's.
+            begin = start if isinstance(start, str) else _shrunk(start, scale)
 
         def forward(params: Params, x: Any, stats: Any) -> tuple[Any, Any]:
             return classifier.apply(params, stats, x, mode=mode, key=dropout_key, **counted(mask))
@@ -208,12 +209,8 @@ def make_attack(
     return craft, released
 
 
-def _scaled_start(start: Any, scale: jax.Array) -> Any:
-    """A start in a ball of its own, such as N-FGSM's, shrinks with the attack's."""
-    if isinstance(start, str):
-        return start
-    radius = jax.tree.map(lambda size: size * scale, start.radius)
-    return dataclasses.replace(start, radius=radius)
+def _shrunk(ball: Any, factor: jax.Array) -> Any:
+    return dataclasses.replace(ball, radius=scaled(ball.radius, factor))
 
 
 def _friendly(

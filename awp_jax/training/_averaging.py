@@ -83,26 +83,18 @@ def estimate_batch_stats(
         return batch_stats
 
     @jax.jit
-    def moved(params: Params, start: BatchStats, images: Images) -> Any:
-        key = jax.random.key(0)  # dropout is no part of the statistics before it
-        return classifier.apply(params, start, images, mode="update", key=key)[1]
-
-    @jax.jit
     def add(total: Any, params: Params, start: BatchStats, images: Images) -> Any:
         # From zero the running statistics move to MOMENTUM times those of the batch.
-        new = moved(params, start, images)
-        return jax.tree.map(lambda t, m, s: t + (m - s) / MOMENTUM, total, new, start)
+        key = jax.random.key(0)  # dropout is no part of the statistics before it
+        moved = classifier.apply(params, start, images, mode="update", key=key)[1]
+        return jax.tree.map(lambda t, m, s: t + (m - s) / MOMENTUM, total, moved, start)
 
-    total = start = None
-    count = 0
+    start, total, count = None, jax.tree.map(jnp.zeros_like, batch_stats), 0
     for images in batches:
         if start is None:
-            after = moved(params, batch_stats, images)
+            change = add(total, params, batch_stats, images)
             start = jax.tree.map(
-                lambda old, new: old if (old == new).all() else jnp.zeros_like(old),
-                batch_stats,
-                after,
+                lambda old, new: jnp.zeros_like(old) if new.any() else old, batch_stats, change
             )
-            total = jax.tree.map(jnp.zeros_like, batch_stats)
         total, count = add(total, params, start, images), count + 1
     return jax.tree.map(lambda t, s: s + t / count, total, start)

@@ -107,12 +107,10 @@ def batch_function(
             batch = data.autoaugment(keys, batch)
         # Floats come last: uint8 images are moved as uint8, a quarter of the traffic.
         batch = data.as_float(data.cutout(keys, batch, d.cutout))
-        if d.mixup:
-            mixup_key = jax.random.fold_in(step_key, streams.STEP_MIXUP)
-            batch, labels = data.mixup(mixup_key, batch, labels, d.mixup, num_classes)
-        if d.cutmix:
-            cut_key = jax.random.fold_in(step_key, streams.STEP_MIXUP)
-            batch, labels = data.cutmix(cut_key, batch, labels, d.cutmix, num_classes)
+        if d.mixup or d.cutmix:  # a config has one of the two
+            mix, alpha = (data.mixup, d.mixup) if d.mixup else (data.cutmix, d.cutmix)
+            mix_key = jax.random.fold_in(step_key, streams.STEP_MIXUP)
+            batch, labels = mix(mix_key, batch, labels, alpha, num_classes)
         # In every step, not in the last alone: one program serves all steps of an epoch.
         mask = first_of(step) + jnp.arange(batch_size) < original if padded else None
         return Batch(batch, labels, weights, mask)

@@ -10,7 +10,8 @@ from awp_jax import data, parallel, streams
 from awp_jax.evaluation import measure
 from awp_jax.training import _records as records
 from awp_jax.training._checkpoints import AVERAGE, Checkpoints
-from awp_jax.training._experiment import Experiment, evaluation_attack
+from awp_jax.training._configured import evaluation_attack
+from awp_jax.training._experiment import Experiment
 from awp_jax.training._state import TrainState
 
 

@@ -12,9 +12,6 @@ from typing import Any, Protocol
 
 from awp_jax.extras import needed_by
 
-# Services with the interface of wandb: init, log, finish.
-SERVICES = ("wandb", "trackio")
-
 
 class Tracker(Protocol):
     """What follows a run."""
@@ -30,7 +27,7 @@ def trackers(chosen: str | None, workdir: pathlib.Path, config: Mapping[str, Any
     """TensorBoard where it is installed, and what ``logging.tracker`` names.
 
     Args:
-        chosen: ``None`` or ``"SERVICE:PROJECT"``, see ``SERVICES``.
+        chosen: ``None`` or ``"SERVICE:PROJECT"``, of a service with wandb's init, log and finish.
         workdir: The run directory.
         config: What is trained, as plain values.
 

@@ -84,5 +84,7 @@ def test_a_step_of_each_kind():
     # A gradient by images takes forward and backward, one by weights of a single layer, too.
     assert described(weights_method="none")["step"] == 10 * one * (10 * 2 + 2)
     assert described()["step"] == 10 * one * (10 * 2 + 2 + 2)
+    # An attack of one step, whatever attack.steps says of PGD.
+    assert described(attack_name="n-fgsm")["step"] == 10 * one * (2 + 2 + 2)
     assert described(objective_name="trades")["step"] == 10 * one * (10 * 2 + 4 + 4)
     assert described(objective_name="natural", weights_method="none")["step"] == 10 * one * 2

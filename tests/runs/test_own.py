@@ -19,7 +19,7 @@ from awp_jax import cli, config, models, objectives, runs
 from awp_jax.attacks import FGSM
 from awp_jax.parts import PartError
 from awp_jax.training import CheckpointError
-from awp_jax.training._experiment import training_attack
+from awp_jax.training._configured import training_attack
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # as PYTHONPATH would
 import own_parts  # noqa: E402

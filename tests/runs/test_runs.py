@@ -12,6 +12,7 @@ import pytest
 from awp_jax import cli, config, models, runs
 from awp_jax.attacks import FGSM, PGD
 from awp_jax.data import as_float
+from awp_jax.runs import _directory
 from awp_jax.training import WorkdirError
 
 
@@ -65,6 +66,17 @@ def test_a_model_is_functions_arrays_and_a_module(run):
     )
     with pytest.raises(ValueError, match="is no Flax NNX module"):
         plain.as_nnx({"w": jnp.ones(1)}, {})
+
+
+def test_data_is_read_once_for_models_and_all_else(run, monkeypatch):
+    read = []
+    build = _directory.build
+    monkeypatch.setattr(_directory, "build", lambda *a, **k: read.append(0) or build(*a, **k))
+    again = runs.open(run.workdir)
+    again.model("best")
+    again.model("last")
+    again.data("test")
+    assert len(read) == 1
 
 
 def test_attacks_by_name_as_objects_and_in_a_mapping(run):

@@ -24,7 +24,7 @@ from awp_jax.training import (
     train,
 )
 from awp_jax.training._attack import make_attack
-from awp_jax.training._experiment import training_attack
+from awp_jax.training._configured import training_attack
 from awp_jax.training._optimizers import make_optimizer
 from awp_jax.training._schedules import warmup
 
