@@ -20,6 +20,7 @@ from awp_jax.attacks._losses import (
     targeted_margin,
 )
 from awp_jax.attacks._minimum_norm import DDN, FMN
+from awp_jax.attacks._mixed_nuts import MixedNUTS
 from awp_jax.attacks._models import (
     SmallestLoss,
     WorstOfModels,
@@ -54,6 +55,7 @@ __all__ = [
     "HingedMargin",
     "InBall",
     "LOSSES",
+    "MixedNUTS",
     "NFGSM",
     "NearestResult",
     "PGD",

@@ -19,7 +19,8 @@ from awp_jax.cli._flags import (
 
 _ATTACKS = (
     "fgsm, pgd-N, cw-N, spsa, feature, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, with N steps "
-    "as in square-N; autoattack, plus, rand; paper for Table 2 of AWP; clean is always measured"
+    "as in square-N; autoattack, plus, rand; paper for Table 2 of AWP; corruptions for noise, "
+    "blur, contrast, JPEG, ... at five severities; clean is always measured"
 )
 
 

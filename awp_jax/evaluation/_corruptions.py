@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from awp_jax import results
@@ -76,6 +77,8 @@ def corruption_accuracy(
     corruptions: Sequence[str] | None = None,
     batch_size: int = 256,
     seed: int = 0,
+    key: jax.Array | None = None,
+    eot: int = 0,
     progress: Show = None,
 ) -> CorruptionAccuracy:
     """Accuracy under common corruptions computed here, at five severities each.
@@ -86,11 +89,14 @@ def corruption_accuracy(
 
     Args:
         logits_fn: ``images -> logits [batch, classes]``, see ``measure``.
-        images: uint8 ``[n, height, width, channels]``.
+        images: uint8 ``[n, height, width, channels]``, or float in [0, 1], which is rounded to
+            bytes first, as files of images have them.
         labels: int ``[n]``.
         corruptions: Names of ``awp_jax.data.CORRUPTIONS``; ``None`` for all that the images allow.
         batch_size: Images per pass; does not change the result.
-        seed: Of the noise.
+        seed: Of the noise of the images.
+        key: One typed key, for a randomised model.
+        eot: As in ``measure``.
         progress: See ``awp_jax.progress.Progress``; ``None`` for silence.
 
     Returns:
@@ -110,23 +116,56 @@ def corruption_accuracy(
         >>> found.accuracy.tolist()  # 100 / 255 + 0.15 is above 1/2
         [[1.0, 1.0, 0.5, 0.5, 0.5]]
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = as_bytes(images), np.asarray(labels)
+    names = chosen(images, corruptions)
+    lines = Progress(1 + len(names) * len(SEVERITIES), unit="set", show=progress)
+    settings: dict[str, Any] = {"batch_size": batch_size, "key": key, "eot": eot}
+    plain = measure(logits_fn, images, labels, **settings)
+    lines.advance(1, "clean")
+
+    def tell(severity: int) -> None:
+        lines.advance(1, f"{name} {severity}")
+
+    rows = []
+    for name in names:
+        rows.append(by_severity(logits_fn, images, labels, name, seed, tell, **settings))
+    lines.close()
+    return CorruptionAccuracy(names, np.stack(rows), plain.accuracy, len(labels))
+
+
+def as_bytes(images: Any) -> np.ndarray:
+    """uint8 images, rounded where they are float in [0, 1]."""
+    images = np.asarray(images)
+    if images.dtype.kind != "f":
+        return images
+    return np.rint(images.clip(0, 1) * 255).astype(np.uint8)
+
+
+def chosen(images: np.ndarray, corruptions: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The corruptions to measure; what cannot be is said before anything is compiled."""
     if corruptions is None:
         grey = images.ndim == 4 and images.shape[-1] == 1
         corruptions = [name for name in CORRUPTIONS if not (grey and name == "saturate")]
     if isinstance(corruptions, str) or not corruptions:
         raise ValueError(f"corruptions is {corruptions!r}, but a list of names was expected.")
     for name in corruptions:
-        corrupt(images[:1], name, 1)  # what cannot be is said before anything is compiled
-    lines = Progress(1 + len(corruptions) * len(SEVERITIES), unit="set", show=progress)
-    plain = measure(logits_fn, images, labels, batch_size=batch_size)
-    lines.advance(1, "clean")
-    accuracy = np.empty((len(corruptions), len(SEVERITIES)))
-    for row, name in enumerate(corruptions):
-        for column, severity in enumerate(SEVERITIES):
-            changed = corrupt(images, name, severity, seed=seed)
-            found = measure(logits_fn, changed, labels, batch_size=batch_size)
-            accuracy[row, column] = found.accuracy
-            lines.advance(1, f"{name} {severity}")
-    lines.close()
-    return CorruptionAccuracy(tuple(corruptions), accuracy, plain.accuracy, len(labels))
+        corrupt(images[:1], name, 1)
+    return tuple(corruptions)
+
+
+def by_severity(
+    logits_fn: Callable,
+    images: np.ndarray,
+    labels: np.ndarray,
+    name: str,
+    seed: int,
+    tell: Callable[[int], Any],
+    **settings: Any,
+) -> np.ndarray:
+    """Accuracy ``[5]`` under one corruption; ``tell(severity)`` after each."""
+    found = []
+    for severity in SEVERITIES:
+        changed = corrupt(images, name, severity, seed=seed)
+        found.append(measure(logits_fn, changed, labels, **settings).accuracy)
+        tell(severity)
+    return np.array(found)

@@ -156,6 +156,11 @@ def attacks_by_name(names: Iterable[str], **settings: Any) -> dict[str, Any]:
                 plan = [(stage, replace(attack, eot=eot)) for stage, attack in plan]
             found[name] = plan
             continue
+        if name == "corruptions":
+            raise ValueError(
+                "corruptions are no attack in a ball: awp_jax.evaluation.corruption_accuracy, "
+                "Run.evaluate and awp-jax evaluate measure them."
+            )
         if not _PATTERN.fullmatch(name):
             _unknown(name, (*_FORMS, *_ENSEMBLES, "paper"), (*_EXAMPLES, *_ENSEMBLES, "paper"))
         found[name] = attack_by_name(name, **settings)

@@ -12,7 +12,10 @@ _NAMES = {
     "rand": "AutoAttack rand",
     "feature": "feature attack",
     "square": "Square",
+    "corruptions": "corruptions",
 }
+# What is measured beside attacks: no robust accuracy, and no part of the union.
+_NO_ATTACK = ("clean", "corruptions")
 
 
 def attack_label(attack: str) -> str:
@@ -78,7 +81,9 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             sets = [s for s in ("train", "validation", "test") if s in measured]
             attacks = list(dict.fromkeys(a for s in sets for a in measured[s]))
             # The gap of the papers is that of PGD; another attack only where PGD was not run.
-            of_all = [a for a in attacks if all(a in measured[s] for s in sets)]
+            of_all = [
+                a for a in attacks if a != "corruptions" and all(a in measured[s] for s in sets)
+            ]
             reference = next((a for a in reversed(of_all) if a.startswith("pgd-")), of_all[-1])
             columns = {"run": name, "method": result["method"], "checkpoint": which}
             columns["epoch"] = f"{measured['epoch']:g}"
@@ -222,7 +227,10 @@ def attack_table(result: Mapping[str, Any]) -> str:
                 rows.append(_attack_row(which, part, name, found))
                 for stage in found.get("stages", ())[1:]:
                     rows.append(_attack_row(which, part, f"- {stage['name']}", stage))
-            attacks = [attack for attack in measured[part] if attack != "clean"]
+                for corruption, by_severity in found.get("by_severity", {}).items():
+                    mean = {"accuracy": sum(by_severity) / len(by_severity)}
+                    rows.append(_attack_row(which, part, f"- {corruption}", mean))
+            attacks = [attack for attack in measured[part] if attack not in _NO_ATTACK]
             together = union.get("attacks", attacks)
             name = "all" if set(together) == set(attacks) else ", ".join(together)
             name += f" together (strongest: {union['strongest']})"

@@ -1,6 +1,7 @@
 """Accuracy and loss of a run's checkpoints, clean and attacked; kept in its directory."""
 
 import dataclasses
+import functools
 import pathlib
 import shutil
 import zlib
@@ -23,6 +24,7 @@ from awp_jax.evaluation._tell import Tell
 from awp_jax.files import write_json
 from awp_jax.progress import Progress, Show
 from awp_jax.reporting import accuracy_panel, attack_table, evaluation_table
+from awp_jax.runs._corruptions import CORRUPTIONS, corruptions_of
 from awp_jax.runs._directory import SETS, RunDirectory
 from awp_jax.runs._kept import EVALUATION, read_evaluation, with_earlier
 from awp_jax.runs._method import method_name
@@ -42,7 +44,8 @@ class EvaluationSettings:
 
     Attributes:
         attacks: Names of ``awp_jax.evaluation.attacks_by_name`` ("pgd-20", "autoattack"), attacks,
-            which are called by their class, or a mapping from names to attacks.
+            which are called by their class, or a mapping from names to attacks; and
+            "corruptions", see ``awp_jax.evaluation.corruption_accuracy``.
         checkpoints: ``"best"``, ``"last"``, ``"average"``, ``"epoch-N"``, or ``"every"``.
         sets: Of ``"train"``, ``"validation"``, ``"test"``.
         examples: So many of each set, by ``Run.data``; ``None`` for all.
@@ -190,6 +193,8 @@ def _attacks(settings: EvaluationSettings, described: Mapping[str, Any]) -> dict
         return {"clean": None, **settings.attacks}
     found: dict[str, Any] = {"clean": None}
     for attack in settings.attacks:
+        if attack == CORRUPTIONS:
+            continue
         if isinstance(attack, str):
             found |= attacks_by_name([attack], **described)
         else:
@@ -200,7 +205,7 @@ def _attacks(settings: EvaluationSettings, described: Mapping[str, Any]) -> dict
                     "expected: a mapping gives them names of your own."
                 )
             found[name] = attack
-    if len(found) == 1 and "clean" not in settings.attacks:
+    if len(found) == 1 and not {"clean", CORRUPTIONS} & set(settings.attacks):
         raise ValueError("attacks is empty: at least one name was expected, such as 'pgd-20'.")
     return found
 
@@ -232,9 +237,11 @@ def _measure(
             for name, attack in named.items()
         }
     parts = {name: run.data(name, settings.examples) for name in settings.sets}
+    corrupted = corruptions_of(settings, parts)
     states = {name: run.restore(name) for name in run.checkpoint_names(settings.checkpoints)}
     imported = any("imported" in info for _, info in states.values())
-    costs = {name: work(attack) for name, attack in named.items()}
+    costs: dict[str, float] = {name: work(attack) for name, attack in named.items()}
+    costs |= {CORRUPTIONS: corrupted.passes} if corrupted else {}
     digests = {info["digest"] for _, info in states.values()}
     total = len(digests) * sum(costs.values()) * sum(map(len, parts.values()))
     progress = Progress(total, unit="pass", show=show)
@@ -283,8 +290,10 @@ def _measure(
                         "not kept: attacked again to save them."
                     )
             tell = Tell(progress, f"{which} {set_name}", costs, len(part))
+            kept = PartialResults(folder / PARTIAL, identity)
+            logits_fn = run.logits_fn(state)
             found = evaluate(
-                run.logits_fn(state),
+                logits_fn,
                 key,
                 part.images,
                 part.labels,
@@ -294,10 +303,20 @@ def _measure(
                 batch_size=config.evaluation.batch_size,
                 eot=passes if random else 0,
                 surrogate_fn=None if surrogate is None else surrogate.logits_fn,
-                partial=PartialResults(folder / PARTIAL, identity),
+                partial=kept,
                 progress=tell,
             )
             measured[set_name], unions[set_name] = found.attacks, found.union
+            if corrupted:
+                measured[set_name][CORRUPTIONS] = corrupted(
+                    logits_fn,
+                    part,
+                    kept,
+                    functools.partial(tell, CORRUPTIONS),
+                    batch_size=config.evaluation.batch_size,
+                    key=key,
+                    eot=passes if random else 0,
+                )
             if parallel.is_main():
                 images = found.per_image(part.labels)
                 keep_per_image(folder, result, which, set_name, images)

@@ -8,13 +8,14 @@ import types
 import numpy as np
 import pytest
 
-from awp_jax import cli, models
+from awp_jax import cli, models, runs
 from awp_jax import config as schema
 from awp_jax import progress as shown
 from awp_jax.attacks import APGD, Square
-from awp_jax.evaluation import _names
+from awp_jax.data import CORRUPTIONS
+from awp_jax.evaluation import _names, corruption_accuracy
 from awp_jax.evaluation._tell import Tell
-from awp_jax.runs import _evaluate, _kept
+from awp_jax.runs import _corruptions, _evaluate, _kept
 from awp_jax.runs._method import method_name
 from awp_jax.runs._surrogate import open_surrogate
 
@@ -102,6 +103,41 @@ def test_it_goes_on_where_it_was_stopped(run, capsys, monkeypatch):
     assert evaluate(run, "--attacks=fgsm,pgd-2") == 0
     again = json.loads((run / "evaluation.json").read_text())
     assert again["unions"] == continued["unions"]
+
+
+def test_corruptions_are_measured_beside_attacks_and_resumed(run, capsys, monkeypatch, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir, ignore=shutil.ignore_patterns("evaluation*"))
+    measured, whole = [], _corruptions.by_severity
+
+    def stopping(logits_fn, images, labels, name, *rest, **settings):
+        if len(measured) == 3:
+            measured.append(None)
+            raise KeyboardInterrupt
+        measured.append(name)
+        return whole(logits_fn, images, labels, name, *rest, **settings)
+
+    monkeypatch.setattr(_corruptions, "by_severity", stopping)
+    assert evaluate(workdir, "--attacks=corruptions,fgsm") == 130
+    assert evaluate(workdir, "--attacks=corruptions,fgsm") == 0
+    assert len(measured) == len(set(measured))  # three before the stop, and none of them again
+    printed = capsys.readouterr()
+    assert "corruptions test" in printed.out and "- jpeg" in printed.out
+    assert "best test corruptions: 100% done" in printed.err
+    assert "all together (strongest: fgsm)" in printed.out
+    result = json.loads((workdir / "evaluation.json").read_text())
+    found = result["checkpoints"]["best"]["test"]["corruptions"]
+    assert list(found["by_severity"]) == [name for name in CORRUPTIONS if name != "saturate"]
+    opened = runs.open(workdir)
+    part = opened.data("test", 20)
+    images = np.rint(part.images * 255).astype(np.uint8)  # of digits, which are float
+    expected = corruption_accuracy(opened.model("best").logits_fn, images, part.labels)
+    for name, row in zip(expected.names, expected.accuracy, strict=True):
+        assert found["by_severity"][name] == row.tolist()
+    assert found["accuracy"] == pytest.approx(expected.mean)
+    assert result["unions"]["best"]["test"]["attacks"] == ["fgsm"]
+    assert evaluate(workdir, "--attacks=corruptions", f"--surrogate={run}") == 2
+    assert "corruptions are crafted on no network" in capsys.readouterr().err
 
 
 def test_other_attacks_are_added_and_other_settings_kept_beside(run, capsys, tmp_path):
