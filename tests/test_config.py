@@ -312,10 +312,64 @@ def test_the_cells_of_the_first_version(method):
     assert methods == {"random": ("random", False), "pni": ("none", True)}
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("suffix", ["", "-awp"])
+def test_the_recipe_with_generated_images(norm, suffix):
+    config = get("wang2023", f"cifar10,{norm},trades{suffix}")
+    # The command in the released README, and the defaults of its parser.
+    assert (config.epochs, config.batch_size, config.model.name) == (400, 512, "dm-wrn-28-10")
+    assert (config.objective.name, config.objective.beta) == ("trades", 5.0)
+    assert config.objective.label_smoothing == 0.1 and config.data.original_fraction == 0.3
+    assert (config.optimizer.learning_rate, config.optimizer.nesterov) == (0.2, True)
+    assert config.optimizer.weight_decay == 5e-4 and config.attack.steps == 10
+    assert config.attack.step_size == {"linf": "2/255", "l2": "128/1275"}[norm]
+    assert config.attack.start == {"linf": "uniform", "l2": "gaussian"}[norm]
+    average = config.averaging
+    assert (average.name, average.decay, average.warmup, average.start_epoch) == (
+        ("ema", 0.995, True, 10)
+    )
+    assert config.weights.method == ("awp" if suffix else "none")
+    rate = schedule("one-cycle", 0.2, 400, 98, peak=config.schedule.peak)
+    assert float(rate(10 * 98 - 1)) == pytest.approx(0.2) and float(rate(0)) < 0.01
+
+
+@pytest.mark.parametrize("data", ["cifar10", "svhn"])
+@pytest.mark.parametrize("method", ["n-fgsm", "fgsm-rs-awp"])
+def test_the_recipes_of_one_step(data, method):
+    config = get("fast", f"{data},{method}")
+    assert (config.epochs, config.batch_size) == (30, 128)
+    assert config.attack.name == method.removesuffix("-awp")
+    assert config.weights.method == ("awp" if method.endswith("-awp") else "none")
+    highest, peak = (0.05, 0.4) if data == "svhn" else (0.2, 0.5)
+    rate = schedule(config.schedule.name, highest, 30, 100, peak=config.schedule.peak)
+    assert config.optimizer.learning_rate == highest
+    assert float(rate(int(peak * 3000) - 1)) == pytest.approx(highest)
+    assert config.attack.warmup_epochs == (5 if data == "svhn" else 0)
+
+
+def test_fine_tuning_takes_over_what_the_run_is_of(tmp_path):
+    before = schema.default()
+    before.model.name, before.model.mean, before.model.std = "wrn-16-2", (0.5,) * 3, (0.2,) * 3
+    before.data.name, before.data.validation_examples = "svhn", 0
+    before.attack.norm, before.attack.epsilon = "l2", "128/255"
+    (tmp_path / "config.json").write_text(before.to_json())
+    config = get("finetune", f"{tmp_path},trades-awp")
+    assert config.init_from == str(tmp_path) and config.epochs == 10
+    assert config.model.to_dict() == before.model.to_dict()
+    assert (config.data.name, config.data.validation_examples) == ("svhn", 1000)
+    assert (config.attack.norm, config.attack.epsilon) == ("l2", "128/255")
+    assert (config.objective.name, config.weights.method) == ("trades", "awp")
+
+
 @pytest.mark.parametrize(
     ("name", "argument", "message"),
     [
         ("neurips2020", "cifar10,at", "DATA,NORM,METHOD"),
+        ("wang2023", "cifar10,trades", "DATA,NORM,METHOD"),
+        ("fast", "n-fgsm", "DATA,METHOD"),
+        ("fast", "cifar10,n-fgms", "Did you mean 'n-fgsm'"),
+        ("finetune", "at-awp", "RUN,METHOD"),
+        ("finetune", "nowhere,at-awp", "nowhere holds no config.json"),
         ("neurips2020", "cifar11,linf,at", "Did you mean 'cifar10'"),
         ("neurips2020", "cifar10,linf,at-apw", "Did you mean 'at-awp'"),
         ("arxiv_v1", "mnist", "DATA,METHOD"),
