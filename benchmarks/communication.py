@@ -25,13 +25,12 @@ os.environ["XLA_FLAGS"] = (
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import optax  # noqa: E402
+from hlo import bytes_of, computations, inner  # noqa: E402
 from readme import write_section  # noqa: E402
 
 from awp_jax import models, objectives, parallel, training  # noqa: E402
 from awp_jax.reporting import markdown_table  # noqa: E402
 
-SIZES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "s64": 8, "s32": 4, "u32": 4, "s8": 1, "u8": 1}
-SIZES |= {"pred": 1, "u64": 8}
 COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
 
 # Peak bf16 FLOP/s and the share of it that is reached; bytes per second at which an all-reduce of
@@ -54,29 +53,6 @@ MACHINES = {
 }
 
 
-def computations(text):
-    """The lines of every computation of a HLO module by name; the entry is ``"ENTRY"``."""
-    found, name = {}, None
-    for line in text.splitlines():
-        head = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{\s*$", line)
-        if head and not line.startswith(" "):
-            name = "ENTRY" if head[1] else head[2]
-            found[name] = []
-        elif name:
-            found[name].append(line)
-    return found
-
-
-def bytes_of(shapes):
-    total = 0
-    for dtype, dimensions in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
-        size = SIZES[dtype]
-        for dimension in filter(None, dimensions.split(",")):
-            size *= int(dimension)
-        total += size
-    return total
-
-
 def count(found, name="ENTRY"):
     """``{(inside a loop, kind): [collectives, bytes]}`` of a computation, a loop turned once."""
     totals = {}
@@ -90,12 +66,9 @@ def count(found, name="ENTRY"):
         collective = re.search(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(", line)
         if collective:
             add((False, collective[2]), 1, bytes_of(collective[1]))
-        loop = re.search(r" while\(.*body=%?([\w.\-]+)", line)
-        called = re.findall(r"(?:to_apply|true_computation|false_computation)=%?([\w.\-]+)", line)
-        if re.search(r" call\(", line) or loop:
-            for inner in [loop[1]] if loop else called:
-                for (_, kind), (number, size) in count(found, inner).items():
-                    add((bool(loop), kind), number, size)
+        for body, _ in inner(line):
+            for (_, kind), (number, size) in count(found, body).items():
+                add((" while(" in line, kind), number, size)
     return totals
 
 

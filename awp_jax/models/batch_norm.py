@@ -8,6 +8,7 @@ with which every published adversarial-training number was made, does neither.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from awp_jax.batch_norm import EPSILON
 from awp_jax.checks import positive_integer
 from awp_jax.models.context import Context
 from awp_jax.models.initial import ONES, ZEROS
+from awp_jax.models.normalised import normalised
 
 MOMENTUM = 0.1  # torch.nn.BatchNorm2d: the weight of the *new* statistics
 
@@ -60,8 +62,39 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(zeros, initial=ZEROS)
         self.var = nnx.BatchStat(ones, initial=ONES)
 
-    def __call__(self, inputs: Array, context: Context) -> Array:
-        """Normalises ``inputs`` ([batch, ..., features], floating) as ``context.mode`` says."""
+    def __call__(
+        self, inputs: Array, context: Context, activation: Callable[[Array], Array] | None = None
+    ) -> Array:
+        """Normalises ``inputs`` ([batch, ..., features], floating) as ``context.mode`` says.
+
+        ``activation``, an elementwise function, comes behind it: handed in, both are one function
+        with a backward pass of its own, wherever the batch is one group without a mask.
+        """
+        if self._is_simple(context):
+            return self._fused(inputs, context, activation or _identity)
+        normalised = self._plain(inputs, context)
+        return normalised if activation is None else activation(normalised)
+
+    def _is_simple(self, context: Context) -> bool:
+        return (
+            context.mode != "running"
+            and self.groups == 1
+            and self.axis_name is None
+            and context.mask is None
+        )
+
+    def _fused(
+        self, inputs: Array, context: Context, activation: Callable[[Array], Array]
+    ) -> Array:
+        dtype = jnp.promote_types(inputs.dtype, jnp.float32)
+        scale, bias, shift = (v[...].astype(dtype) for v in (self.scale, self.bias, self.mean))
+        outputs, mean, var = normalised(activation, inputs, scale, bias, shift)
+        if context.mode == "update":
+            count = jnp.full((1, 1), inputs.size // inputs.shape[-1], dtype)
+            self._update(mean[None], var[None], count)
+        return outputs
+
+    def _plain(self, inputs: Array, context: Context) -> Array:
         dtype = jnp.promote_types(inputs.dtype, jnp.float32)
         x = inputs.astype(dtype)
         running_mean = self.mean[...].astype(dtype)
@@ -162,3 +195,7 @@ class BatchNorm(nnx.Module):
             wide = old.astype(new.dtype)
             # set_value: assigning to running[...] would write into a caller's numpy array.
             running.set_value(((1 - momentum) * wide + momentum * new).astype(old.dtype))
+
+
+def _identity(x: Array) -> Array:
+    return x

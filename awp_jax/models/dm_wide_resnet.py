@@ -192,8 +192,8 @@ class DMPreActBlock(nnx.Module):
             self.shortcut = make.conv(inputs, outputs, 3, stride=stride, padding=padding)
 
     def __call__(self, x: Array, context: Context) -> Array:
-        out = self.activation(self.bn1(x, context))
-        out = self.conv2(self.activation(self.bn2(self.conv1(out), context)))
+        out = self.bn1(x, context, self.activation)
+        out = self.conv2(self.bn2(self.conv1(out), context, self.activation))
         return out + (self.shortcut(x) if self.projects else x)
 
 

@@ -62,7 +62,7 @@ class BasicBlock(_Block):
         self.add_projection(make, inputs, outputs, stride)
 
     def __call__(self, x: Array, context: Context) -> Array:
-        out = self.activation(self.bn1(self.conv1(x), context))
+        out = self.bn1(self.conv1(x), context, self.activation)
         out = self.bn2(self.conv2(out), context)
         return self.activation(out + self.shortcut(x, context))
 
@@ -82,8 +82,8 @@ class Bottleneck(_Block):
         self.add_projection(make, inputs, outputs, stride)
 
     def __call__(self, x: Array, context: Context) -> Array:
-        out = self.activation(self.bn1(self.conv1(x), context))
-        out = self.activation(self.bn2(self.conv2(out), context))
+        out = self.bn1(self.conv1(x), context, self.activation)
+        out = self.bn2(self.conv2(out), context, self.activation)
         out = self.bn3(self.conv3(out), context)
         return self.activation(out + self.shortcut(x, context))
 
@@ -144,7 +144,7 @@ class ImageNetResNet(Residual):
         self.fc = make.dense(last, num_classes, classifies=True)
 
     def features(self, images: Array, context: Context) -> Array:
-        x = self.activation(self.bn1(self.conv1(images), context))
+        x = self.bn1(self.conv1(images), context, self.activation)
         return global_average_pool(self.run_stages(overlapping_max_pool(x), context))
 
     def classify(self, features: Array, context: Context) -> Array:

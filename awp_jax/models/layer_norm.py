@@ -11,7 +11,7 @@ from awp_jax.models.initial import ONES, ZEROS
 EPSILON = 1e-6  # timm's for ConvNeXt and ViT; PyTorch's own is 1e-5
 
 
-def along_last(vector: nnx.Variable, x: Array) -> Array:
+def along_last(vector: nnx.Variable | Array, x: Array) -> Array:
     """A vector (or one number) that acts along the last axis of ``x``, in its dtype and rank."""
     return vector[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 

@@ -39,11 +39,11 @@ class PreActBlock(nnx.Module):
             self.shortcut = make.conv(inputs, outputs, 1, stride=stride)
 
     def __call__(self, x: Array, context: Context) -> Array:
-        out = self.activation(self.bn1(x, context))
+        out = self.bn1(x, context, self.activation)
         # As released: activated input into the 1x1 convolution, raw input past the block.
         shortcut = self.shortcut(out) if self.projects else x
         out = self.conv1(out)
-        out = self.conv2(self.activation(self.bn2(out, context)))
+        out = self.conv2(self.bn2(out, context, self.activation))
         return out + shortcut
 
 
@@ -78,7 +78,7 @@ class PreActResNet(Residual):
 
     def features(self, images: Array, context: Context) -> Array:
         x = self.run_stages(self.conv1(images), context)
-        return global_average_pool(self.activation(self.bn(x, context)))
+        return global_average_pool(self.bn(x, context, self.activation))
 
     def classify(self, features: Array, context: Context) -> Array:
         return self.linear(features)

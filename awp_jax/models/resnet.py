@@ -29,7 +29,7 @@ class Block(nnx.Module):
             self.shortcut_bn = make.batch_norm(outputs)
 
     def __call__(self, x: Array, context: Context) -> Array:
-        out = self.activation(self.bn1(self.conv1(x), context))
+        out = self.bn1(self.conv1(x), context, self.activation)
         out = self.bn2(self.conv2(out), context)
         shortcut = self.shortcut_bn(self.shortcut_conv(x), context) if self.projects else x
         return self.activation(out + shortcut)
@@ -63,7 +63,7 @@ class ResNet(Residual):
         self.linear = make.dense(channels, num_classes, classifies=True)
 
     def features(self, images: Array, context: Context) -> Array:
-        x = self.activation(self.bn1(self.conv1(images), context))
+        x = self.bn1(self.conv1(images), context, self.activation)
         return global_average_pool(self.run_stages(x, context))
 
     def classify(self, features: Array, context: Context) -> Array:

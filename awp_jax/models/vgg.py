@@ -60,7 +60,7 @@ class VGG(Network):
     def features(self, images: Array, context: Context) -> Array:
         x = images
         for index, (conv, norm) in enumerate(zip(self.conv, self.bn, strict=True), start=1):
-            x = self.activation(norm(conv(x), context))
+            x = norm(conv(x), context, self.activation)
             if index in self.pooled_after:
                 x = max_pool(x)
         return global_average_pool(x)

@@ -45,9 +45,9 @@ class WideBlock(nnx.Module):
             self.shortcut = _conv(make, inputs, outputs, 1, stride)
 
     def __call__(self, x: Array, context: Context) -> Array:
-        out = self.activation(self.bn1(x, context))
+        out = self.bn1(x, context, self.activation)
         shortcut = self.shortcut(out) if self.projects else x
-        out = self.activation(self.bn2(self.conv1(out), context))
+        out = self.bn2(self.conv1(out), context, self.activation)
         out = context.dropout(out, self.dropout)
         return self.conv2(out) + shortcut
 
@@ -105,7 +105,7 @@ class WideResNet(Residual):
 
     def features(self, images: Array, context: Context) -> Array:
         x = self.run_stages(self.conv1(images), context)
-        return global_average_pool(self.activation(self.bn1(x, context)))
+        return global_average_pool(self.bn1(x, context, self.activation))
 
     def classify(self, features: Array, context: Context) -> Array:
         return self.fc(features)

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from awp_jax.models import BatchNorm, Context
+from awp_jax.models import BatchNorm, Context, normalised
 
 CHANNELS = 3
 
@@ -104,6 +104,69 @@ def test_variance_survives_a_large_mean():
     deviation = np.sqrt(wide.var((0, 1, 2)) + 1e-5)
     expected = (wide - wide.mean((0, 1, 2))) / deviation * start["scale"] + start["bias"]
     np.testing.assert_allclose(outputs, expected, atol=5e-3)
+
+
+@pytest.mark.parametrize(("distance", "lost"), [(0.0, 1e-6), (3.0, 1e-5), (10.0, 1e-4)])
+def test_one_pass_loses_what_it_says(distance, lost):
+    """As on a GPU: around a running mean of 0, which the mean is so many deviations away from."""
+    inputs = inputs_of(512, mean=distance)
+    shift = jnp.zeros(CHANNELS)
+    mean, var = normalised._in_one_pass(jnp.asarray(inputs), shift)
+    wide = inputs.astype(np.float64)
+    np.testing.assert_allclose(mean, wide.mean((0, 1, 2)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(var, wide.var((0, 1, 2)), rtol=lost)
+    # Nothing, once the running mean has followed.
+    _, var = normalised._in_one_pass(jnp.asarray(inputs), shift + distance)
+    np.testing.assert_allclose(var, wide.var((0, 1, 2)), rtol=1e-6)
+
+
+ACTIVATED = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
+
+
+@pytest.mark.parametrize("activation", ACTIVATED)
+def test_value_and_gradients_are_those_of_the_plain_definition(x64, activation):
+    """In float64, of inputs, scale and bias; the general path, which a mask takes, is the peer."""
+    apply, start = forward(dtype=np.float64)
+    inputs, weights = inputs_of(6, dtype=np.float64), inputs_of(6, 9, np.float64, mean=0.0)
+    act = ACTIVATED[activation]
+
+    def loss(scale, bias, inputs, mask):
+        module = BatchNorm(CHANNELS)
+        for variable, value in ((module.scale, scale), (module.bias, bias)):
+            variable.set_value(value)
+        for variable, name in ((module.mean, "mean"), (module.var, "var")):
+            variable.set_value(jnp.asarray(start[name]))
+        return (module(inputs, Context("batch", mask=mask), act) * weights).sum()
+
+    arguments = [jnp.asarray(a) for a in (start["scale"], start["bias"], inputs)]
+    of_all = jax.value_and_grad(loss, argnums=(0, 1, 2))
+    found, expected = of_all(*arguments, None), of_all(*arguments, jnp.ones(6, bool))
+    for ours, plain in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-10, atol=1e-11)
+
+    # Twice, by reverse mode: penalties on gradients do.
+    def twice(mask):
+        def penalty(*arguments):
+            return sum(
+                jnp.square(leaf).sum()
+                for leaf in jax.grad(loss, argnums=(0, 1, 2))(*arguments, mask)
+            )
+
+        return jax.grad(penalty, argnums=(0, 1, 2))(*arguments)
+
+    for ours, plain in zip(twice(None), twice(jnp.ones(6, bool)), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-8, atol=1e-8 * np.abs(plain).max())
+
+
+def test_sums_for_a_gpu_are_sums():
+    """Its way to the sums, by one reduction with two results, computed on any device."""
+    for shape in ((32, 8, 8, 5), (7, 3, 2), (4096, 3), (1, 1)):
+        rng = np.random.default_rng(0)
+        first, second = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
+        found = normalised._together(jnp.asarray(first), jnp.asarray(second))
+        for ours, given in zip(found, (first, second), strict=True):
+            exact = given.astype(np.float64).reshape(-1, shape[-1]).sum(0)
+            np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=2e-4)
 
 
 @pytest.mark.core
