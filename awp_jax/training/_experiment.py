@@ -5,7 +5,6 @@ import functools
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -23,10 +22,10 @@ from awp_jax.training._configured import (
 from awp_jax.training._optimizers import make_optimizer
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._schedules import schedule
+from awp_jax.training._settings import check_settings
 from awp_jax.training._state import TrainState, init_state
 from awp_jax.training._step import make_train_step
 from awp_jax.typing import Images, Key, Labels
-from awp_jax.weights._displacement import check_gradient
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,15 +86,24 @@ class Experiment:
     def pool(self) -> data.Dataset | data.StoredImages:
         """All that batches are gathered from: the training set, and behind it extra images."""
         train = self.splits.train
-        return train if self.extra is None else data.joined(train, self.extra)
+        # Extra images beside decoded ones are refused when an experiment is built.
+        if self.extra is None or isinstance(train, data.StoredImages):
+            return train
+        return data.joined(train, self.extra)
 
     @property
     def on_host(self) -> bool:
         """Whether ``pool`` is too large for the devices: then batches come from the host.
 
-        Of extra images only the rows of a batch are read then.
+        Of images in files only the rows of a batch are read then. Image files of any size are
+        always decoded anew: what is cut out of them is another part in every epoch.
         """
-        return self.pool.images.nbytes > self.config.data.device_megabytes * 2**20
+        return self.decoded or self.pool.images.nbytes > self.config.data.device_megabytes * 2**20
+
+    @property
+    def decoded(self) -> bool:
+        """Whether images are decoded from their files, see ``awp_jax.data.DecodedRows``."""
+        return isinstance(self.splits.train.images, data.DecodedRows)
 
     def on_devices(self) -> tuple[jax.Array, jax.Array]:
         """Images (uint8) and labels of ``pool``, whole on every device."""
@@ -345,39 +353,5 @@ def build(
         mesh=mesh,
         given=given,
     )
-    _check_settings(experiment)
+    check_settings(experiment)
     return experiment
-
-
-def _check_settings(experiment: Experiment) -> None:
-    """What would otherwise fail while compiling: also what depends on the images."""
-    d, images = experiment.config.data, experiment.splits.train.images
-    shape = images.shape[1:]
-    if experiment.extra is not None:
-        data.check_joinable(experiment.splits.train, experiment.extra)
-    if d.autoaugment and (images.dtype != np.uint8 or shape[2] != 3):
-        raise ValueError(
-            f"data.autoaugment is a policy for uint8 colour images, but {d.name} has "
-            f"{images.dtype} images of shape {shape}."
-        )
-    if experiment.config.objective.rotation_weight and shape[0] != shape[1]:
-        raise ValueError(
-            f"objective.rotation_weight needs square images, but those of {d.name} are {shape}."
-        )
-    # These check themselves when they are made.
-    weight_perturbation(experiment.config, experiment.given)
-    training_attack(experiment.config, experiment.given)
-    objective_of(experiment.config, experiment.given)
-    if parts.own(experiment.config, "optimizer", experiment.given) is not None:
-        _check_updates(experiment)
-    Regularisation(**experiment.config.regularisation)
-
-
-def _check_updates(experiment: Experiment) -> None:
-    """A user's own optimiser may return anything, which would broadcast, or fail late."""
-    params = jax.eval_shape(experiment.classifier.init, jax.random.key(0))[0]
-    optimizer = experiment.optimizer
-    updates, _ = jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), params)
-    check_gradient(
-        updates, params, f"The update of optimizer.name {experiment.config.optimizer.name!r}"
-    )
