@@ -3,7 +3,7 @@
 from awp_jax.data._dataset import DataError, Dataset, Splits, as_float
 from awp_jax.data._decoding import Decoding, random_box
 from awp_jax.data._encoded import DecodedRows
-from awp_jax.data._load import cut, dataset_names, load
+from awp_jax.data._load import IMAGE_FILES, cut, dataset_names, load
 from awp_jax.data._npz import read_npz
 from awp_jax.data._published import published_sizes
 from awp_jax.data._rows import Rows
@@ -29,6 +29,7 @@ __all__ = [
     "Dataset",
     "DecodedRows",
     "Decoding",
+    "IMAGE_FILES",
     "Rows",
     "Splits",
     "StoredImages",

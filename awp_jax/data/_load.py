@@ -55,6 +55,7 @@ _FILES = {
 _LAYOUT = "train and val with a folder for each class, or .tar or .array_record shards"
 # Of any size, decoded when they are asked for. By name with what is expected.
 _IMAGES = {"imagenet": f"{_LAYOUT} (from https://image-net.org)", "images": _LAYOUT}
+IMAGE_FILES = tuple(_IMAGES)
 _DECODING = Decoding()
 _NAMES = ("digits", *_FILES, *_IMAGES, "npz", "tfds:<name>")
 

@@ -252,7 +252,8 @@ def open_experiment(
     try:
         return build(config, devices=devices, given=given), ""
     except (data.DataError, MissingExtraError) as error:
-        stand_in = data.published_sizes(config.data.name, config.data.validation_examples)
+        d = config.data
+        stand_in = data.published_sizes(d.name, d.validation_examples, d.image_size)
         if stand_in is None:
             raise
         return build(config, stand_in, devices=devices, given=given), str(error)

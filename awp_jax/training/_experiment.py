@@ -43,6 +43,7 @@ class Experiment:
         key: The key of the run, from the seed.
         mesh: The devices; see ``awp_jax.parallel``.
         given: What was given as objects, see ``awp_jax.parts``.
+        streamed: Whether batches come from a user's own iterator, all of one size.
     """
 
     config: ConfigDict
@@ -55,6 +56,14 @@ class Experiment:
     key: Key
     mesh: jax.sharding.Mesh
     given: parts.Parts = parts.NONE
+    streamed: bool = False
+
+    @property
+    def examples(self) -> int:
+        """Examples that are trained on in an epoch."""
+        if self.streamed:
+            return self.steps_per_epoch * self._original_batch
+        return len(self.splits.train)
 
     @property
     def total_steps(self) -> int:
@@ -98,7 +107,11 @@ class Experiment:
         Of images in files only the rows of a batch are read then. Image files of any size are
         always decoded anew: what is cut out of them is another part in every epoch.
         """
-        return self.decoded or self.pool.images.nbytes > self.config.data.device_megabytes * 2**20
+        return (
+            self.decoded
+            or self.streamed
+            or self.pool.images.nbytes > self.config.data.device_megabytes * 2**20
+        )
 
     @property
     def decoded(self) -> bool:
@@ -124,7 +137,7 @@ class Experiment:
     @functools.cached_property
     def _order(self) -> Any:
         # A function of key and epoch alone, so a run that goes on finds the order again.
-        shuffled = functools.partial(data.epoch_order, n=len(self.splits.train))
+        shuffled = functools.partial(data.epoch_order, n=self.examples)
         return jax.jit(shuffled, out_shardings=parallel.replicated(self.mesh))
 
     def batch_size_of(self, step: int) -> int:
@@ -133,7 +146,7 @@ class Experiment:
         With extra images every batch is filled up to ``batch_size`` with them.
         """
         position = (step % self.steps_per_epoch) * self._original_batch
-        return min(self._original_batch, len(self.splits.train) - position)
+        return min(self._original_batch, self.examples - position)
 
     @property
     def padded(self) -> bool:
@@ -145,7 +158,7 @@ class Experiment:
         # There padding would shift the groups, be mixed into others, or be rotated without a mask.
         mixed = c.data.mixup or c.data.cutmix
         together = c.model.batch_norm_groups > 1 or mixed or c.objective.rotation_weight
-        whole = len(self.splits.train) % self._original_batch == 0
+        whole = self.examples % self._original_batch == 0
         alone = self.classifier.takes_mask and self.extra is None
         return alone and not (together or whole)
 
@@ -167,7 +180,7 @@ class Experiment:
     def _batch_functions(self) -> Any:
         return batch_function(
             self.config,
-            original=len(self.splits.train),
+            original=self.examples,
             extra=0 if self.extra is None else len(self.extra),
             steps_per_epoch=self.steps_per_epoch,
             original_batch=self._original_batch,
@@ -289,6 +302,7 @@ def build(
     *,
     devices: int | None = None,
     given: parts.Parts = parts.NONE,
+    streamed: bool = False,
 ) -> Experiment:
     """Everything that ``config`` stands for.
 
@@ -323,7 +337,8 @@ def build(
     config = with_statistics(config, splits.train)
     shape, classes = splits.train.images.shape[1:], splits.train.num_classes
     classifier = create_classifier(config, shape, classes, given)
-    steps_per_epoch = data.steps_per_epoch(n, _original_batch(config, extra is not None))
+    original = _original_batch(config, extra is not None)
+    steps_per_epoch = data.steps_per_epoch(n, original, keep_last=not streamed)
     learning_rate = schedule(
         config.schedule.name,
         config.optimizer.learning_rate,
@@ -352,6 +367,7 @@ def build(
         key=key,
         mesh=mesh,
         given=given,
+        streamed=streamed,
     )
     check_settings(experiment)
     return experiment

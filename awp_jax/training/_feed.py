@@ -8,6 +8,7 @@ import numpy as np
 
 from awp_jax import parallel
 from awp_jax.training._decoded import DecodedBatches
+from awp_jax.training._own_batches import OwnBatches
 
 
 class Feed:
@@ -25,10 +26,11 @@ class Feed:
 
     Args:
         experiment: An ``Experiment``.
+        own: A user's own batches in place of all these, where ``experiment.streamed``.
     """
 
-    def __init__(self, experiment: Any) -> None:
-        self._experiment = experiment
+    def __init__(self, experiment: Any, own: OwnBatches | None = None) -> None:
+        self._experiment, self._own = experiment, own
         self._rows: dict[int, Any] = {}
         self._next: tuple[int, Future[Any]] | None = None
         self._worker: ThreadPoolExecutor | None = None
@@ -51,7 +53,7 @@ class Feed:
             # For all steps at once: looked up one by one, each would wait for the step before it.
             chosen = [self._experiment.chosen(step, order) for step in steps]
             self._rows = dict(zip(steps, parallel.to_host(chosen), strict=True))
-            if self._experiment.decoded:
+            if self._experiment.decoded and self._own is None:
                 d = self._experiment.config.data
                 mine = {step: rows[self._mine(rows)] for step, rows in self._rows.items()}
                 self._decoded = DecodedBatches(
@@ -100,6 +102,11 @@ class Feed:
         return np.flatnonzero(found)
 
     def _batch(self, step: int) -> tuple[jax.Array, jax.Array]:
+        if self._own is not None:
+            sharding = parallel.batch_sharding(self._experiment.mesh, len(self._rows[step]))
+            return tuple(
+                jax.make_array_from_process_local_data(sharding, part) for part in self._own(step)
+            )
         rows, pool = self._rows[step], self._experiment.pool
         sharding = parallel.batch_sharding(self._experiment.mesh, len(rows))
         images, labels = pool.images, pool.labels

@@ -30,7 +30,15 @@ def check_settings(experiment: Any) -> None:
                 "beside which none can be mixed in: leave it out."
             )
         data.check_joinable(experiment.splits.train, experiment.extra)
-    if not experiment.decoded and (d.resized_crop or d.workers):
+    unused = [key for key in ("extra", "label_noise", "resized_crop", "workers") if d[key]]
+    if experiment.streamed and unused:
+        raise ValueError(
+            f"data.{unused[0]} is {d[unused[0]]!r}, but batches are given, on which it has no "
+            "effect: leave it out."
+        )
+    # Stand-ins for ImageNet are of one size.
+    of_files = experiment.decoded or d.name in data.IMAGE_FILES
+    if not of_files and (d.resized_crop or d.workers):
         key = "resized_crop" if d.resized_crop else "workers"
         raise ValueError(
             f"data.{key} is {d[key]}, but the images of {d.name} are of one size already: it is of "
