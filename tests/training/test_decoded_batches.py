@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import jax
 import numpy as np
@@ -214,3 +215,31 @@ def test_grain_reads_the_examples_too(folders):
     seen = np.concatenate([batch["label"] for batch in loader])
     np.testing.assert_array_equal(np.sort(seen), train_set.labels)
     assert loader[0]["image"].shape == (4, 12, 12, 3)
+
+
+def test_memory_does_not_grow_with_the_set(folders, tmp_path):
+    def peak(copies):
+        root = tmp_path / str(copies)
+        for part in ("train", "val"):
+            for path, _ in files_of(folders, part):
+                place = root / part / path.parent.name
+                place.mkdir(parents=True, exist_ok=True)
+                for number in range(copies if part == "train" else 1):
+                    os.link(path, place / f"{number}_{path.name}")
+        config = image_config(root, image_size=64, resize=72)
+        config.epochs = 1
+        tracemalloc.start()
+        experiment = build(config)
+        feed = Feed(experiment)
+        feed.begin(range(experiment.steps_per_epoch), experiment.order(0))
+        for step in range(experiment.steps_per_epoch):
+            feed(step)
+        feed.close()
+        _, found = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return found
+
+    peak(1)  # imports and compiles
+    few, many = peak(2), peak(20)
+    # 378 images more, of 12,288 bytes each when they are decoded.
+    assert many - few < 378 * 12_288 / 8
