@@ -20,6 +20,7 @@ EXTRAS = {
     "array_record",
     "equinox",
     "foolbox",
+    "grain",
     "tensorboardX",
     "tensorflow",
     "tensorflow_datasets",

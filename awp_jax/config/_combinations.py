@@ -41,6 +41,16 @@ def check_combinations(config: ConfigDict) -> None:
             "has no weight: switch one off.",
         ),
         (
+            d.resize < d.image_size,
+            f"data.resize is {d.resize}, but at least data.image_size was expected, of which the "
+            f"centre is cut out, {d.image_size}.",
+        ),
+        (
+            d.resized_crop and d.crop_padding,
+            "data.resized_crop and data.crop_padding are both on, but an image is cropped in one "
+            "way: set data.crop_padding to 0.",
+        ),
+        (
             d.mixup and d.cutmix,
             "data.mixup and data.cutmix are both on, but a batch is mixed in one way: switch one "
             "off.",

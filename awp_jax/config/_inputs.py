@@ -61,6 +61,37 @@ INPUTS = (
             integer(0),
             "MiB; a larger training set stays on the host, which changes no number.",
         ),
+        (
+            "image_size",
+            224,
+            integer(1),
+            "Height and width to which image files of any size are decoded (imagenet, images).",
+        ),
+        (
+            "resize",
+            256,
+            integer(1),
+            "Their shorter side before the centre is cut out for evaluation; torchvision's 256.",
+        ),
+        (
+            "interpolation",
+            "bilinear",
+            choice("bilinear", "bicubic"),
+            "How they are resized, with antialiasing.",
+        ),
+        (
+            "resized_crop",
+            0.0,
+            number(below=1),
+            "Least share of their area that a random resized crop takes in training; 0.08 in "
+            "torchvision; 0: the centre, as in evaluation.",
+        ),
+        (
+            "workers",
+            0,
+            integer(0),
+            "Processes that decode them ahead, by grain; 0: threads. It changes no number.",
+        ),
         ("crop_padding", 4, integer(0), "Pixels around an image before a random crop; 0: none."),
         (
             "crop_mode",

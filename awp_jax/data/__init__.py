@@ -1,7 +1,9 @@
 """Data sets, in memory or in their files, augmentation inside jit, and batches."""
 
 from awp_jax.data._dataset import DataError, Dataset, Splits, as_float
-from awp_jax.data._load import cut, dataset_names, load
+from awp_jax.data._decoding import Decoding, random_box
+from awp_jax.data._encoded import DecodedRows
+from awp_jax.data._load import IMAGE_FILES, cut, dataset_names, load
 from awp_jax.data._npz import read_npz
 from awp_jax.data._published import published_sizes
 from awp_jax.data._rows import Rows
@@ -25,6 +27,9 @@ __all__ = [
     "CORRUPTIONS",
     "DataError",
     "Dataset",
+    "DecodedRows",
+    "Decoding",
+    "IMAGE_FILES",
     "Rows",
     "Splits",
     "StoredImages",
@@ -48,6 +53,7 @@ __all__ = [
     "padded_batches",
     "prepare_tfds",
     "published_sizes",
+    "random_box",
     "read_npz",
     "statistics",
     "steps_per_epoch",

@@ -2,10 +2,13 @@
 
 import dataclasses
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:
+    from awp_jax.data.extra import StoredImages
 
 
 class DataError(ValueError):
@@ -52,10 +55,14 @@ class Dataset:
             self, images=self.images[indices], labels=np.ascontiguousarray(self.labels[indices])
         )
 
+    def in_memory(self) -> "Dataset":
+        """Itself: what `StoredImages` have to read is here."""
+        return self
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Splits:
-    """The parts of one data set.
+    """The parts of one data set, in memory or as ``StoredImages`` in their files.
 
     Attributes:
         train: examples to train on.
@@ -63,9 +70,9 @@ class Splits:
         test: the original test set, or a `subset` of it.
     """
 
-    train: Dataset
-    validation: Dataset | None
-    test: Dataset
+    train: "Dataset | StoredImages"
+    validation: "Dataset | StoredImages | None"
+    test: "Dataset | StoredImages"
 
 
 def as_float(images: Any, dtype: Any = None) -> Any:

@@ -10,12 +10,15 @@ import numpy as np
 
 from awp_jax.data._cifar import read_cifar
 from awp_jax.data._dataset import DataError, Dataset, Splits
+from awp_jax.data._decoding import Decoding
 from awp_jax.data._digits import read_digits
 from awp_jax.data._idx import read_mnist
+from awp_jax.data._images import read_images
 from awp_jax.data._npz import read_npz_splits
 from awp_jax.data._subset import subset
 from awp_jax.data._svhn import read_svhn
 from awp_jax.data._tfds import read_tfds
+from awp_jax.data.extra import StoredImages
 
 DATA_VARIABLE = "AWP_JAX_DATA"
 
@@ -49,7 +52,12 @@ _FILES = {
         read_svhn, "train_32x32.mat and test_32x32.mat", "http://ufldl.stanford.edu/housenumbers/"
     ),
 }
-_NAMES = ("digits", *_FILES, "npz", "tfds:<name>")
+_LAYOUT = "train and val with a folder for each class, or .tar or .array_record shards"
+# Of any size, decoded when they are asked for. By name with what is expected.
+_IMAGES = {"imagenet": f"{_LAYOUT} (from https://image-net.org)", "images": _LAYOUT}
+IMAGE_FILES = tuple(_IMAGES)
+_DECODING = Decoding()
+_NAMES = ("digits", *_FILES, *_IMAGES, "npz", "tfds:<name>")
 
 
 def load(
@@ -62,6 +70,7 @@ def load(
     seed: int = 0,
     num_classes: int | None = None,
     downsample: int = 1,
+    decoding: Decoding = _DECODING,
 ) -> Splits:
     """Load a data set by name.
 
@@ -73,12 +82,20 @@ def load(
     cifar10, cifar100     binary or Python version, folder or .tar.gz  uint8 32 x 32 x 3
     svhn                  train_32x32.mat, test_32x32.mat              uint8 32 x 32 x 3
     npz                   .npz, see below                              uint8 or float32
+    imagenet, images      image files in folders or shards, see below  uint8 224 x 224 x 3
     tfds:NAME             made by ``prepare_tfds(NAME)``               uint8
     ====================  ===========================================  =================
 
     An npz file holds x_train, y_train, x_test and y_test; or a folder holds train.npz and test.npz
     with images and labels each (see `read_npz`); or one file holds images and labels, of which
     `test_examples`, chosen by a fixed permutation, become the test set.
+
+    Image files of any size are not read into memory: the splits are `StoredImages`, decoded when
+    their rows are asked for. They lie in ``train`` and ``val`` with a folder for each class, sorted
+    by name, as torchvision's ImageFolder (`.JPEG`, `.png`, `.webp`, ...); or in shards of which no
+    image is out of reach: ``train*.tar`` and ``val*.tar``, not compressed, with `KEY.jpg` and
+    `KEY.cls` or `KEY.json`, as webdataset; or ``*train*.array_record*`` as TensorFlow Datasets
+    prepares them. "imagenet" and "images" differ in the statistics that models normalise by.
 
     Training examples are chosen by one permutation of the training set, drawn from `seed`: its
     first `validation_examples` are the validation set, the next `train_examples` the training set,
@@ -96,9 +113,10 @@ def load(
         test_examples: number of test examples, by default all.
         validation_examples: number of training examples to hold out, by default none.
         seed: of the permutation, 0 to 2**32 - 1.
-        num_classes: only for npz, whose files need not say it.
+        num_classes: only for npz and shards, whose files need not say it.
         downsample: average blocks of so many times so many pixels (rounded to the nearest byte
             for uint8); 1 leaves images as they are. Height and width must divide by it.
+        decoding: only for image files of any size: what they become.
 
     Raises:
         DataError: a ValueError with one sentence: files are missing, damaged or not what they
@@ -111,9 +129,10 @@ def load(
     _check_count("downsample", downsample, 1)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise DataError(f"seed must be an integer in 0..2**32 - 1, not {seed!r}.")
-    if num_classes is not None and name != "npz":
+    if num_classes is not None and name not in ("npz", *_IMAGES):
         raise DataError(f"num_classes is only for npz: {name} has its own.")
-    train, test = _read(name, None if path is None else Path(path), test_examples, num_classes)
+    where = None if path is None else Path(path)
+    train, test = _read(name, where, test_examples, num_classes, decoding)
     splits = _split(name, train, test, train_examples, test_examples, validation_examples, seed)
     return _downsampled(splits, downsample) if downsample > 1 else splits
 
@@ -123,9 +142,16 @@ def dataset_names() -> tuple[str, ...]:
     return _NAMES
 
 
+_Pair = tuple[Dataset, Dataset] | tuple[StoredImages, StoredImages]
+
+
 def _read(
-    name: str, path: Path | None, test_examples: int | None, num_classes: int | None
-) -> tuple[Dataset, Dataset]:
+    name: str,
+    path: Path | None,
+    test_examples: int | None,
+    num_classes: int | None,
+    decoding: Decoding,
+) -> _Pair:
     if name == "digits":
         if path is not None:
             raise DataError(f"digits is read from no path, but path is {str(path)!r}.")
@@ -134,7 +160,7 @@ def _read(
         root = os.environ.get(DATA_VARIABLE)
         if path is None and root and (Path(root) / "tfds").is_dir():
             path = Path(root) / "tfds"
-        return read_tfds(name.removeprefix("tfds:"), path)
+        return read_tfds(name.removeprefix("tfds:"), path, decoding)
     if name == "npz":
         if path is None:
             raise DataError(
@@ -142,24 +168,22 @@ def _read(
             )
         train, test = read_npz_splits(_existing(path), num_classes)
         return (train, test) if test is not None else _hold_out(train, path, test_examples)
-    if name == "imagenet":
-        raise DataError(
-            "imagenet is known by its numbers alone (224 x 224, 1000 classes): its files are not "
-            "read here. Give images of one size as npz, or as tfds:NAME."
-        )
+    if name in _IMAGES:
+        where = _default_path(name, _IMAGES[name]) if path is None else path
+        return read_images(_existing(where), name, num_classes, decoding)
     if name not in _FILES:
         close = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(_NAMES)}."
         raise DataError(f"Unknown data set {name!r}: {hint}")
     files = _FILES[name]
     if path is None:
-        path = _default_path(name, files)
+        path = _default_path(name, f"{files.expected} (from {files.url})")
     return files.read(_existing(path), name)
 
 
-def _default_path(name: str, files: _Files) -> Path:
+def _default_path(name: str, expected: str) -> Path:
     root = os.environ.get(DATA_VARIABLE)
-    what = f"{name} needs {files.expected} (from {files.url})"
+    what = f"{name} needs {expected}"
     if not root:
         raise DataError(
             f"{what}: give path, or set {DATA_VARIABLE} to a folder that holds them in {name}/."
@@ -225,8 +249,8 @@ def _hold_out(dataset: Dataset, path: Path, test_examples: int | None) -> tuple[
 
 def _split(
     name: str,
-    train: Dataset,
-    test: Dataset,
+    train: Dataset | StoredImages,
+    test: Dataset | StoredImages,
     train_examples: int | None,
     test_examples: int | None,
     validation_examples: int,
@@ -258,7 +282,12 @@ def _split(
 
 
 def _downsampled(splits: Splits, factor: int) -> Splits:
-    def smaller(dataset: Dataset) -> Dataset:
+    def smaller(dataset: Dataset | StoredImages) -> Dataset:
+        if not isinstance(dataset, Dataset):
+            raise DataError(
+                f"downsample is {factor}, but the images of {dataset.name} stay in their files: "
+                "decode them to a smaller size."
+            )
         count, height, width, channels = dataset.images.shape
         if height % factor or width % factor:
             raise DataError(

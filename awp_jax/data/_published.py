@@ -15,12 +15,15 @@ _SIZES = {
 }
 
 
-def published_sizes(name: str, validation_examples: int = 0) -> Splits | None:
+def published_sizes(
+    name: str, validation_examples: int = 0, image_size: int = 224
+) -> Splits | None:
     """Blank images in the numbers and shapes of a data set.
 
     Args:
         name: Of the data set.
         validation_examples: Taken from the training images.
+        image_size: To which those of ImageNet are decoded.
 
     Returns:
         Splits of black images labelled 0 (memory is shared, so they cost nothing), or ``None`` for
@@ -29,6 +32,8 @@ def published_sizes(name: str, validation_examples: int = 0) -> Splits | None:
     if name not in _SIZES:
         return None
     train, test, shape, num_classes = _SIZES[name]
+    if name == "imagenet":
+        shape = (image_size, image_size, 3)
 
     def blank(n: int) -> Dataset:
         images = np.broadcast_to(np.zeros((1, 1, 1, 1), np.uint8), (n, *shape))

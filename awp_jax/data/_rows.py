@@ -42,7 +42,7 @@ class Rows(Protocol):
         ...
 
 
-class _Shaped:
+class Shaped:
     """What follows from a shape and a dtype."""
 
     shape: tuple[int, ...]
@@ -61,7 +61,7 @@ class _Shaped:
         return np.asarray(indices)
 
 
-class FileRows(_Shaped):
+class FileRows(Shaped):
     """uint8 images that lie one behind the other in a file.
 
     They are read and not memory-mapped. The pages of a mapping count as memory of the process until
@@ -112,7 +112,7 @@ class FileRows(_Shaped):
             done += count
 
 
-class JoinedRows(_Shaped):
+class JoinedRows(Shaped):
     """Rows of several places, one behind the other; float32 where any of them is.
 
     Args:
@@ -136,6 +136,26 @@ class JoinedRows(_Shaped):
                 images = part[rows[mine] - (self._ends[number] - len(part))]
                 found[mine] = images if self.dtype == np.uint8 else as_float(images, np.float32)
         return found
+
+
+class _Selected(Shaped):
+    """Some rows of others."""
+
+    def __init__(self, rows: Rows, numbers: np.ndarray) -> None:
+        self._rows, self._numbers = rows, numbers
+        self.shape, self.dtype = (len(numbers), *rows.shape[1:]), rows.dtype
+
+    def __getitem__(self, indices: Any) -> np.ndarray:
+        return self._rows[self._numbers[indices]]
+
+
+def selected(rows: Rows, indices: np.ndarray | slice) -> Rows:
+    """The rows at `indices`; of those in files nothing is read."""
+    if isinstance(rows, np.ndarray):
+        return rows[indices]
+    if hasattr(rows, "select"):  # which know more than to be read
+        return rows.select(indices)
+    return _Selected(rows, np.arange(len(rows))[indices])
 
 
 def in_memory(rows: Rows) -> np.ndarray:

@@ -1,12 +1,18 @@
 """A part of a data set that stands for the whole."""
 
+from typing import TypeVar
+
 import numpy as np
 
 from awp_jax import checks
 from awp_jax.data._dataset import Dataset
+from awp_jax.data.extra import StoredImages
+
+# What is handed in is what comes out.
+Images = TypeVar("Images", Dataset, StoredImages, Dataset | StoredImages)
 
 
-def subset(dataset: Dataset, examples: int, seed: int = 0) -> Dataset:
+def subset(dataset: Images, examples: int, seed: int = 0) -> Images:
     """So many examples, every class with its share, drawn by a seed.
 
     Files are often sorted by class: their first examples are of one. The same data set and seed

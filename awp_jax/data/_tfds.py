@@ -9,7 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from awp_jax.data._array_records import ArrayRecords
 from awp_jax.data._dataset import DataError, Dataset
+from awp_jax.data._decoding import Decoding
+from awp_jax.data._images import stored
+from awp_jax.data.extra import StoredImages
 from awp_jax.extras import MissingExtraError, needed_by
 
 
@@ -38,8 +42,13 @@ def prepare_tfds(name: str, data_dir: str | Path | None = None) -> None:
             raise ModuleNotFoundError(str(error), name="tensorflow") from error
 
 
-def read_tfds(name: str, data_dir: Path | None) -> tuple[Dataset, Dataset]:
-    """Splits "train" and "test" ("validation" where there is no test split) of a prepared set."""
+def read_tfds(
+    name: str, data_dir: Path | None, decoding: Decoding
+) -> tuple[Dataset, Dataset] | tuple[StoredImages, StoredImages]:
+    """Splits "train" and "test" ("validation" where there is no test split) of a prepared set.
+
+    Images of any size stay in their shards, and are decoded when they are asked for.
+    """
     builder = _builder(name, data_dir)
     features = builder.info.features
     label: Any = features["label"] if "image" in features and "label" in features else None
@@ -48,6 +57,13 @@ def read_tfds(name: str, data_dir: Path | None) -> tuple[Dataset, Dataset]:
     num_classes = int(label.num_classes)
     splits = builder.info.splits  # empty while unprepared
     test = "validation" if "validation" in splits and "test" not in splits else "test"
+    if None in features["image"].shape:
+        parts = [_shards(name, builder, split) for split in ("train", test)]
+        first, second = (
+            stored(part, part.labels(), num_classes, f"tfds:{name} {split}", decoding)
+            for part, split in zip(parts, ("train", test), strict=True)
+        )
+        return first, second
     return (
         _read_split(name, "train", data_dir, num_classes),
         _read_split(name, test, data_dir, num_classes),
@@ -66,6 +82,16 @@ def _builder(name: str, data_dir: str | Path | None, **arguments: Any) -> Any:
         # Its message may list every known name.
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise DataError(f"tensorflow-datasets cannot load {name!r}: {reason}.") from error
+
+
+def _shards(name: str, builder: Any, split: str) -> ArrayRecords:
+    files = builder.info.splits[split].filepaths if split in builder.info.splits else ()
+    if not files or not all(".array_record" in str(file) for file in files):
+        raise DataError(
+            f"tfds:{name} has no split {split!r} in the array_record format; "
+            f"awp_jax.data.prepare_tfds({name!r}, data_dir) makes it."
+        )
+    return ArrayRecords([Path(file) for file in files])
 
 
 def _read_split(name: str, split: str, data_dir: Path | None, num_classes: int) -> Dataset:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from awp_jax.data._dataset import DataError, Dataset, check_shape
 from awp_jax.data._entries import Entry, find_entries
 from awp_jax.data._files import read_all, reading
 from awp_jax.data._pickle import read_pickle, to_array
-from awp_jax.data._rows import FileRows, JoinedRows, Rows, in_memory
+from awp_jax.data._rows import FileRows, JoinedRows, Rows, in_memory, selected
 
 # As Gowal et al. 2021 and Wang et al. 2023 publish them, this project's own, and Keras'.
 _IMAGES = ("image", "images", "x")
@@ -21,10 +22,13 @@ _LABELS = ("label", "labels", "y")
 class StoredImages:
     """Labelled images that stay in their files: only the rows that are asked for are read.
 
+    It is also a source of random access for ``grain.MapDataset.source``: ``stored[3]`` is
+    ``{"image": ..., "label": ...}``.
+
     Attributes:
         images: uint8 `[n, height, width, channels]` in 0..255, or float32 in [0, 1]; `images[rows]`
             is a numpy array, for a slice or an array of integers.
-        labels: `[n]` in `[0, num_classes)`, of the smallest unsigned integers.
+        labels: integers `[n]` in `[0, num_classes)`.
         num_classes: number of classes.
         name: what they are, for messages.
     """
@@ -36,6 +40,17 @@ class StoredImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One example: its image `[height, width, channels]`, and its label as int32."""
+        image = self.images[np.array([range(len(self))[index]])][0]
+        return {"image": image, "label": np.int32(self.labels[index])}
+
+    def select(self, indices: np.ndarray | slice) -> "StoredImages":
+        """The examples at `indices`, of which nothing is read."""
+        return dataclasses.replace(
+            self, images=selected(self.images, indices), labels=self.labels[indices]
+        )
 
     def in_memory(self) -> Dataset:
         """All of them, read whole."""

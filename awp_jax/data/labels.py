@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awp_jax.data._dataset import DataError, Dataset
+from awp_jax.data._dataset import DataError
+from awp_jax.data._subset import Images
 from awp_jax.random import check_key
 
 
-def with_label_noise(dataset: Dataset, rate: float, seed: int) -> Dataset:
+def with_label_noise(dataset: Images, rate: float, seed: int) -> Images:
     """A data set of which some labels were drawn anew, once and for all.
 
     Each label is replaced with probability ``rate`` by a class drawn uniformly from all, so that in

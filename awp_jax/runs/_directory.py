@@ -28,6 +28,10 @@ from awp_jax.training import (
 SETS = ("train", "validation", "test")
 
 
+# Of images that lie in files: the 50,000 of ImageNet are 7 GiB at 224 x 224.
+_MOST = 8 << 30
+
+
 class Model(NamedTuple):
     """A checkpoint of a run, as pure functions and as arrays.
 
@@ -172,12 +176,12 @@ class RunDirectory:
         if part is None:
             raise ValueError(f"{self.workdir} kept no validation images back.")
         if examples is None:
-            return part if most is None else data.subset(part, most)
+            return _loaded(part if most is None else data.subset(part, most))
         if checks.positive_integer(examples, "examples") > len(part):
             raise ValueError(
                 f"examples is {examples}, but {name} of {self.workdir} has {len(part)}."
             )
-        return data.subset(part, examples)
+        return _loaded(data.subset(part, examples))
 
     def model(self, which: str = "best") -> Model:
         """A checkpoint; the run's data need not be there, where its sizes are known.
@@ -218,6 +222,16 @@ class RunDirectory:
         return checkpoint_names(self.workdir, self.experiment, names)
 
 
+def _loaded(part: data.Dataset | data.StoredImages) -> data.Dataset:
+    """Images in memory: what is measured is attacked and kept there anyway."""
+    if part.images.nbytes > _MOST and not isinstance(part, data.Dataset):
+        raise ValueError(
+            f"{part.name} has {len(part)} images that are decoded from their files, "
+            f"{part.images.nbytes / 2**30:.0f} GiB in memory: give a number of examples."
+        )
+    return part.in_memory()
+
+
 def open_experiment(
     config: ConfigDict, *, devices: int | None = None, given: Parts = NONE
 ) -> tuple[Experiment, str]:
@@ -238,7 +252,8 @@ def open_experiment(
     try:
         return build(config, devices=devices, given=given), ""
     except (data.DataError, MissingExtraError) as error:
-        stand_in = data.published_sizes(config.data.name, config.data.validation_examples)
+        d = config.data
+        stand_in = data.published_sizes(d.name, d.validation_examples, d.image_size)
         if stand_in is None:
             raise
         return build(config, stand_in, devices=devices, given=given), str(error)

@@ -233,7 +233,7 @@ def _load(
 
 
 def _look(experiment: Experiment, state: TrainState) -> float:
-    few = data.subset(experiment.splits.test, _LOOK_AT)
+    few = data.subset(experiment.splits.test, _LOOK_AT).in_memory()
     logits_fn = experiment.classifier.logits_fn(state.params, state.batch_stats)
     return measure(logits_fn, few.images, few.labels, batch_size=_LOOK_AT).accuracy
 

@@ -1,7 +1,7 @@
 """A run in Python's hands: what the command line does, as methods."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -165,6 +165,7 @@ def train(
     devices: int | None = None,
     progress: Show = "auto",
     extend: bool = False,
+    batches: Iterable[Any] | None = None,
     **given: Any,
 ) -> Run:
     """Trains as ``config`` says, in ``workdir``; a started run goes on where it was.
@@ -176,6 +177,7 @@ def train(
         devices: Use the first so many; ``None`` for all.
         progress: See ``awp_jax.progress.Progress``.
         extend: Go on with a finished run whose config has fewer epochs.
+        batches: An iterator of your own to train on, see ``awp_jax.training.OwnBatches``.
         **given: Parts of your own, in place of what the config's names find: ``model``,
             ``objective``, ``attack``, ``weights``, ``optimizer``, ``data``, see
             ``awp_jax.parts.Parts`` and docs/own.md. ``config.json`` names them; one that can be
@@ -197,6 +199,7 @@ def train(
         progress=progress,
         extend=extend,
         given=found,
+        batches=batches,
     )
     return open(workdir, devices=devices, **given)
 

@@ -26,6 +26,7 @@ with needed_by("awp_jax.training", "train"):
     from awp_jax.training._initial import initial_state
     from awp_jax.training._loop import NonFiniteError, Outcome, train
     from awp_jax.training._optimizers import EntropySGDState, entropy_sgd
+    from awp_jax.training._own_batches import OwnBatches
     from awp_jax.training._records import (
         CONFIG,
         WorkdirError,
@@ -55,6 +56,7 @@ __all__ = [
     "LAST",
     "NonFiniteError",
     "Outcome",
+    "OwnBatches",
     "Regularisation",
     "StorageError",
     "TrainState",

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from awp_jax import data, models, objectives, parts
 
 
-def with_statistics(config: ConfigDict, train: data.Dataset) -> ConfigDict:
+def with_statistics(config: ConfigDict, train: data.Dataset | data.StoredImages) -> ConfigDict:
     """The config with ``model.mean`` and ``model.std``, where no publication has them.
 
     They go into ``config.json``, so that the model stays what it was where the images change.

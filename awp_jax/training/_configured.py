@@ -123,7 +123,8 @@ def splits_of(config: ConfigDict, given: parts.Parts) -> data.Splits:
     }
     own = parts.own(config, "data", given)
     if own is None:
-        return data.load(d.name, path=d.path, **sizes)
+        decoding = data.Decoding(d.image_size, d.resize, d.interpolation)
+        return data.load(d.name, path=d.path, decoding=decoding, **sizes)
     what = f"data.name {d.name!r}"
     if not isinstance(own, data.Splits):
         try:

@@ -5,7 +5,6 @@ import functools
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -23,10 +22,10 @@ from awp_jax.training._configured import (
 from awp_jax.training._optimizers import make_optimizer
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._schedules import schedule
+from awp_jax.training._settings import check_settings
 from awp_jax.training._state import TrainState, init_state
 from awp_jax.training._step import make_train_step
 from awp_jax.typing import Images, Key, Labels
-from awp_jax.weights._displacement import check_gradient
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +43,7 @@ class Experiment:
         key: The key of the run, from the seed.
         mesh: The devices; see ``awp_jax.parallel``.
         given: What was given as objects, see ``awp_jax.parts``.
+        streamed: Whether batches come from a user's own iterator, all of one size.
     """
 
     config: ConfigDict
@@ -56,6 +56,14 @@ class Experiment:
     key: Key
     mesh: jax.sharding.Mesh
     given: parts.Parts = parts.NONE
+    streamed: bool = False
+
+    @property
+    def examples(self) -> int:
+        """Examples that are trained on in an epoch."""
+        if self.streamed:
+            return self.steps_per_epoch * self._original_batch
+        return len(self.splits.train)
 
     @property
     def total_steps(self) -> int:
@@ -87,15 +95,28 @@ class Experiment:
     def pool(self) -> data.Dataset | data.StoredImages:
         """All that batches are gathered from: the training set, and behind it extra images."""
         train = self.splits.train
-        return train if self.extra is None else data.joined(train, self.extra)
+        # Extra images beside decoded ones are refused when an experiment is built.
+        if self.extra is None or isinstance(train, data.StoredImages):
+            return train
+        return data.joined(train, self.extra)
 
     @property
     def on_host(self) -> bool:
         """Whether ``pool`` is too large for the devices: then batches come from the host.
 
-        Of extra images only the rows of a batch are read then.
+        Of images in files only the rows of a batch are read then. Image files of any size are
+        always decoded anew: what is cut out of them is another part in every epoch.
         """
-        return self.pool.images.nbytes > self.config.data.device_megabytes * 2**20
+        return (
+            self.decoded
+            or self.streamed
+            or self.pool.images.nbytes > self.config.data.device_megabytes * 2**20
+        )
+
+    @property
+    def decoded(self) -> bool:
+        """Whether images are decoded from their files, see ``awp_jax.data.DecodedRows``."""
+        return isinstance(self.splits.train.images, data.DecodedRows)
 
     def on_devices(self) -> tuple[jax.Array, jax.Array]:
         """Images (uint8) and labels of ``pool``, whole on every device."""
@@ -116,7 +137,7 @@ class Experiment:
     @functools.cached_property
     def _order(self) -> Any:
         # A function of key and epoch alone, so a run that goes on finds the order again.
-        shuffled = functools.partial(data.epoch_order, n=len(self.splits.train))
+        shuffled = functools.partial(data.epoch_order, n=self.examples)
         return jax.jit(shuffled, out_shardings=parallel.replicated(self.mesh))
 
     def batch_size_of(self, step: int) -> int:
@@ -125,7 +146,7 @@ class Experiment:
         With extra images every batch is filled up to ``batch_size`` with them.
         """
         position = (step % self.steps_per_epoch) * self._original_batch
-        return min(self._original_batch, len(self.splits.train) - position)
+        return min(self._original_batch, self.examples - position)
 
     @property
     def padded(self) -> bool:
@@ -137,7 +158,7 @@ class Experiment:
         # There padding would shift the groups, be mixed into others, or be rotated without a mask.
         mixed = c.data.mixup or c.data.cutmix
         together = c.model.batch_norm_groups > 1 or mixed or c.objective.rotation_weight
-        whole = len(self.splits.train) % self._original_batch == 0
+        whole = self.examples % self._original_batch == 0
         alone = self.classifier.takes_mask and self.extra is None
         return alone and not (together or whole)
 
@@ -159,7 +180,7 @@ class Experiment:
     def _batch_functions(self) -> Any:
         return batch_function(
             self.config,
-            original=len(self.splits.train),
+            original=self.examples,
             extra=0 if self.extra is None else len(self.extra),
             steps_per_epoch=self.steps_per_epoch,
             original_batch=self._original_batch,
@@ -281,6 +302,7 @@ def build(
     *,
     devices: int | None = None,
     given: parts.Parts = parts.NONE,
+    streamed: bool = False,
 ) -> Experiment:
     """Everything that ``config`` stands for.
 
@@ -315,7 +337,8 @@ def build(
     config = with_statistics(config, splits.train)
     shape, classes = splits.train.images.shape[1:], splits.train.num_classes
     classifier = create_classifier(config, shape, classes, given)
-    steps_per_epoch = data.steps_per_epoch(n, _original_batch(config, extra is not None))
+    original = _original_batch(config, extra is not None)
+    steps_per_epoch = data.steps_per_epoch(n, original, keep_last=not streamed)
     learning_rate = schedule(
         config.schedule.name,
         config.optimizer.learning_rate,
@@ -344,40 +367,7 @@ def build(
         key=key,
         mesh=mesh,
         given=given,
+        streamed=streamed,
     )
-    _check_settings(experiment)
+    check_settings(experiment)
     return experiment
-
-
-def _check_settings(experiment: Experiment) -> None:
-    """What would otherwise fail while compiling: also what depends on the images."""
-    d, images = experiment.config.data, experiment.splits.train.images
-    shape = images.shape[1:]
-    if experiment.extra is not None:
-        data.check_joinable(experiment.splits.train, experiment.extra)
-    if d.autoaugment and (images.dtype != np.uint8 or shape[2] != 3):
-        raise ValueError(
-            f"data.autoaugment is a policy for uint8 colour images, but {d.name} has "
-            f"{images.dtype} images of shape {shape}."
-        )
-    if experiment.config.objective.rotation_weight and shape[0] != shape[1]:
-        raise ValueError(
-            f"objective.rotation_weight needs square images, but those of {d.name} are {shape}."
-        )
-    # These check themselves when they are made.
-    weight_perturbation(experiment.config, experiment.given)
-    training_attack(experiment.config, experiment.given)
-    objective_of(experiment.config, experiment.given)
-    if parts.own(experiment.config, "optimizer", experiment.given) is not None:
-        _check_updates(experiment)
-    Regularisation(**experiment.config.regularisation)
-
-
-def _check_updates(experiment: Experiment) -> None:
-    """A user's own optimiser may return anything, which would broadcast, or fail late."""
-    params = jax.eval_shape(experiment.classifier.init, jax.random.key(0))[0]
-    optimizer = experiment.optimizer
-    updates, _ = jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), params)
-    check_gradient(
-        updates, params, f"The update of optimizer.name {experiment.config.optimizer.name!r}"
-    )

@@ -1,12 +1,14 @@
 """Where the images of a step come from: the devices, or for large sets the host and its files."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
 import numpy as np
 
 from awp_jax import parallel
+from awp_jax.training._decoded import DecodedBatches
+from awp_jax.training._own_batches import OwnBatches
 
 
 class Feed:
@@ -17,18 +19,22 @@ class Feed:
     files: every process looks up what its own devices compute on, and nothing else, while the step
     before is still computed. The examples of a step are the same, and the numbers to rounding.
 
+    Image files of any size are decoded row by row in the same way, see ``DecodedBatches``.
+
     One rule for both kinds of images: files that fit would gain nothing by being read row by row,
     and one key moves the border.
 
     Args:
         experiment: An ``Experiment``.
+        own: A user's own batches in place of all these, where ``experiment.streamed``.
     """
 
-    def __init__(self, experiment: Any) -> None:
-        self._experiment = experiment
+    def __init__(self, experiment: Any, own: OwnBatches | None = None) -> None:
+        self._experiment, self._own = experiment, own
         self._rows: dict[int, Any] = {}
         self._next: tuple[int, Future[Any]] | None = None
         self._worker: ThreadPoolExecutor | None = None
+        self._decoded: DecodedBatches | None = None
         if experiment.on_host:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="next-batch")
         else:
@@ -42,11 +48,21 @@ class Feed:
             order: The order of its examples.
         """
         # What was fetched ahead belongs to the order before.
-        self._next = None
+        self._forget()
         if self._worker is not None:
             # For all steps at once: looked up one by one, each would wait for the step before it.
             chosen = [self._experiment.chosen(step, order) for step in steps]
             self._rows = dict(zip(steps, parallel.to_host(chosen), strict=True))
+            if self._experiment.decoded and self._own is None:
+                d = self._experiment.config.data
+                mine = {step: rows[self._mine(rows)] for step, rows in self._rows.items()}
+                self._decoded = DecodedBatches(
+                    self._experiment.pool.images,
+                    mine,
+                    d.workers,
+                    seed=self._experiment.config.seed,
+                    least=d.resized_crop,
+                )
 
     def __call__(self, step: int) -> tuple[jax.Array, jax.Array]:
         """Images and labels that ``experiment.step`` takes for a step of this epoch."""
@@ -63,16 +79,45 @@ class Feed:
         return batch
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread, and the processes that decode."""
+        self._forget()
         if self._worker is not None:
             self._worker.shutdown(cancel_futures=True)
 
+    def _forget(self) -> None:
+        if self._next is not None:
+            self._next[1].cancel()
+            wait([self._next[1]])
+            self._next = None
+        if self._decoded is not None:
+            self._decoded.close()
+            self._decoded = None
+
+    def _mine(self, rows: np.ndarray) -> np.ndarray:
+        """Places in a batch, in their order, that the devices of this process compute on."""
+        sharding = parallel.batch_sharding(self._experiment.mesh, len(rows))
+        found = np.zeros(len(rows), bool)
+        for index in sharding.addressable_devices_indices_map(rows.shape).values():
+            found[index or slice(None)] = True
+        return np.flatnonzero(found)
+
     def _batch(self, step: int) -> tuple[jax.Array, jax.Array]:
+        if self._own is not None:
+            sharding = parallel.batch_sharding(self._experiment.mesh, len(self._rows[step]))
+            return tuple(
+                jax.make_array_from_process_local_data(sharding, part) for part in self._own(step)
+            )
         rows, pool = self._rows[step], self._experiment.pool
         sharding = parallel.batch_sharding(self._experiment.mesh, len(rows))
         images, labels = pool.images, pool.labels
         shape = (len(rows), *images.shape[1:])
+        if self._decoded is None:
+            looked_up = lambda part: images[rows[part]]  # noqa: E731
+        else:
+            decoded, mine = self._decoded(step), self._mine(rows)
+            places = np.arange(len(rows))
+            looked_up = lambda part: decoded[np.searchsorted(mine, places[part])]  # noqa: E731
         return (
-            parallel.place(sharding, shape, lambda part: images[rows[part]]),
+            parallel.place(sharding, shape, looked_up),
             parallel.place(sharding, shape[:1], lambda part: labels[rows[part]].astype(np.int32)),
         )

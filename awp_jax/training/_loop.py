@@ -6,7 +6,7 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from awp_jax.training._checkpoints import BEST, KEPT, LAST, Checkpoints
 from awp_jax.training._experiment import Experiment, build
 from awp_jax.training._feed import Feed
 from awp_jax.training._initial import check_start, initial_state
+from awp_jax.training._own_batches import OwnBatches, go_on
 from awp_jax.training._selection import Selection, StoppedError
 from awp_jax.training._state import TrainState
 from awp_jax.training._trackers import trackers
@@ -63,6 +64,7 @@ def train(
     progress: Show = "auto",
     extend: bool = False,
     given: Parts = NONE,
+    batches: Iterable[Any] | None = None,
 ) -> Outcome:
     """Trains as ``config`` says, in ``workdir``; a started run goes on where it was.
 
@@ -88,6 +90,8 @@ def train(
         extend: Whether a run in ``workdir`` may go on to more epochs than it was begun with, with
             its optimiser's state; the schedule is that of the new number from there on.
         given: Parts to use in place of what the config's names find, see ``awp_jax.parts``.
+        batches: Yields ``{"image": ..., "label": ...}`` to train on in place of the training set,
+            see ``OwnBatches``; an epoch has as many as fit into that set.
 
     Returns:
         An ``Outcome``.
@@ -102,7 +106,8 @@ def train(
     """
     workdir = pathlib.Path(workdir)
     config = records.absolute_paths(copy.deepcopy(config))
-    experiment = build(config, splits, devices=devices, given=given)
+    experiment = build(config, splits, devices=devices, given=given, streamed=batches is not None)
+    own = None if batches is None else OwnBatches(batches, experiment)
     batch_size, count = experiment.config.batch_size, experiment.mesh.size
     if batch_size % count:
         raise ValueError(
@@ -124,7 +129,7 @@ def train(
             raise problem or parallel.DistributedError(
                 f"Process 0 of this run cannot use {workdir}, and says why."
             )
-        return _Run(experiment, workdir, progress, should_stop).go(max_steps, started)
+        return _Run(experiment, workdir, progress, should_stop, own).go(max_steps, started)
 
 
 class _Run:
@@ -136,9 +141,9 @@ class _Run:
         workdir: pathlib.Path,
         progress: Show,
         should_stop: Callable[[], bool] | None,
+        own: OwnBatches | None = None,
     ) -> None:
-        self.experiment = experiment
-        self.config = experiment.config
+        self.experiment, self.config, self.own = experiment, experiment.config, own
         self.workdir = workdir
         self.show = progress
         self.should_stop = should_stop
@@ -159,7 +164,7 @@ class _Run:
         self.end = total if max_steps is None else min(total, max_steps)
         state = self._first_state()
         step = int(state.step)
-        self.feed = Feed(experiment)
+        self.feed = Feed(experiment, self.own)
         self.progress = Progress(total, step, show=self.show)
         measured = self.selection.is_measured(step)
         self.metrics = None
@@ -197,12 +202,14 @@ class _Run:
         if not self.checkpoints.steps(LAST):
             # Killed before the first one; averages and kept ones are saved before it.
             self.checkpoints.discard_after(0)
+            go_on(self.own, 0, {}, self.workdir)
             return initial_state(self.experiment)
         state, info = self.checkpoints.restore(
             LAST, self.experiment.abstract_state(), report=lambda text: print(text, file=sys.stderr)
         )
         step = int(state.step)
         self.checkpoints.discard_after(step)
+        go_on(self.own, step, info, self.workdir)
         self.skipped = info.get("skipped_steps", 0)
         best = info["best"]
         if self.checkpoints.steps(BEST) == [step]:  # found after the last one was saved
@@ -381,7 +388,8 @@ class _Run:
 
     def _info(self, step: int) -> dict[str, Any]:
         found = {"step": step, "best": self.selection.best, "seed": self.config.seed}
-        return found | {"skipped_steps": self.skipped}
+        own = {} if self.own is None else {"batches": self.own.state(step)}
+        return found | own | {"skipped_steps": self.skipped}
 
     def _save_once(self, state: TrainState, step: int) -> None:
         if self.checkpoints.steps(LAST)[:1] != [step]:

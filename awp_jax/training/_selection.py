@@ -14,6 +14,8 @@ from awp_jax.training._configured import evaluation_attack
 from awp_jax.training._experiment import Experiment
 from awp_jax.training._state import TrainState
 
+_Sets = dict[str, data.Dataset | data.StoredImages]
+
 
 class StoppedError(Exception):
     """The run was told to stop while it measured."""
@@ -86,7 +88,9 @@ class Selection:
             StoppedError: When the run was told to stop meanwhile; nothing has changed then.
         """
         settings, splits = self._config.evaluation, self._experiment.splits
-        sets = {"test": data.subset(splits.test, settings.test_examples)}
+        sets: dict[str, data.Dataset | data.StoredImages] = {
+            "test": data.subset(splits.test, settings.test_examples)
+        }
         if splits.validation is not None:
             sets["validation"] = splits.validation
         if settings.train_examples:
@@ -109,7 +113,9 @@ class Selection:
             }
         return record, improved
 
-    def _measure(self, state: TrainState, sets: dict[str, data.Dataset]) -> dict[str, Any]:
+    def _measure(
+        self, state: TrainState, sets: dict[str, data.Dataset | data.StoredImages]
+    ) -> dict[str, Any]:
         """Clean and robust accuracy and loss of a state on each set."""
         logits_fn = self._experiment.classifier.logits_fn(state.params, state.batch_stats)
         # One random pass is enough for a curve; `awp-jax evaluate` averages over many.
@@ -122,7 +128,8 @@ class Selection:
             "on_batch": self._look_for_a_stop,
         }
         found = {}
-        for name, part in sets.items():
+        for name, stored in sets.items():
+            part = stored.in_memory()
             arguments = (logits_fn, part.images, part.labels)
             clean = measure(*arguments, **options)
             robust = measure(*arguments, attack, **options)

@@ -449,7 +449,10 @@ def test_describe_plans_for_imagenet_without_its_data(tmp_path, monkeypatch, cap
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
     assert "3.628 GFLOP for a forward pass of one image (1.814 G multiply-adds" in text
-    assert "imagenet is known by its numbers alone" in text and "batches from the host" in text
+    assert (
+        "imagenet needs train and val with a folder for each class" in text
+        and "batches from the host" in text
+    )
 
 
 def test_describe_takes_a_run(runs, capsys):

@@ -149,7 +149,7 @@ def test_a_published_name_of_imagenet(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "Salman2020Do_R18: imagenet in linf 4/255" in printed
     assert "normalised as was published: mean (0.485, 0.456, 0.406)" in printed
-    assert "imagenet is known by its numbers alone (224 x 224, 1000 classes)" in printed
+    assert "imagenet needs train and val with a folder for each class" in printed
     images = np.full((1, 224, 224, 3), 0.5, np.float32)
     assert runs.open(workdir).model().logits_fn(images).shape == (1, 1000)
 

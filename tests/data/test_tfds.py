@@ -2,11 +2,13 @@
 
 import importlib.util
 import sys
+import types
 
 import numpy as np
 import pytest
+from image_files import write_folders, write_records
 
-from awp_jax.data import DataError, load, prepare_tfds
+from awp_jax.data import DataError, Decoding, load, prepare_tfds
 from awp_jax.extras import MissingExtraError
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is not installed")
@@ -67,6 +69,31 @@ def test_preparing_asks_for_array_record(tmp_path, monkeypatch):
     prepare_tfds("cifar10", tmp_path)
     arguments = {"data_dir": str(tmp_path), "file_format": "array_record"}
     assert calls == [("cifar10", arguments), "prepared"]
+
+
+def test_images_of_any_size_stay_in_their_shards(tmp_path, monkeypatch):
+    pytest.importorskip("array_record")
+    pytest.importorskip("google.protobuf")
+    folders = write_folders(tmp_path / "folders")
+    root = write_records(folders, tmp_path / "records")
+    features = {
+        "image": types.SimpleNamespace(shape=(None, None, 3)),
+        "label": types.SimpleNamespace(num_classes=3),
+    }
+    files = {name: sorted(root.glob(f"*{name}*")) for name in ("train", "validation")}
+    parts = {name: types.SimpleNamespace(filepaths=found) for name, found in files.items()}
+    info = types.SimpleNamespace(features=features, splits=parts)
+    monkeypatch.setattr(tfds, "builder", lambda *_, **__: types.SimpleNamespace(info=info))
+    decoding = Decoding(16, 20)
+    found = load("tfds:imagenet2012", decoding=decoding)
+    expected = load("images", path=folders, decoding=decoding)
+    for one, other in ((found.train, expected.train), (found.test, expected.test)):
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_array_equal(one.images[:], other.images[:])
+    assert found.train.num_classes == 3 and found.test.name == "tfds:imagenet2012 validation"
+    parts["train"].filepaths = [tmp_path / "imagenet-train.tfrecord-00000-of-00001"]
+    with pytest.raises(DataError, match="has no split 'train' in the array_record format"):
+        load("tfds:imagenet2012")
 
 
 def test_without_tensorflow_datasets(monkeypatch):

@@ -18,9 +18,9 @@ import time
 import jax
 import numpy as np
 import sklearn.datasets  # noqa: F401  # so that no process has to
-from small_run import tiny_config
+from small_run import image_config, tiny_config
 
-from awp_jax import attacks, cli, evaluation, landscape, parallel, runs, training
+from awp_jax import attacks, cli, data, evaluation, landscape, parallel, runs, training
 
 # An optional copy of metrics.jsonl, whose import loads PyTorch: most of what a start would take.
 sys.modules["tensorboardX"] = None  # type: ignore[assignment]
@@ -132,6 +132,25 @@ def together(folder, count):
     return {"statuses": statuses(start(count, work), 600)}
 
 
+def on_images(folder, path):
+    """Two processes train on image files, and keep which rows each has decoded."""
+
+    def work(number, address):
+        parallel.initialize(coordinator=address, process_id=number, num_processes=2)
+        ordinary, decoded = data.DecodedRows.crops, []
+
+        def kept(images, rows, step, **options):
+            decoded.extend(rows.tolist())
+            return ordinary(images, rows, step, **options)
+
+        data.DecodedRows.crops = kept
+        training.train(image_config(path), folder / "run", progress=None)
+        np.save(folder / f"decoded-{number}.npy", decoded)
+        return 0
+
+    return {"statuses": statuses(start(2, work), 400)}
+
+
 def recipe():
     """The two local processes of docs/clusters.md, as shell."""
     text = (pathlib.Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
@@ -215,5 +234,10 @@ def interrupted(folder, deaths):
 
 if __name__ == "__main__":
     place, what, *deaths = pathlib.Path(sys.argv[1]), *sys.argv[2:]
-    result = interrupted(place, deaths) if what == "interrupted" else together(place, int(what))
+    if what == "images":
+        result = on_images(place, deaths[0])
+    elif what == "interrupted":
+        result = interrupted(place, deaths)
+    else:
+        result = together(place, int(what))
     print(json.dumps(result))

@@ -30,6 +30,27 @@ def tiny_config(model="mlp", width=16, **weights):
     return config
 
 
+def image_config(path, **changes):
+    """2 epochs of 3 steps over the 17 images of ``image_files.write_folders`` that are left."""
+    config = tiny_config("linear", width=None)
+    config.seed, config.epochs, config.batch_size = 3, 2, 6
+    config.data.update(
+        name="images",
+        path=str(path),
+        image_size=12,
+        resize=14,
+        resized_crop=0.08,
+        crop_padding=0,
+        train_examples=None,
+        validation_examples=4,
+        test_examples=6,
+    )
+    config.data.update(changes)
+    config.evaluation.train_examples = 4
+    config.evaluation.test_examples = 6
+    return config
+
+
 def poison(monkeypatch, after, change):
     """The metrics of the step that comes after so many are what ``change`` makes of them."""
     original = training.Experiment.step.func

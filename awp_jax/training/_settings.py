@@ -1,0 +1,74 @@
+"""What is refused of an experiment before anything is compiled."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from awp_jax import data, parts
+from awp_jax.extras import require
+from awp_jax.training._configured import objective_of, training_attack, weight_perturbation
+from awp_jax.training._regularisation import Regularisation
+from awp_jax.weights._displacement import check_gradient
+
+
+def check_settings(experiment: Any) -> None:
+    """What would otherwise fail while compiling: also what depends on the images.
+
+    Args:
+        experiment: An ``Experiment``.
+
+    Raises:
+        ValueError: In one sentence.
+    """
+    d, images = experiment.config.data, experiment.splits.train.images
+    shape = images.shape[1:]
+    if experiment.extra is not None:
+        if isinstance(experiment.splits.train, data.StoredImages):
+            raise ValueError(
+                f"data.extra is {d.extra!r}, but the images of {d.name} stay in their files, "
+                "beside which none can be mixed in: leave it out."
+            )
+        data.check_joinable(experiment.splits.train, experiment.extra)
+    unused = [key for key in ("extra", "label_noise", "resized_crop", "workers") if d[key]]
+    if experiment.streamed and unused:
+        raise ValueError(
+            f"data.{unused[0]} is {d[unused[0]]!r}, but batches are given, on which it has no "
+            "effect: leave it out."
+        )
+    # Stand-ins for ImageNet are of one size.
+    of_files = experiment.decoded or d.name in data.IMAGE_FILES
+    if not of_files and (d.resized_crop or d.workers):
+        key = "resized_crop" if d.resized_crop else "workers"
+        raise ValueError(
+            f"data.{key} is {d[key]}, but the images of {d.name} are of one size already: it is of "
+            "image files that are decoded."
+        )
+    if d.workers:
+        require("grain", f"data.workers {d.workers}")
+    if d.autoaugment and (images.dtype != np.uint8 or shape[2] != 3):
+        raise ValueError(
+            f"data.autoaugment is a policy for uint8 colour images, but {d.name} has "
+            f"{images.dtype} images of shape {shape}."
+        )
+    if experiment.config.objective.rotation_weight and shape[0] != shape[1]:
+        raise ValueError(
+            f"objective.rotation_weight needs square images, but those of {d.name} are {shape}."
+        )
+    # These check themselves when they are made.
+    weight_perturbation(experiment.config, experiment.given)
+    training_attack(experiment.config, experiment.given)
+    objective_of(experiment.config, experiment.given)
+    if parts.own(experiment.config, "optimizer", experiment.given) is not None:
+        _check_updates(experiment)
+    Regularisation(**experiment.config.regularisation)
+
+
+def _check_updates(experiment: Any) -> None:
+    """A user's own optimiser may return anything, which would broadcast, or fail late."""
+    params = jax.eval_shape(experiment.classifier.init, jax.random.key(0))[0]
+    optimizer = experiment.optimizer
+    updates, _ = jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), params)
+    check_gradient(
+        updates, params, f"The update of optimizer.name {experiment.config.optimizer.name!r}"
+    )
