@@ -8,6 +8,7 @@ from awp_jax.config._kinds import (
     SIZES,
     STEP,
     SWITCH,
+    TEXT,
     choice,
     integer,
     named,
@@ -23,11 +24,33 @@ METHOD = (
         (
             "name",
             "at",
-            named("natural", "at", "trades", "mart"),
+            named("natural", "at", "trades", "mart", "ard", "hat"),
             "What weights descend, and the training attack ascends.",
         ),
-        ("beta", 6.0, number(), "Of TRADES: the weight of the robust term."),
+        (
+            "beta",
+            6.0,
+            number(),
+            "Of TRADES and HAT: the weight of the robust term (HAT, CIFAR-10: 2.5).",
+        ),
         ("lambda_", 5.0, number(), "Of MART: the weight of the robust term."),
+        (
+            "teacher",
+            None,
+            optional(TEXT),
+            "Of ard and hat: the run directory of the model that is learnt from, trained or "
+            "imported.",
+        ),
+        ("teacher_checkpoint", "best", choice("best", "last", "average"), "Which one of teacher."),
+        ("alpha", 1.0, number(), "Of ARD: the teacher's share of the loss, in [0, 1]."),
+        ("temperature", 30.0, number(), "Of ARD: by which all logits are divided, above 0."),
+        ("helper_weight", 0.5, number(), "Of HAT: gamma, the weight of the helpers' loss."),
+        (
+            "helper_scale",
+            2.0,
+            number(),
+            "Of HAT: h of the helpers x + h (x' - x), x' adversarial.",
+        ),
         ("label_smoothing", 0.0, number(below=1), "Share spread over all classes, in [0, 1)."),
         (
             "rotation_weight",

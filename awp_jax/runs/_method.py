@@ -1,5 +1,6 @@
 """What the method of a config is called."""
 
+import pathlib
 from typing import Any
 
 from awp_jax.parts import short
@@ -20,6 +21,7 @@ def method_name(config: Any) -> str:
         "fine-tuned": config.init_from,
         short(config.attack.name): config.attack.name != "pgd",
         "early-stopped PGD": config.attack.early_stop is not None,
+        f"teacher {pathlib.Path(objective.teacher or '').name}": objective.teacher,
         "label smoothing": objective.label_smoothing,
         f"{100 * d.label_noise:g} % label noise": d.label_noise,
         "self-supervision": objective.rotation_weight,

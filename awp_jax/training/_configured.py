@@ -89,6 +89,10 @@ def objective_of(config: ConfigDict, given: parts.Parts = parts.NONE) -> objecti
         name,
         beta=o.beta,
         lambda_=o.lambda_,
+        alpha=o.alpha,
+        temperature=o.temperature,
+        helper_weight=o.helper_weight,
+        helper_scale=o.helper_scale,
         label_smoothing=o.label_smoothing,
         rotation_weight=o.rotation_weight,
     )

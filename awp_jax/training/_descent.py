@@ -13,6 +13,7 @@ from awp_jax.objectives import (
     ADVERSARIAL,
     CLEAN,
     ROTATIONS,
+    TEACHER,
     Objective,
     check_losses,
     self_supervised,
@@ -84,14 +85,15 @@ class StepModel:
                 key=self.dropout_keys(key, batch),
                 **counted(mask),
             )
-        found = objective.loss(logits, labels)
+        known = {TEACHER: inputs[TEACHER]} if objective.teacher else {}
+        found = objective.loss({**logits, **known}, labels)
         values = check_losses(found, batch, f"The loss of objective {objective.name!r}")
         if objective.rotation_weight:
             extra, batch_stats = self_supervised(
                 self.classifier,
                 params,
                 batch_stats,
-                inputs[objective.inputs[-1]],
+                inputs[objective.attacked],
                 mode,
                 self.dropout_keys(dropout_key, batch, ROTATIONS),
             )

@@ -5,7 +5,6 @@ import functools
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -23,10 +22,10 @@ from awp_jax.training._configured import (
 from awp_jax.training._optimizers import make_optimizer
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._schedules import schedule
+from awp_jax.training._settings import check_settings
 from awp_jax.training._state import TrainState, init_state
 from awp_jax.training._step import make_train_step
 from awp_jax.typing import Images, Key, Labels
-from awp_jax.weights._displacement import check_gradient
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,6 +81,18 @@ class Experiment:
     def _init(self, key: Key) -> TrainState:
         averaged = self.config.averaging.name != "none"
         return init_state(self.classifier, self.optimizer, key, averaged=averaged)
+
+    @functools.cached_property
+    def teacher(self) -> Any:
+        """The model that the objective learns from, ``images -> logits``, or ``None``.
+
+        Raises:
+            ValueError: In one sentence, when ``objective.teacher`` cannot be used.
+        """
+        from awp_jax.training._teacher import open_teacher  # it builds the teacher's experiment
+
+        path = self.config.objective.teacher
+        return open_teacher(self, path) if path else None
 
     @functools.cached_property
     def pool(self) -> data.Dataset | data.StoredImages:
@@ -214,6 +225,7 @@ class Experiment:
             *,
             batch_size: Any,
             perturb_weights: Any,
+            teacher: Any = None,
         ) -> Any:
             batch = gather(state.step, images, labels, order, key, batch_size=batch_size)
             return train(
@@ -224,18 +236,22 @@ class Experiment:
                 perturb_weights=perturb_weights,
                 example_weights=batch.weights,
                 mask=batch.mask,
+                teacher=teacher,
             )
 
+        # An argument: as a constant of the program its weights would be there twice.
+        taught = {} if self.teacher is None else {"teacher": self.teacher}
         if in_parts:
-            return step
+            return functools.partial(step, **taught)
         # Donated: the old state is not read again, and its memory serves the new one. Replicated,
         # as it came in, so that the next step compiles nothing.
-        return jax.jit(
+        compiled = jax.jit(
             step,
             donate_argnums=0,
             static_argnames=static,
             out_shardings=parallel.replicated(self.mesh),
         )
+        return functools.partial(compiled, **taught) if taught else compiled
 
     @property
     def _average_rate(self) -> Any:
@@ -345,39 +361,5 @@ def build(
         mesh=mesh,
         given=given,
     )
-    _check_settings(experiment)
+    check_settings(experiment)
     return experiment
-
-
-def _check_settings(experiment: Experiment) -> None:
-    """What would otherwise fail while compiling: also what depends on the images."""
-    d, images = experiment.config.data, experiment.splits.train.images
-    shape = images.shape[1:]
-    if experiment.extra is not None:
-        data.check_joinable(experiment.splits.train, experiment.extra)
-    if d.autoaugment and (images.dtype != np.uint8 or shape[2] != 3):
-        raise ValueError(
-            f"data.autoaugment is a policy for uint8 colour images, but {d.name} has "
-            f"{images.dtype} images of shape {shape}."
-        )
-    if experiment.config.objective.rotation_weight and shape[0] != shape[1]:
-        raise ValueError(
-            f"objective.rotation_weight needs square images, but those of {d.name} are {shape}."
-        )
-    # These check themselves when they are made.
-    weight_perturbation(experiment.config, experiment.given)
-    training_attack(experiment.config, experiment.given)
-    objective_of(experiment.config, experiment.given)
-    if parts.own(experiment.config, "optimizer", experiment.given) is not None:
-        _check_updates(experiment)
-    Regularisation(**experiment.config.regularisation)
-
-
-def _check_updates(experiment: Experiment) -> None:
-    """A user's own optimiser may return anything, which would broadcast, or fail late."""
-    params = jax.eval_shape(experiment.classifier.init, jax.random.key(0))[0]
-    optimizer = experiment.optimizer
-    updates, _ = jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), params)
-    check_gradient(
-        updates, params, f"The update of optimizer.name {experiment.config.optimizer.name!r}"
-    )

@@ -109,6 +109,7 @@ def train(
             f"batch_size is {batch_size}, which {count} devices cannot share equally: choose a "
             "multiple of their number, or fewer devices (--devices)."
         )
+    _ = experiment.teacher  # one that cannot be used is refused here
     start = experiment.config.init_from
     if start and not (workdir / "config.json").exists():  # a started run needs it no more
         check_start(start)

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from awp_jax import mapped, streams
 from awp_jax.attacks import cross_entropy
-from awp_jax.objectives import ADVERSARIAL, CLEAN, Objective
+from awp_jax.objectives import ADVERSARIAL, CLEAN, HELPER, TEACHER, Objective, helpers
 from awp_jax.random import check_key, example_keys, fold_keys
 from awp_jax.training._attack import Crafted, TrainingAttack, make_attack
 from awp_jax.training._descent import Descent, StepModel, weighted
@@ -65,14 +65,17 @@ def make_train_step(
 
     Returns:
         ``step(state, images, labels, key, *, perturb_weights=True, adversarial=None,
-        example_weights=None, mask=None)``: a pure function, not compiled yet (its parts are, so
-        that it can also be called as it is). images: float ``[batch, height, width, channels]`` in
-        [0, 1]; labels: int ``[batch]``, or float ``[batch, classes]``, a distribution for each
+        example_weights=None, mask=None, teacher=None)``: a pure function, not compiled yet (its
+        parts are, so that it can also be called as it is).
+        images: float ``[batch, height, width, channels]`` in [0, 1]; labels: int
+        ``[batch]``, or float ``[batch, classes]``, a distribution for each
         example; key: one typed key for the whole run (folded by step and example);
         ``adversarial``: images to use in place of the attack's; ``example_weights``: float
         ``[batch]``, the loss is their weighted mean; ``mask``: bool ``[batch]``, False for padding
         behind the examples, which changes no number where BatchNorm has one group and the
-        objective no rotations. It returns ``(state, metrics)`` with scalars ``loss``,
+        objective no rotations; ``teacher``: ``images -> logits``, a pytree such as
+        ``classifier.logits_fn(...)``, for objectives that learn from one.
+        It returns ``(state, metrics)`` with scalars ``loss``,
         ``gradient_norm``, ``weight_norm`` (of w before the step), ``perturbation_norm`` (of v),
         ``finite`` (whether loss, gradient, new weights and statistics are), and
         ``robust_accuracy`` and ``clean_accuracy`` (at w + v) for the inputs that the objective
@@ -164,27 +167,47 @@ def _step(
     adversarial: Any = None,
     example_weights: jax.Array | None = None,
     mask: jax.Array | None = None,
+    teacher: Any = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Attack and ascend, in turns; then descend. See ``make_train_step``."""
     check_key(key)
     _check_axis(story.model.classifier, state.batch_stats, story.model.axis_name)
     batch = _drawn(story.model, state, images, labels, key, example_weights, mask)
     method = story.weights if perturb_weights else WeightPerturbation("none")
+    _check_teacher(story.model.objective, teacher)
     crafted, batch_stats, v, perturbed = None, state.batch_stats, None, state.params
     attacked = adversarial
     for alternation in range(method.alternations if method.method == "awp" else 1):
         if adversarial is None:
             crafted = _attack(story, batch, state.step, perturbed, batch_stats, alternation)
             attacked, batch_stats = crafted.images, crafted.batch_stats
+        inputs = _inputs(story.model.objective, images, attacked, teacher)
         # From w with the v so far: it is the whole of v that is projected (eq. 15).
-        v = _ascend(story, method, batch, state.params, batch_stats, attacked, v, crafted)
+        v = _ascend(story, method, batch, state.params, batch_stats, inputs, v, crafted)
         if v is not None:
             perturbed = moved(state.params, v)
     # The images of the last alternation, made at the w + v before its ascent (algorithm 2).
-    inputs = {CLEAN: images, ADVERSARIAL: attacked}
     return descend(
         state, batch_stats, perturbed, inputs, labels, batch.relative, batch.dropout_key, mask
     )
+
+
+def _inputs(objective: Objective, images: Images, attacked: Any, teacher: Any) -> dict[str, Any]:
+    """What the loss looks at, by name: images, and the logits of the teacher."""
+    inputs = {CLEAN: images, ADVERSARIAL: attacked}
+    if objective.teacher is not None:
+        # Once for all that ascends and descends, and constant there.
+        teacher = teacher if isinstance(teacher, Partial) else Partial(teacher)
+        inputs[TEACHER] = _asked(teacher, inputs[objective.teacher])
+    if HELPER in objective.inputs:
+        inputs[HELPER] = helpers(images, attacked, objective.helper_scale)
+    return inputs
+
+
+# A part of its own, for whoever calls the step outside jit.
+@jax.jit
+def _asked(teacher: Any, images: Images) -> jax.Array:
+    return jax.lax.stop_gradient(teacher(images))
 
 
 def _drawn(
@@ -242,12 +265,11 @@ def _ascend(
     batch: _Batch,
     params: Params,
     batch_stats: BatchStats,
-    attacked: Any,
+    inputs: dict[str, Any],
     v: Displacement,
     crafted: Crafted | None,
 ) -> Any:
     """The displacement of the weights on the attacked images, or ``None``."""
-    inputs = {CLEAN: batch.images, ADVERSARIAL: attacked}
     # Its arrays are leaves: RWP's step, compiled outside jit, serves every batch.
     losses_fn = Partial(
         story.ascent_losses,
@@ -286,11 +308,21 @@ def _ascent_losses(
         "batch", params, batch_stats, inputs, labels, dropout_key, mask
     )
     # RWP compares the cross-entropy of the adversarial images, for TRADES too.
-    last = logits[model.objective.inputs[-1]]
+    last = logits[model.objective.attacked]
     criterion = cross_entropy(last, labels)
     if mask is not None:  # no range of losses selects padding
         criterion = jnp.where(mask, criterion, jnp.inf)
     return weighted(values, relative), criterion
+
+
+def _check_teacher(objective: Objective, teacher: Any) -> None:
+    if objective.teacher is not None and not callable(teacher):
+        raise ValueError(
+            f"teacher is {teacher!r}, but {objective.name} learns from one: images -> logits was "
+            "expected, such as classifier.logits_fn(params, batch_stats)."
+        )
+    if objective.teacher is None and teacher is not None:
+        raise ValueError(f"A teacher was given, but {objective.name} learns from none.")
 
 
 def _check_axis(classifier: Any, batch_stats: BatchStats, axis_name: str | None) -> None:

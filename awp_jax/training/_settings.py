@@ -1,0 +1,60 @@
+"""What is checked of a config once its data is known, before anything is compiled."""
+
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from awp_jax import data, parts
+from awp_jax.training._configured import objective_of, training_attack, weight_perturbation
+from awp_jax.training._regularisation import Regularisation
+from awp_jax.weights._displacement import check_gradient
+
+if TYPE_CHECKING:
+    from awp_jax.training._experiment import Experiment
+
+
+def check_settings(experiment: "Experiment") -> None:
+    """What would otherwise fail while compiling: also what depends on the images."""
+    d, images = experiment.config.data, experiment.splits.train.images
+    shape = images.shape[1:]
+    if experiment.extra is not None:
+        data.check_joinable(experiment.splits.train, experiment.extra)
+    if d.autoaugment and (images.dtype != np.uint8 or shape[2] != 3):
+        raise ValueError(
+            f"data.autoaugment is a policy for uint8 colour images, but {d.name} has "
+            f"{images.dtype} images of shape {shape}."
+        )
+    if experiment.config.objective.rotation_weight and shape[0] != shape[1]:
+        raise ValueError(
+            f"objective.rotation_weight needs square images, but those of {d.name} are {shape}."
+        )
+    # These check themselves when they are made.
+    weight_perturbation(experiment.config, experiment.given)
+    training_attack(experiment.config, experiment.given)
+    _check_teacher(experiment)
+    if parts.own(experiment.config, "optimizer", experiment.given) is not None:
+        _check_updates(experiment)
+    Regularisation(**experiment.config.regularisation)
+
+
+def _check_teacher(experiment: "Experiment") -> None:
+    """Also of one's own objective, which says itself whether it has one."""
+    objective = objective_of(experiment.config, experiment.given)
+    given = experiment.config.objective.teacher
+    if bool(objective.teacher) != bool(given):
+        wanted = "the directory of a run to learn from" if objective.teacher else "none"
+        raise ValueError(
+            f"objective.teacher is {given}, but {wanted} was expected with objective.name "
+            f"{objective.name!r}."
+        )
+
+
+def _check_updates(experiment: "Experiment") -> None:
+    """A user's own optimiser may return anything, which would broadcast, or fail late."""
+    params = jax.eval_shape(experiment.classifier.init, jax.random.key(0))[0]
+    optimizer = experiment.optimizer
+    updates, _ = jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), params)
+    check_gradient(
+        updates, params, f"The update of optimizer.name {experiment.config.optimizer.name!r}"
+    )
