@@ -24,7 +24,7 @@ METHOD = (
         (
             "name",
             "at",
-            named("natural", "at", "trades", "mart", "ard", "hat"),
+            named("natural", "at", "trades", "mart", "ard", "hat", "ikl"),
             "What weights descend, and the training attack ascends.",
         ),
         (
@@ -51,6 +51,9 @@ METHOD = (
             number(),
             "Of HAT: h of the helpers x + h (x' - x), x' adversarial.",
         ),
+        ("difference_weight", 20.0, number(), "Of IKL: beta, of the differences of logits."),
+        ("soft_weight", 4.0, number(), "Of IKL: alpha, of the cross-entropy with soft labels."),
+        ("class_temperature", 4.0, number(), "Of IKL: T of the means of classes, above 0."),
         ("label_smoothing", 0.0, number(below=1), "Share spread over all classes, in [0, 1)."),
         (
             "rotation_weight",

@@ -1,8 +1,10 @@
 """Training objectives: what the input adversary ascends, what the weights ascend and descend."""
 
 from awp_jax.objectives._create import NAMES, check_soft_labels, create, smoothed
+from awp_jax.objectives._decoupled import decoupled_kl, ikl, logit_differences
 from awp_jax.objectives._objective import (
     ADVERSARIAL,
+    CLASS_MEANS,
     CLEAN,
     HELPER,
     TEACHER,
@@ -22,6 +24,7 @@ from awp_jax.objectives._taught import ard, hat, helpers
 
 __all__ = [
     "ADVERSARIAL",
+    "CLASS_MEANS",
     "CLEAN",
     "HELPER",
     "NAMES",
@@ -34,8 +37,11 @@ __all__ = [
     "check_losses",
     "check_soft_labels",
     "create",
+    "decoupled_kl",
     "hat",
     "helpers",
+    "ikl",
+    "logit_differences",
     "mart",
     "natural",
     "self_supervised",

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from awp_jax import checks
+from awp_jax.objectives._decoupled import ikl
 from awp_jax.objectives._objective import Objective, weight
 from awp_jax.objectives._objectives import at, mart, natural, trades
 from awp_jax.objectives._taught import ard, hat
@@ -50,7 +51,7 @@ def check_soft_labels(name: str, option: str) -> None:
         )
 
 
-NAMES = ("natural", "at", "trades", "mart", "ard", "hat")
+NAMES = ("natural", "at", "trades", "mart", "ard", "hat", "ikl")
 
 
 def create(
@@ -62,6 +63,9 @@ def create(
     temperature: float = 30.0,
     helper_weight: float = 0.5,
     helper_scale: float = 2.0,
+    difference_weight: float = 20.0,
+    soft_weight: float = 4.0,
+    class_temperature: float = 4.0,
     label_smoothing: float = 0.0,
     rotation_weight: float = 0.0,
 ) -> Objective:
@@ -75,6 +79,9 @@ def create(
         temperature: For ARD.
         helper_weight: For HAT.
         helper_scale: For HAT.
+        difference_weight: For IKL.
+        soft_weight: For IKL.
+        class_temperature: For IKL.
         label_smoothing: See ``smoothed``.
         rotation_weight: Of the self-supervised loss (Hendrycks et al.: 0.5); 0 for none.
 
@@ -94,6 +101,7 @@ def create(
         "mart": lambda: mart(lambda_),
         "ard": lambda: ard(alpha, temperature),
         "hat": lambda: hat(beta, helper_weight, helper_scale),
+        "ikl": lambda: ikl(difference_weight, soft_weight, class_temperature),
     }
     plain = name if isinstance(name, Objective) else known[name]()
     objective = smoothed(plain, label_smoothing)

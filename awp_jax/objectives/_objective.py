@@ -11,7 +11,9 @@ from awp_jax import checks
 from awp_jax.attacks import cross_entropy
 
 CLEAN, ADVERSARIAL, HELPER = "clean", "adversarial", "helper"
-TEACHER = "teacher"  # not images: the logits of another model
+# Not images, but what else a loss finds beside the logits: those of another model, and what was
+# predicted for the classes of the examples.
+TEACHER, CLASS_MEANS = "teacher", "class_means"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Objective:
         rotation_weight: Of the self-supervised loss that is added, see ``self_supervised``.
         teacher: The images that a fixed teacher is asked about, ``"clean"`` or ``"adversarial"``;
             the loss finds its logits under ``"teacher"``. ``None`` for no teacher.
+        class_temperature: T of softmax(clean logits / T), whose mean over the example's class in
+            the last epoch the loss finds under ``"class_means"``; ``None`` for no such means.
         helper_scale: h of the images ``"helper"``, x + h (x' - x), which may leave [0, 1].
     """
 
@@ -47,6 +51,7 @@ class Objective:
     rotation_weight: float = 0.0
     teacher: str | None = None
     helper_scale: float = 2.0
+    class_temperature: float | None = None
 
     def __post_init__(self) -> None:
         helped = tuple(self.inputs[-2:]) == (ADVERSARIAL, HELPER)
@@ -56,6 +61,11 @@ class Objective:
                 f"inputs of objective {self.name!r} are {self.inputs!r}, but ('clean',), "
                 "('adversarial',) or both, in this order, were expected, and 'helper' behind "
                 "'adversarial' only."
+            )
+        if self.class_temperature is not None and CLEAN not in self.inputs:
+            raise ValueError(
+                f"Objective {self.name!r} has a class_temperature, but its inputs {self.inputs!r} "
+                "have no 'clean'."
             )
         if self.teacher is not None:
             checks.choice(self.teacher, (CLEAN, ADVERSARIAL), f"teacher of {self.name}")

@@ -93,6 +93,9 @@ def objective_of(config: ConfigDict, given: parts.Parts = parts.NONE) -> objecti
         temperature=o.temperature,
         helper_weight=o.helper_weight,
         helper_scale=o.helper_scale,
+        difference_weight=o.difference_weight,
+        soft_weight=o.soft_weight,
+        class_temperature=o.class_temperature,
         label_smoothing=o.label_smoothing,
         rotation_weight=o.rotation_weight,
     )

@@ -11,6 +11,7 @@ import optax
 from awp_jax import mapped
 from awp_jax.objectives import (
     ADVERSARIAL,
+    CLASS_MEANS,
     CLEAN,
     ROTATIONS,
     TEACHER,
@@ -19,6 +20,7 @@ from awp_jax.objectives import (
     self_supervised,
 )
 from awp_jax.random import example_keys
+from awp_jax.training import _class_means
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
 from awp_jax.typing import BatchStats, Key, Labels, Logits, Params
@@ -85,7 +87,7 @@ class StepModel:
                 key=self.dropout_keys(key, batch),
                 **counted(mask),
             )
-        known = {TEACHER: inputs[TEACHER]} if objective.teacher else {}
+        known = {name: inputs[name] for name in (TEACHER, CLASS_MEANS) if name in inputs}
         found = objective.loss({**logits, **known}, labels)
         values = check_losses(found, batch, f"The loss of objective {objective.name!r}")
         if objective.rotation_weight:
@@ -122,6 +124,7 @@ class Descent:
         average_rate: ``step -> r`` of the average of the weights, or ``None``.
         skip_non_finite: Whether a step that is not finite leaves the state as it was.
         released: Whether the clean forward pass of the released code's log is made.
+        steps_per_epoch: After which means of classes begin anew, or ``None``.
     """
 
     model: StepModel
@@ -130,6 +133,7 @@ class Descent:
     average_rate: Callable[..., Any] | None
     skip_non_finite: bool
     released: bool
+    steps_per_epoch: int | None = None
 
     def __call__(
         self,
@@ -183,7 +187,8 @@ class Descent:
             )
             metrics["clean_accuracy"] = model.accuracy(logits_now, labels, mask)
         average = self._average(state, params)
-        after = TrainState(state.step + 1, params, batch_stats, opt_state, average)
+        means = self._class_means(state, logits, labels, mask)
+        after = TrainState(state.step + 1, params, batch_stats, opt_state, average, means)
         return self._kept(state, after, metrics)
 
     def _average(self, state: TrainState, params: Params) -> Any:
@@ -193,6 +198,22 @@ class Descent:
         rate = self.average_rate(state.step)
         return jax.tree.map(
             lambda a, w: ((1 - rate) * a + rate * w).astype(w.dtype), state.average, params
+        )
+
+    def _class_means(
+        self, state: TrainState, logits: dict[str, Any], labels: Labels, mask: jax.Array | None
+    ) -> Any:
+        temperature = self.model.objective.class_temperature
+        if temperature is None or self.steps_per_epoch is None:
+            return state.class_means
+        return _class_means.after(
+            state.class_means,
+            state.step,
+            self.steps_per_epoch,
+            logits[CLEAN] / temperature,
+            labels,
+            mask=mask,
+            axis_name=self.model.axis_name,
         )
 
     def _kept(

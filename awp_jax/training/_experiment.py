@@ -80,7 +80,10 @@ class Experiment:
 
     def _init(self, key: Key) -> TrainState:
         averaged = self.config.averaging.name != "none"
-        return init_state(self.classifier, self.optimizer, key, averaged=averaged)
+        means = objective_of(self.config, self.given).class_temperature is not None
+        return init_state(
+            self.classifier, self.optimizer, key, averaged=averaged, class_means=means
+        )
 
     @functools.cached_property
     def teacher(self) -> Any:
@@ -206,6 +209,7 @@ class Experiment:
             regularisation=Regularisation(**self.config.regularisation),
             average_rate=self._average_rate,
             skip_non_finite=self.config.optimizer.non_finite == "skip",
+            steps_per_epoch=self.steps_per_epoch,
         )
         _, gather = self._batch_functions
         # Both change the shape of the program, and each takes two values in a run at most.

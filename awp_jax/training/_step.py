@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from awp_jax import mapped, streams
+from awp_jax import checks, mapped, streams
 from awp_jax.attacks import cross_entropy
-from awp_jax.objectives import ADVERSARIAL, CLEAN, HELPER, TEACHER, Objective, helpers
+from awp_jax.objectives import ADVERSARIAL, CLASS_MEANS, CLEAN, HELPER, TEACHER, Objective, helpers
 from awp_jax.random import check_key, example_keys, fold_keys
 from awp_jax.training._attack import Crafted, TrainingAttack, make_attack
+from awp_jax.training._class_means import of_labels
 from awp_jax.training._descent import Descent, StepModel, weighted
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
@@ -34,6 +35,7 @@ def make_train_step(
     regularisation: Regularisation | None = None,
     average_rate: Callable[..., Any] | None = None,
     skip_non_finite: bool = False,
+    steps_per_epoch: int | None = None,
     axis_name: str | None = None,
     unroll: bool | None = None,
 ) -> Callable[..., Any]:
@@ -55,6 +57,7 @@ def make_train_step(
             its way to them (see ``averaging_rate``); ``None`` for no average.
         skip_non_finite: Whether a step whose loss, gradient or result is not finite leaves the
             state as it was, but for the count of steps.
+        steps_per_epoch: For objectives with means of classes, which begin anew after so many.
         axis_name: For a loop of your own that maps the step with ``jax.pmap`` or ``jax.shard_map``
             over an axis of this name: every device gets its equal, contiguous share of the batch,
             and the numbers are those of the whole batch, whatever the number of devices. The
@@ -99,6 +102,8 @@ def make_train_step(
             f"attack is {attack!r}, but a TrainingAttack was expected; objectives.natural() "
             "attacks nothing."
         )
+    if objective.class_temperature is not None:
+        checks.positive_integer(steps_per_epoch, f"steps_per_epoch of {objective.name}")
     weights = WeightPerturbation("none") if weights is None else weights
     if weights.shared_backward:
         _check_shareable(objective, attack)
@@ -123,6 +128,7 @@ def make_train_step(
             average_rate,
             skip_non_finite,
             released,
+            steps_per_epoch,
         ),
         weights=weights,
         unroll=unroll,
@@ -182,6 +188,8 @@ def _step(
             crafted = _attack(story, batch, state.step, perturbed, batch_stats, alternation)
             attacked, batch_stats = crafted.images, crafted.batch_stats
         inputs = _inputs(story.model.objective, images, attacked, teacher)
+        if story.model.objective.class_temperature is not None:
+            inputs[CLASS_MEANS] = of_labels(state.class_means, labels)
         # From w with the v so far: it is the whole of v that is projected (eq. 15).
         v = _ascend(story, method, batch, state.params, batch_stats, inputs, v, crafted)
         if v is not None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from awp_jax import parallel
+from awp_jax import data, parallel
 from awp_jax.config import from_dict
 from awp_jax.training._experiment import Experiment, build
 from awp_jax.training._initial import restored
@@ -34,7 +34,8 @@ def open_teacher(student: Experiment, workdir: str) -> Any:
         config = from_dict(read_config(path))
         ours, theirs = student.config.data, config.data
         # Of the same data set it need not be read twice: only sizes count here.
-        same = all(ours[key] == theirs[key] for key in ("name", "path", "downsample"))
+        same = (ours.name, ours.downsample) == (theirs.name, theirs.downsample)
+        same &= ours.path == theirs.path or data.published_sizes(ours.name, 0) is not None
         teacher = build(config, student.splits if same else None, devices=student.mesh.size)
     except ValueError as error:
         raise ValueError(f"{what} a run to learn from was expected there: {error}") from None

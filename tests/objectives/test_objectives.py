@@ -1,5 +1,6 @@
 """Objectives, against the formulas of the papers' PyTorch code."""
 
+import dataclasses
 import functools
 
 import jax
@@ -133,6 +134,50 @@ def test_hat_equals_pytorch(x64):
     compare(objectives.hat(2.5, 0.7), formula, 1e-12)
 
 
+def torch_dkl(torch, clean, adversarial, weights, alpha, beta):
+    """The sums over pairs of classes, as the paper and its code write them."""
+    functional, classes = torch.nn.functional, clean.size(1)
+    delta_n = clean.view(-1, classes, 1) - clean.view(-1, 1, classes)
+    delta_a = adversarial.view(-1, classes, 1) - adversarial.view(-1, 1, classes)
+    pairs = weights.view(-1, classes, 1) @ weights.view(-1, 1, classes)
+    squares = 0.25 * (torch.pow(delta_n - delta_a, 2) * pairs).sum() / clean.size(0)
+    soft = functional.softmax(clean, dim=1).detach()
+    return beta * squares - alpha * (soft * functional.log_softmax(adversarial, -1)).sum(1).mean()
+
+
+def test_ikl_equals_pytorch(x64):
+    means = np.random.default_rng(1).dirichlet(np.ones(4), 6)
+    objective = objectives.ikl(20.0, 4.0)
+
+    def formula(torch, clean, adversarial, labels):
+        robust = torch_dkl(torch, clean, adversarial, torch.tensor(means), 4.0, 20.0)
+        return torch.nn.functional.cross_entropy(clean, labels) + robust
+
+    def loss(logits, labels):
+        return objective.loss(logits | {"class_means": jnp.asarray(means)}, labels)
+
+    compare(dataclasses.replace(objective, loss=loss), formula, 1e-12)
+
+
+def test_dkl_has_the_gradients_of_kl(x64):
+    """Theorem 1 of the paper; in closed form p_i (log p_i/q_i - KL), and q - p."""
+    p, q = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in LOGITS[:2])
+
+    def loss(clean, adversarial):
+        return objectives.decoupled_kl(clean, adversarial).sum()
+
+    clean, adversarial = jax.grad(loss, (0, 1))(*jnp.asarray(LOGITS[:2]))
+    kl = (p * np.log(p / q)).sum(1, keepdims=True)
+    np.testing.assert_allclose(clean, p * (np.log(p / q) - kl), rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(adversarial, q - p, rtol=1e-10, atol=1e-13)
+    # With the gradients of both and other weights it would be another: IKL is none of these.
+    torch = pytest.importorskip("torch")
+    n, a = (torch.tensor(z) for z in LOGITS[:2])
+    expected = torch_dkl(torch, n, a, torch.softmax(n, 1), 1.0, 1.0)
+    found = objectives.decoupled_kl(*jnp.asarray(LOGITS[:2])).mean()
+    np.testing.assert_allclose(found, expected.item(), rtol=1e-12)
+
+
 def test_smoothing_spreads_labels_and_not_what_a_teacher_says(x64):
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
@@ -152,10 +197,13 @@ def test_smoothing_spreads_labels_and_not_what_a_teacher_says(x64):
         "ard": 0.8 * torch_ard(torch, clean, adversarial, teacher, labels, 1.0, 5.0)
         + 0.2 * natural(clean),
         "hat": natural(clean) + robust + 0.5 * functional.cross_entropy(helper, teacher.argmax(1)),
+        "ikl": natural(clean)
+        + torch_dkl(torch, clean, adversarial, torch.full_like(clean, 0.25), 4.0, 20.0),
     }
     for name in set(objectives.NAMES) - {"mart"}:
         objective = objectives.create(name, alpha=0.8, temperature=5.0, label_smoothing=0.3)
         arrays = {key: jnp.asarray(value) for key, value in logits.items()}
+        arrays["class_means"] = jnp.full((6, 4), 0.25)
         found = objective.loss(arrays, jnp.asarray(LABELS)).mean()
         np.testing.assert_allclose(found, expected[name].item(), rtol=1e-12, err_msg=name)
 
@@ -192,12 +240,12 @@ def test_what_the_attack_ascends(x64):
         np.testing.assert_allclose(found, cross_entropy(adversarial, labels), rtol=1e-12)
         assert not objective.attack_uses_clean_logits
     p, q = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in LOGITS[:2])
-    for objective in (objectives.trades(), objectives.hat()):
+    for objective in (objectives.trades(), objectives.hat(), objectives.ikl()):
         found = objective.attack_loss(adversarial, labels, clean)
         np.testing.assert_allclose(found, (p * np.log(p / q)).sum(1), rtol=1e-12)
         assert objective.attack_uses_clean_logits
     released = {"at": ("batch", "uniform"), "trades": ("running", "gaussian")}
-    released["mart"] = released["hat"] = released["trades"]
+    released["mart"] = released["hat"] = released["ikl"] = released["trades"]
     released["ard"] = released["at"]
     for name, (mode, start) in released.items():
         objective = objectives.create(name)
@@ -218,7 +266,8 @@ def test_extreme_logits_give_finite_losses_and_gradients(name, dtype):
         @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
         def gradients_and_losses(clean, adversarial, labels):
             logits = {"clean": clean, "adversarial": adversarial, "helper": adversarial}
-            losses = objective.loss(logits | {"teacher": clean[::-1]}, labels)
+            others = {"teacher": clean[::-1], "class_means": jax.nn.softmax(clean)}
+            losses = objective.loss(logits | others, labels)
             return losses.sum(), losses
 
         for label in range(3):
@@ -243,6 +292,8 @@ def test_create_and_bad_arguments():
         objectives.create("ard", alpha=1.5)
     with pytest.raises(ValueError, match="temperature is 0, but a positive number"):
         objectives.ard(temperature=0)
+    with pytest.raises(ValueError, match="class_temperature is 0, but a positive number"):
+        objectives.create("ikl", class_temperature=0)
     with pytest.raises(ValueError, match="helper_scale is -1"):
         objectives.hat(helper_scale=-1)
     with pytest.raises(ValueError, match="'helper' behind 'adversarial'"):
