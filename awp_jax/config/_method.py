@@ -61,6 +61,12 @@ METHOD = (
             number(),
             "Of self-supervision by rotations; 0.5 in Hendrycks et al. 2019; 0: off.",
         ),
+        (
+            "gradient_alignment",
+            0.0,
+            number(),
+            "Lambda of GradAlign, for attacks of one step; 0.2 at 8/255 as released; 0: off.",
+        ),
     ),
     group(
         "attack",

@@ -68,11 +68,12 @@ def create(
     class_temperature: float = 4.0,
     label_smoothing: float = 0.0,
     rotation_weight: float = 0.0,
+    gradient_alignment: float = 0.0,
 ) -> Objective:
     """An objective by name.
 
     Args:
-        name: One of ``NAMES``; or an ``Objective`` of your own, which only the last two change.
+        name: One of ``NAMES``; or an ``Objective`` of your own, which only the last three change.
         beta: For TRADES and HAT (2.5 in its release).
         lambda_: For MART.
         alpha: For ARD.
@@ -84,6 +85,7 @@ def create(
         class_temperature: For IKL.
         label_smoothing: See ``smoothed``.
         rotation_weight: Of the self-supervised loss (Hendrycks et al.: 0.5); 0 for none.
+        gradient_alignment: lambda of GradAlign (released: 0.2 for 8/255); 0 for none.
 
     Returns:
         The objective.
@@ -105,6 +107,9 @@ def create(
     }
     plain = name if isinstance(name, Objective) else known[name]()
     objective = smoothed(plain, label_smoothing)
+    if gradient_alignment:
+        lambda_ = weight(gradient_alignment, "gradient_alignment")
+        objective = dataclasses.replace(objective, gradient_alignment=lambda_)
     if not rotation_weight:
         return objective
     rotation_weight = weight(rotation_weight, "rotation_weight")

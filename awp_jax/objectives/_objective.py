@@ -33,6 +33,8 @@ class Objective:
         start: The released start of the attack, see ``awp_jax.attacks.PGD``.
         attacks_its_loss: Whether ``attack_loss`` is what the weights ascend, on the same images.
         rotation_weight: Of the self-supervised loss that is added, see ``self_supervised``.
+        gradient_alignment: lambda of GradAlign, which the descent adds for the cross-entropy of the
+            clean images (Andriushchenko and Flammarion, NeurIPS 2020); weights do not ascend it.
         teacher: The images that a fixed teacher is asked about, ``"clean"`` or ``"adversarial"``;
             the loss finds its logits under ``"teacher"``. ``None`` for no teacher.
         class_temperature: T of softmax(clean logits / T), whose mean over the example's class in
@@ -49,6 +51,7 @@ class Objective:
     start: str = "uniform"
     attacks_its_loss: bool = False
     rotation_weight: float = 0.0
+    gradient_alignment: float = 0.0
     teacher: str | None = None
     helper_scale: float = 2.0
     class_temperature: float | None = None

@@ -24,6 +24,7 @@ def method_name(config: Any) -> str:
         f"teacher {pathlib.Path(objective.teacher or '').name}": objective.teacher,
         "label smoothing": objective.label_smoothing,
         f"{100 * d.label_noise:g} % label noise": d.label_noise,
+        "GradAlign": objective.gradient_alignment,
         "self-supervision": objective.rotation_weight,
         "cutout": d.cutout,
         "mixup": d.mixup,

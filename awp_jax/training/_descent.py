@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from awp_jax import mapped
+from awp_jax.attacks import cross_entropy
 from awp_jax.objectives import (
     ADVERSARIAL,
     CLASS_MEANS,
@@ -21,9 +22,12 @@ from awp_jax.objectives import (
 )
 from awp_jax.random import example_keys
 from awp_jax.training import _class_means
+from awp_jax.training._alignment import misalignment
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
 from awp_jax.typing import BatchStats, Key, Labels, Logits, Params
+
+BESIDE = "beside"  # the images x + eta of GradAlign, which only the descent looks at
 
 
 def counted(mask: jax.Array | None) -> dict[str, jax.Array]:
@@ -154,7 +158,12 @@ class Descent:
                 "update", params, batch_stats, inputs, labels, dropout_key, mask
             )
             # The penalty is one of w + v, and only here: weights do not ascend it.
-            return weighted(values, relative).mean() + self.regularisation.penalty(params), aux
+            loss = weighted(values, relative).mean() + self.regularisation.penalty(params)
+            if model.objective.gradient_alignment:
+                loss = loss + self._alignment(
+                    params, batch_stats, inputs, labels, relative, dropout_key, mask
+                )
+            return loss, aux
 
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
             # Each device differentiates its own part, whatever JAX does with replicated arguments.
@@ -190,6 +199,34 @@ class Descent:
         means = self._class_means(state, logits, labels, mask)
         after = TrainState(state.step + 1, params, batch_stats, opt_state, average, means)
         return self._kept(state, after, metrics)
+
+    def _alignment(
+        self,
+        params: Params,
+        batch_stats: BatchStats,
+        inputs: dict[str, Any],
+        labels: Labels,
+        relative: jax.Array | None,
+        dropout_key: Any,
+        mask: jax.Array | None,
+    ) -> jax.Array:
+        model = self.model
+
+        def losses(images: Any) -> jax.Array:
+            # Batch statistics, as released, but running ones do not see these passes.
+            logits, _ = model.classifier.apply(
+                params,
+                batch_stats,
+                images,
+                mode="batch",
+                key=model.dropout_keys(dropout_key, labels.shape[0]),
+                **counted(mask),
+            )
+            found = cross_entropy(logits, labels)
+            return found if mask is None else jnp.where(mask, found, 0)
+
+        apart = misalignment(losses, inputs[CLEAN], inputs[BESIDE], relative, model.axis_name)
+        return model.objective.gradient_alignment * apart
 
     def _average(self, state: TrainState, params: Params) -> Any:
         if self.average_rate is None:

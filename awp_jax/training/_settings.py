@@ -6,7 +6,12 @@ import jax
 import numpy as np
 
 from awp_jax import data, parts
-from awp_jax.training._configured import objective_of, training_attack, weight_perturbation
+from awp_jax.training._configured import (
+    ONE_STEP,
+    objective_of,
+    training_attack,
+    weight_perturbation,
+)
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.weights._displacement import check_gradient
 
@@ -33,6 +38,7 @@ def check_settings(experiment: "Experiment") -> None:
     weight_perturbation(experiment.config, experiment.given)
     training_attack(experiment.config, experiment.given)
     _check_teacher(experiment)
+    _check_alignment(experiment)
     if parts.own(experiment.config, "optimizer", experiment.given) is not None:
         _check_updates(experiment)
     Regularisation(**experiment.config.regularisation)
@@ -47,6 +53,19 @@ def _check_teacher(experiment: "Experiment") -> None:
         raise ValueError(
             f"objective.teacher is {given}, but {wanted} was expected with objective.name "
             f"{objective.name!r}."
+        )
+
+
+def _check_alignment(experiment: "Experiment") -> None:
+    c = experiment.config
+    lambda_, steps = c.objective.gradient_alignment, c.attack.steps
+    one = c.attack.name in ONE_STEP or steps == 1 or parts.is_reference(c.attack.name)
+    attacked = objective_of(c, experiment.given).attack_loss is not None
+    if lambda_ and not (one and attacked):
+        raise ValueError(
+            f"objective.gradient_alignment is {lambda_:g}, but GradAlign is for attacks of one "
+            f"step: attack.name {c.attack.name!r} makes {steps}, and objective.name "
+            f"{c.objective.name!r} attacks {'something' if attacked else 'nothing'}."
         )
 
 

@@ -13,9 +13,10 @@ from awp_jax import checks, mapped, streams
 from awp_jax.attacks import cross_entropy
 from awp_jax.objectives import ADVERSARIAL, CLASS_MEANS, CLEAN, HELPER, TEACHER, Objective, helpers
 from awp_jax.random import check_key, example_keys, fold_keys
-from awp_jax.training._attack import Crafted, TrainingAttack, make_attack
+from awp_jax.training._alignment import beside
+from awp_jax.training._attack import Crafted, TrainingAttack, make_attack, shrunk
 from awp_jax.training._class_means import of_labels
-from awp_jax.training._descent import Descent, StepModel, weighted
+from awp_jax.training._descent import BESIDE, Descent, StepModel, weighted
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
 from awp_jax.training._weights import Ascent, WeightPerturbation
@@ -132,7 +133,7 @@ def make_train_step(
         ),
         weights=weights,
         unroll=unroll,
-        attack_scale=attack.scale,
+        attack=attack,
     )
     return functools.partial(_step, story, jax.jit(story.descent))
 
@@ -146,7 +147,7 @@ class _Story(NamedTuple):
     descent: Descent
     weights: WeightPerturbation
     unroll: bool | None
-    attack_scale: Callable[..., Any] | None
+    attack: TrainingAttack
 
 
 class _Batch(NamedTuple):
@@ -159,6 +160,7 @@ class _Batch(NamedTuple):
     dropout_key: jax.Array
     weights_key: jax.Array
     mask: jax.Array | None  # False for padding
+    beside_keys: Any  # of GradAlign, one for each example
 
 
 def _step(
@@ -194,6 +196,8 @@ def _step(
         v = _ascend(story, method, batch, state.params, batch_stats, inputs, v, crafted)
         if v is not None:
             perturbed = moved(state.params, v)
+    if story.model.objective.gradient_alignment:
+        inputs[BESIDE] = _beside(story, batch, state.step)
     # The images of the last alternation, made at the w + v before its ascent (algorithm 2).
     return descend(
         state, batch_stats, perturbed, inputs, labels, batch.relative, batch.dropout_key, mask
@@ -238,14 +242,17 @@ def _drawn(
     if example_weights is not None:
         # Relative to their mean, so that the plain mean of weighted losses is the weighted mean.
         relative = example_weights / mapped.mean(example_weights.mean(), model.axis_name)
+    keys = example_keys(step_key, images.shape[0], first)
+    aligned = model.objective.gradient_alignment
     return _Batch(
         images=images,
         labels=labels,
         relative=relative,
-        keys=fold_keys(example_keys(step_key, images.shape[0], first), streams.EXAMPLE_ATTACK),
+        keys=fold_keys(keys, streams.EXAMPLE_ATTACK),
         dropout_key=jax.random.fold_in(step_key, streams.STEP_DROPOUT),
         weights_key=jax.random.fold_in(step_key, streams.STEP_WEIGHTS),
         mask=mask,
+        beside_keys=fold_keys(keys, streams.EXAMPLE_ALIGNMENT) if aligned else None,
     )
 
 
@@ -261,10 +268,17 @@ def _attack(
     # Each alternation starts anew (line 6 of algorithm 2), from a point of its own.
     keys = fold_keys(batch.keys, alternation)
     dropout_keys = story.model.dropout_keys(batch.dropout_key, batch.images.shape[0])
-    scale = None if story.attack_scale is None else story.attack_scale(step)
+    scale = None if story.attack.scale is None else story.attack.scale(step)
     return story.craft(
         params, batch_stats, batch.images, batch.labels, keys, dropout_keys, batch.mask, scale
     )
+
+
+def _beside(story: _Story, batch: _Batch, step: jax.Array) -> Any:
+    ball = story.attack.ball
+    if story.attack.scale is not None:
+        ball = shrunk(ball, jnp.asarray(story.attack.scale(step), batch.images.dtype))
+    return beside(ball, batch.beside_keys, batch.images)
 
 
 def _ascend(

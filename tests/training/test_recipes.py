@@ -321,6 +321,13 @@ RECIPES = {
         "weights.gamma": "0.005",
         "weights.start_epoch": 1,
     },
+    "grad-align": {
+        "attack.name": "fgsm-rs",
+        "objective.gradient_alignment": 0.2,
+        "optimizer.learning_rate": 0.3,
+        "schedule.name": "cyclic",
+        "weights.gamma": "0.005",
+    },
     "fast": {
         "attack.name": "n-fgsm",
         "optimizer.learning_rate": 0.5,
