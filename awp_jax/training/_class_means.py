@@ -14,7 +14,7 @@ def fresh(num_classes: int) -> dict[str, jax.Array]:
 
     Returns:
         ``"last"``: float ``[classes, classes]``, the mean prediction for each class in the last
-        epoch; ``"sum"``: the predictions of this epoch so far, up to a factor.
+        epoch; ``"sum"``: the predictions of this epoch so far.
     """
     shape = (num_classes, num_classes)
     return {"last": jnp.full(shape, 1 / num_classes), "sum": jnp.zeros(shape)}
@@ -56,8 +56,7 @@ def after(
     if mask is not None:
         labels = jnp.where(mask[:, None], labels, 0)
     seen = labels.T @ jax.nn.softmax(logits)
-    # The mean over devices serves as the sum: rows are divided by their own sum below.
-    total = means["sum"] + mapped.mean(seen, axis_name)
+    total = means["sum"] + mapped.devices(axis_name) * mapped.mean(seen, axis_name)
     count = total.sum(axis=1, keepdims=True)
     mean = jnp.where(count > 0, total / jnp.where(count > 0, count, 1), means["last"])
     ends = (step + 1) % steps_per_epoch == 0
