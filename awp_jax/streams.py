@@ -32,6 +32,8 @@ EXAMPLE_ALIGNMENT = 4  # the other point of GradAlign
 # Into the key by which an example is augmented; crop, flip and rotation draw from it as it is.
 AUGMENT_CUTOUT = 0  # where the square is
 AUGMENT_AUTOAUGMENT = 1  # which operations
+AUGMENT_TRIVIAL = 2  # which operation of TrivialAugment, and how much
+AUGMENT_ERASING = 3  # whether and which rectangle is erased
 
 # Into the key of a forward pass.
 PASS_KERNEL_NOISE = 0x504E49  # "PNI": parametric noise injection; dropout folds in its layer

@@ -14,6 +14,7 @@ from awp_jax.config._kinds import (
     named,
     number,
     optional,
+    share,
     threshold,
 )
 
@@ -42,7 +43,7 @@ METHOD = (
             "imported.",
         ),
         ("teacher_checkpoint", "best", choice("best", "last", "average"), "Which one of teacher."),
-        ("alpha", 1.0, number(), "Of ARD: the teacher's share of the loss, in [0, 1]."),
+        ("alpha", 1.0, share(), "Of ARD: the teacher's share of the loss, in [0, 1]."),
         ("temperature", 30.0, number(), "Of ARD: by which all logits are divided, above 0."),
         ("helper_weight", 0.5, number(), "Of HAT: gamma, the weight of the helpers' loss."),
         (

@@ -30,6 +30,8 @@ def method_name(config: Any) -> str:
         "mixup": d.mixup,
         "CutMix": d.cutmix,
         "AutoAugment": d.autoaugment,
+        "TrivialAugment": d.trivialaugment,
+        "random erasing": d.random_erasing,
         config.model.activation: config.model.activation not in (None, "relu"),
         "L1": regularisation.l1,
         "L2": regularisation.l2,

@@ -25,11 +25,12 @@ def check_settings(experiment: "Experiment") -> None:
     shape = images.shape[1:]
     if experiment.extra is not None:
         data.check_joinable(experiment.splits.train, experiment.extra)
-    if d.autoaugment and (images.dtype != np.uint8 or shape[2] != 3):
-        raise ValueError(
-            f"data.autoaugment is a policy for uint8 colour images, but {d.name} has "
-            f"{images.dtype} images of shape {shape}."
-        )
+    for name in ("autoaugment", "trivialaugment"):
+        if d[name] and (images.dtype != np.uint8 or shape[2] != 3):
+            raise ValueError(
+                f"data.{name} is a policy for uint8 colour images, but {d.name} has "
+                f"{images.dtype} images of shape {shape}."
+            )
     if experiment.config.objective.rotation_weight and shape[0] != shape[1]:
         raise ValueError(
             f"objective.rotation_weight needs square images, but those of {d.name} are {shape}."

@@ -6,7 +6,6 @@ few classes beside them, are read out of the sources of the two model zoos.
 """
 
 import ast
-import functools
 import importlib
 import importlib.util
 import pathlib
@@ -17,6 +16,7 @@ import warnings
 
 import torch
 from torch import nn
+from torchvision_peer import has_torchvision
 
 ARCHITECTURES = "robustbench.model_zoo.architectures"
 
@@ -39,27 +39,6 @@ def architecture(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of where it imports timm's registry from
         return importlib.import_module(f"{ARCHITECTURES}.{name}")
-
-
-def has_torchvision():
-    """Whether torchvision is there, which two of the files take one layer from."""
-    if importlib.util.find_spec("torchvision") is None:
-        return False
-    if "torchvision" not in sys.modules:
-        _declare_operators()
-    return True
-
-
-@functools.cache  # what is declared is gone with the object, so it is kept, and made once
-def _declare_operators():
-    """Those of detection, that torchvision's wheel for GPUs wants and a CPU build lacks."""
-    declared = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        try:
-            declared.define(f"{operator}(Tensor a, Tensor b, float c) -> Tensor")
-        except RuntimeError:  # it is there
-            pass
-    return declared
 
 
 def has_timm():
