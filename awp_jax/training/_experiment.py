@@ -43,6 +43,8 @@ class Experiment:
         key: The key of the run, from the seed.
         mesh: The devices; see ``awp_jax.parallel``.
         given: What was given as objects, see ``awp_jax.parts``.
+        teacher: The model that the objective learns from, ``images -> logits``, see
+            ``with_teacher``; ``None`` for no teacher.
     """
 
     config: ConfigDict
@@ -55,6 +57,7 @@ class Experiment:
     key: Key
     mesh: jax.sharding.Mesh
     given: parts.Parts = parts.NONE
+    teacher: Any = None
 
     @property
     def total_steps(self) -> int:
@@ -84,18 +87,6 @@ class Experiment:
         return init_state(
             self.classifier, self.optimizer, key, averaged=averaged, class_means=means
         )
-
-    @functools.cached_property
-    def teacher(self) -> Any:
-        """The model that the objective learns from, ``images -> logits``, or ``None``.
-
-        Raises:
-            ValueError: In one sentence, when ``objective.teacher`` cannot be used.
-        """
-        from awp_jax.training._teacher import open_teacher  # it builds the teacher's experiment
-
-        path = self.config.objective.teacher
-        return open_teacher(self, path) if path else None
 
     @functools.cached_property
     def pool(self) -> data.Dataset | data.StoredImages:

@@ -1,5 +1,6 @@
 """The fixed model that an objective learns from: a checkpoint of another run."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -12,22 +13,25 @@ from awp_jax.training._initial import restored
 from awp_jax.training._records import read_config
 
 
-def open_teacher(student: Experiment, workdir: str) -> Any:
-    """A teacher for ``student``: its weights are leaves, on every device of the student's mesh.
+def with_teacher(student: Experiment) -> Experiment:
+    """``student`` with the teacher that ``objective.teacher`` names, where it names one.
 
-    It computes in what it was trained in, on its running statistics.
+    Its weights are leaves, on every device of the student's mesh. It computes in what it was
+    trained in, on its running statistics.
 
     Args:
         student: What the config of the run stands for.
-        workdir: The teacher's run directory, also an imported one.
 
     Returns:
-        ``images -> logits``, a pytree.
+        The same, ready to ``step``.
 
     Raises:
         ValueError: In one sentence, when there is no such run, its checkpoint is damaged, it is for
             other images or classes, or it is randomised.
     """
+    workdir = student.config.objective.teacher
+    if not workdir:
+        return student
     path = pathlib.Path(workdir)
     what = f"objective.teacher is {workdir}, but"
     try:
@@ -51,7 +55,8 @@ def open_teacher(student: Experiment, workdir: str) -> Any:
     except ValueError as error:
         raise ValueError(f"{what} a run to learn from was expected there: {error}") from None
     logits_fn = found.logits_fn(state.params, state.batch_stats)
-    return jax.device_put(logits_fn, parallel.replicated(student.mesh))
+    everywhere = jax.device_put(logits_fn, parallel.replicated(student.mesh))
+    return dataclasses.replace(student, teacher=everywhere)
 
 
 def _sizes(classifier: Any) -> str:

@@ -9,7 +9,7 @@ import small_run
 collect_ignore = (
     []
     if importlib.util.find_spec("torch")
-    else ["test_alignment.py", "test_options.py", "test_recipes.py"]
+    else ["test_alignment.py", "test_batches.py", "test_options.py", "test_recipes.py"]
 )
 
 

@@ -324,6 +324,7 @@ RECIPES = {
     "grad-align": {
         "attack.name": "fgsm-rs",
         "objective.gradient_alignment": 0.2,
+        "data.random_erasing": 0.2,
         "optimizer.learning_rate": 0.3,
         "schedule.name": "cyclic",
         "weights.gamma": "0.005",

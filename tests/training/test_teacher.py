@@ -154,7 +154,7 @@ def test_a_student_learns_and_goes_on_bit_by_bit(tmp_path, tiny_config, teacher,
 
 def test_the_teacher_is_an_argument_and_in_no_checkpoint(tmp_path, tiny_config, teacher):
     config = taught_config(tiny_config, "ard", teacher)
-    experiment = training.build(config)
+    experiment = training.with_teacher(training.build(config))
     plain = tiny_config(width=128)
     assert jax.tree.structure(experiment.abstract_state()) == jax.tree.structure(
         training.build(plain).abstract_state()
