@@ -27,10 +27,13 @@ STEP_EXTRA = 11  # which extra images fill up the batch
 # Into the key of an example in a step, the step's folded by its place in the batch.
 EXAMPLE_AUGMENT = 0  # crop, flip, rotation; and the two below
 EXAMPLE_ATTACK = 3  # where the training attack starts, then by alternation
+EXAMPLE_ALIGNMENT = 4  # the other point of GradAlign
 
 # Into the key by which an example is augmented; crop, flip and rotation draw from it as it is.
 AUGMENT_CUTOUT = 0  # where the square is
 AUGMENT_AUTOAUGMENT = 1  # which operations
+AUGMENT_TRIVIAL = 2  # which operation of TrivialAugment, and how much
+AUGMENT_ERASING = 3  # whether and which rectangle is erased
 
 # Into the key of a forward pass.
 PASS_KERNEL_NOISE = 0x504E49  # "PNI": parametric noise injection; dropout folds in its layer

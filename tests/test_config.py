@@ -89,6 +89,7 @@ def test_every_key_refuses_nonsense_in_one_sentence():
         if (value in NOT_FINITE and not text) or (value == "-1" and number):
             accepted.append((path, value))
     paths = {"data.path", "data.extra", "data.extra_labels", "init_from"}  # any text is one
+    paths |= {"objective.teacher"}
     assert [a for a in accepted if a[0] not in paths] == [
         ("weights.c_min", "inf"),  # all examples, as in AWP
         ("weights.c_min", "1e999"),  # the same

@@ -32,6 +32,7 @@ def test_numbers_of_training_stay_as_they_are():
     assert (streams.STEP_DROPOUT, streams.STEP_WEIGHTS) == (1, 2)
     assert (streams.STEP_MIXUP, streams.STEP_EXTRA) == (10, 11)
     assert (streams.EXAMPLE_AUGMENT, streams.EXAMPLE_ATTACK) == (0, 3)
+    assert streams.EXAMPLE_ALIGNMENT == 4
 
 
 def literals(tree):

@@ -56,6 +56,11 @@ def check_combinations(config: ConfigDict) -> None:
             "off.",
         ),
         (
+            d.autoaugment and d.trivialaugment,
+            "data.autoaugment and data.trivialaugment are both on, but an image is changed by one "
+            "of them: switch one off.",
+        ),
+        (
             (mixes or objective.label_smoothing) and objective.name == "mart",
             f"{soft} gives an example several classes, but MART compares its probability "
             "of one class: use natural, at or trades.",

@@ -1,7 +1,7 @@
 """Keys of the run, its images and its network."""
 
 from awp_jax.config._keys import group
-from awp_jax.config._kinds import SIZES, SWITCH, TEXT, choice, integer, number, optional
+from awp_jax.config._kinds import SIZES, SWITCH, TEXT, choice, integer, number, optional, share
 
 # As awp_jax.models.ACTIVATIONS, which needs Flax.
 ACTIVATIONS = ("relu", "silu", "gelu", "mish", "softplus")
@@ -108,6 +108,13 @@ INPUTS = (
             "Largest one, in [0, 180]; CIFAR-100: 15.",
         ),
         ("autoaugment", False, SWITCH, "The CIFAR-10 policy of AutoAugment."),
+        (
+            "trivialaugment",
+            False,
+            SWITCH,
+            "One random operation for each image, of TrivialAugment's wide set.",
+        ),
+        ("random_erasing", 0.0, share(), "Share of images a rectangle is erased of; 0: off."),
         ("cutout", 0, integer(0), "Pixels of the square that is cut out; 14 in NeurIPS 2020."),
         ("mixup", 0.0, number(), "Alpha of mixup; 1.4 in NeurIPS 2020; 0: off."),
         ("cutmix", 0.0, number(), "Alpha of CutMix; 1 in Yun et al. 2019; 0: off."),

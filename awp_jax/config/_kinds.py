@@ -103,6 +103,16 @@ def number(below: float = math.inf) -> Kind:
     return Kind(float, limit, check)
 
 
+def share() -> Kind:
+    """A number from 0 to 1."""
+
+    def check(value, name, config):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value!r}, but a number in [0, 1] was expected.")
+
+    return Kind(float, "a number in [0, 1]", check)
+
+
 def choice(*names: str) -> Kind:
     """One of these names."""
 

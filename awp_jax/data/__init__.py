@@ -10,7 +10,7 @@ from awp_jax.data._rows import Rows
 from awp_jax.data._statistics import has_statistics, measured_statistics, statistics
 from awp_jax.data._subset import subset
 from awp_jax.data._tfds import prepare_tfds
-from awp_jax.data.augmentation import augment, cutout
+from awp_jax.data.augmentation import augment, cutout, random_erasing
 from awp_jax.data.autoaugment import autoaugment
 from awp_jax.data.batching import epoch_order, padded_batches, steps_per_epoch
 from awp_jax.data.corruptions import CORRUPTIONS, corrupt
@@ -22,6 +22,7 @@ from awp_jax.data.extra import (
     open_images,
 )
 from awp_jax.data.labels import cutmix, mixup, with_label_noise
+from awp_jax.data.trivialaugment import trivialaugment
 
 __all__ = [
     "CORRUPTIONS",
@@ -54,9 +55,11 @@ __all__ = [
     "prepare_tfds",
     "published_sizes",
     "random_box",
+    "random_erasing",
     "read_npz",
     "statistics",
     "steps_per_epoch",
     "subset",
+    "trivialaugment",
     "with_label_noise",
 ]

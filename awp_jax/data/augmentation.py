@@ -1,4 +1,4 @@
-"""Random crops, flips, rotations and cutout, pure functions of one key per example.
+"""Random crops, flips, rotations, cutout and erasing, pure functions of one key per example.
 
 With a key per example (`awp_jax.random.example_keys`) what happens to an image depends on its key
 alone, not on its place in a batch, on the batch's size or on the number of devices. That holds for
@@ -119,6 +119,71 @@ def cutout(keys: jax.Array, images: jax.Array | np.ndarray, size: int) -> jax.Ar
         inside.append((pixels >= start) & (pixels < start + size))
     kept = ~(inside[0][:, :, None] & inside[1][:, None, :])
     return jnp.where(kept[..., None], images, jnp.zeros((), images.dtype))
+
+
+_TRIES = 10  # rectangles that are drawn for one that lies inside
+
+
+def random_erasing(
+    keys: jax.Array,
+    images: jax.Array | np.ndarray,
+    probability: float = 0.5,
+    *,
+    scale: tuple[float, float] = (0.02, 0.33),
+    ratio: tuple[float, float] = (0.3, 3.3),
+    value: float = 0.0,
+) -> jax.Array:
+    """Erase a random rectangle of some images (Zhong et al., AAAI 2020, arXiv:1708.04896).
+
+    As torchvision's RandomErasing: the area is uniform, the ratio of height to width uniform in its
+    logarithm, the place uniform over those that fit; of ten rectangles the first that is smaller
+    than the image on both sides counts, and where none is, the image stays. Draws are independent
+    of those of `augment` and `cutout` with the same keys.
+
+    Args:
+        keys: typed keys `[batch]`, one per example.
+        images: `[batch, height, width, channels]`, uint8 in 0..255 or floats in [0, 1].
+        probability: of an image to be erased in, in [0, 1]; 0.5 in the paper, 0 for none.
+        scale: smallest and largest area, as shares of the image's, in [0, 1].
+        ratio: smallest and largest height, in widths, above 0.
+        value: what is put there, in [0, 1], also for uint8.
+
+    Returns:
+        Images of the same shape, type and range.
+
+    Raises:
+        ValueError: for other shapes, types or values, before tracing.
+    """
+    images = _checked(keys, images)
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must lie in [0, 1], not {probability!r}.")
+    if not (len(scale) == 2 and 0 <= scale[0] <= scale[1] <= 1):
+        raise ValueError(f"scale must be two rising shares in [0, 1], not {scale!r}.")
+    if not (len(ratio) == 2 and 0 < ratio[0] <= ratio[1] < math.inf):
+        raise ValueError(f"ratio must be two rising numbers above 0, not {ratio!r}.")
+    if not 0 <= value <= 1:
+        raise ValueError(f"value must lie in [0, 1], not {value!r}.")
+    if not probability:
+        return images
+    _, height, width, _ = images.shape
+    draws = _uniform(fold_keys(keys, streams.AUGMENT_ERASING), 3 + 2 * _TRIES)
+    happens, row, column = draws[:, :3].T
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[:, 3 : 3 + _TRIES])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    root = jnp.exp((low + (high - low) * draws[:, 3 + _TRIES :]) / 2)
+    sides = [jnp.round(side) for side in (jnp.sqrt(area) * root, jnp.sqrt(area) / root)]
+    fits = (sides[0] < height) & (sides[1] < width)
+    first = jnp.argmax(fits, axis=1)[:, None]
+    erased = (happens < probability) & fits.any(axis=1)
+    inside = []
+    for side, draw, length in zip(sides, (row, column), (height, width), strict=True):
+        side = jnp.take_along_axis(side, first, axis=1)
+        start = jnp.floor(draw[:, None] * (length - side + 1))
+        pixels = jnp.arange(length, dtype=jnp.float32)[None, :]
+        inside.append((pixels >= start) & (pixels < start + side))
+    box = inside[0][:, :, None] & inside[1][:, None, :] & erased[:, None, None]
+    put = round(255 * value) if images.dtype == np.uint8 else value
+    return jnp.where(box[..., None], jnp.asarray(put, images.dtype), images)
 
 
 def _checked(keys: jax.Array, images: jax.Array | np.ndarray) -> jax.Array:

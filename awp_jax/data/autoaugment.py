@@ -4,7 +4,6 @@ Cubuk et al., CVPR 2019, arXiv:1805.09501, table 7. Magnitudes, and the random s
 torchvision's AutoAugment: the paper's ranges in ten steps.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from awp_jax import streams
+from awp_jax.data import _pillow
 from awp_jax.random import fold_keys
 
 # (operation, probability, magnitude 0..9) twice, of which one pair is drawn per image.
@@ -109,148 +109,26 @@ def _magnitude(name: str, level: int, sign: int) -> float:
     return 1 + value if name in ("contrast", "sharpness", "color", "brightness") else value
 
 
-def _affine(matrix: list[jax.Array | float], image: jax.Array) -> jax.Array:
-    """Nearest neighbour of ``(a x + b y + c, d x + e y + f)``, in Pillow's 16-bit fixed point."""
-    height, width, _ = image.shape
-
-    def fixed(value):
-        return jnp.floor(jnp.asarray(value, jnp.float32) * 65536 + 0.5).astype(jnp.int32)
-
-    y, x = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
-    places = []
-    for a, b, c in (matrix[:3], matrix[3:]):
-        places.append((fixed(c + a * 0.5 + b * 0.5) + fixed(a) * x + fixed(b) * y) >> 16)
-    column, row = places
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    moved = image[jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)]
-    return jnp.where(inside[..., None], moved, jnp.zeros((), image.dtype))
+_TENTHS = _pillow.products(np.arange(20) / 10)  # factors up to 1.9
 
 
-def _rotate(degrees: jax.Array, image: jax.Array) -> jax.Array:
-    height, width, _ = image.shape
-    angle = -degrees * (math.pi / 180)
-    cosine, sine = jnp.cos(angle), jnp.sin(angle)
-    x, y = width / 2, height / 2
-    return _affine(
-        [cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y], image
-    )
-
-
-def _translate(axis: int) -> Callable:
-    def translate(share: jax.Array, image: jax.Array) -> jax.Array:
-        pixels = jnp.trunc(share * image.shape[1 - axis])
-        across, down = (pixels, 0.0) if axis == 0 else (0.0, pixels)
-        return _affine([1.0, 0.0, across, 0.0, 1.0, down], image)
-
-    return translate
-
-
-def _shear_y(slope: jax.Array, image: jax.Array) -> jax.Array:
-    return _affine([1.0, 0.0, 0.0, slope, 1.0, 0.0], image)
-
-
-def _grey(image: jax.Array) -> jax.Array:
-    """Pillow's conversion to mode L, int32 ``[height, width]``."""
-    red, green, blue = jnp.moveaxis(image.astype(jnp.int32), -1, 0)
-    return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
-
-
-# Factor (in tenths, up to 1.9) times difference, rounded before it is added: XLA would fuse the two
-# and then truncate 0.9999995 to 0 where Pillow has 1.
-_PRODUCTS = (np.arange(20) / 10).astype(np.float32)[:, None] * np.arange(
-    -255, 256, dtype=np.float32
-)
-
-
-def _blend(other: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
-    """``other + factor * (image - other)``, cut to 0..255 and truncated, as Pillow in float32."""
-    other, wide = other.astype(jnp.int32), image.astype(jnp.int32)
-    tenths = jnp.round(factor * 10).astype(jnp.int32)
-    product = jnp.asarray(_PRODUCTS)[tenths, wide - other + 255]
-    return jnp.clip(other.astype(jnp.float32) + product, 0, 255).astype(jnp.uint8)
-
-
-def _color(factor, image):
-    return _blend(_grey(image)[..., None], image, factor)
-
-
-def _brightness(factor, image):
-    return _blend(jnp.zeros_like(image), image, factor)
-
-
-def _contrast(factor, image):
-    grey = _grey(image)
-    total, count = grey.sum(), grey.size
-    return _blend((2 * total + count) // (2 * count), image, factor)  # the mean, rounded
-
-
-def _sharpness(factor, image):
-    wide = image.astype(jnp.int32)
-    height, width, _ = image.shape
-    rows = wide[:-2] + wide[1:-1] + wide[2:]
-    around = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * wide[1:-1, 1:-1]
-    smooth = (2 * around + 13) // 26  # the kernel sums to 13; the border stays as it is
-    smooth = wide.at[1 : height - 1, 1 : width - 1].set(smooth)
-    return _blend(smooth, image, factor)
-
-
-def _per_channel(function: Callable) -> Callable:
-    """``channel int32 [height, width] -> table [256]``, looked up."""
-
-    def apply(size, image):
-        del size
-
-        def one(channel):
-            return function(channel)[channel]
-
-        wide = image.astype(jnp.int32)
-        return jax.vmap(one, in_axes=-1, out_axes=-1)(wide).astype(jnp.uint8)
-
-    return apply
-
-
-def _autocontrast(channel):
-    low, high = channel.min(), channel.max()
-    levels = jnp.arange(256)
-    stretched = (levels - low) * 255 // jnp.maximum(high - low, 1)
-    return jnp.where(high > low, jnp.clip(stretched, 0, 255), levels)
-
-
-def _equalize(channel):
-    levels = jnp.arange(256)
-    below = jnp.searchsorted(jnp.sort(channel.ravel()), levels)  # pixels darker than each level
-    step = below[channel.max()] // 255
-    table = (step // 2 + below) // jnp.maximum(step, 1)
-    return jnp.where(step > 0, jnp.clip(table, 0, 255), levels)
-
-
-def _posterize(bits, image):
-    dropped = (2 ** (8 - bits)).astype(jnp.int32)
-    return (image.astype(jnp.int32) // dropped * dropped).astype(jnp.uint8)
-
-
-def _solarize(threshold, image):
-    return jnp.where(image < threshold, image, 255 - image)
-
-
-def _invert(size, image):
-    del size
-    return 255 - image
+def _tenths(factor: jax.Array) -> jax.Array:
+    return jnp.round(factor * 10).astype(jnp.int32)
 
 
 _FUNCTIONS: dict[str, Callable] = {
-    "rotate": _rotate,
-    "translate-x": _translate(0),
-    "translate-y": _translate(1),
-    "shear-y": _shear_y,
-    "color": _color,
-    "brightness": _brightness,
-    "contrast": _contrast,
-    "sharpness": _sharpness,
-    "autocontrast": _per_channel(_autocontrast),
-    "equalize": _per_channel(_equalize),
-    "posterize": _posterize,
-    "solarize": _solarize,
-    "invert": _invert,
+    "rotate": _pillow.rotate,
+    "translate-x": _pillow.translate(0),
+    "translate-y": _pillow.translate(1),
+    "shear-y": _pillow.shear_y,
+    **{
+        name: _pillow.enhance(name, _TENTHS, _tenths)
+        for name in ("color", "brightness", "contrast", "sharpness")
+    },
+    "autocontrast": _pillow.per_channel(_pillow.autocontrast),
+    "equalize": _pillow.per_channel(_pillow.equalize),
+    "posterize": _pillow.posterize,
+    "solarize": _pillow.solarize,
+    "invert": _pillow.invert,
 }
 _OPERATIONS = tuple(_FUNCTIONS)

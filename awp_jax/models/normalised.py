@@ -129,10 +129,10 @@ def _sums_forward(first: Array, second: Array) -> tuple[tuple[Array, Array], Any
 
 
 def _sums_backward(kept: Any, cotangents: Any) -> tuple[Array, Array]:
-    return tuple(
-        jnp.broadcast_to(along_last(c, one), one.shape)
-        for one, c in zip(kept, cotangents, strict=True)
-    )
+    def spread(cotangent: Array, like: Array) -> Array:
+        return jnp.broadcast_to(along_last(cotangent, like), like.shape)
+
+    return spread(cotangents[0], kept[0]), spread(cotangents[1], kept[1])
 
 
 two_sums.defvjp(_sums_forward, _sums_backward)

@@ -1,5 +1,6 @@
 """What the method of a config is called."""
 
+import pathlib
 from typing import Any
 
 from awp_jax.parts import short
@@ -20,13 +21,17 @@ def method_name(config: Any) -> str:
         "fine-tuned": config.init_from,
         short(config.attack.name): config.attack.name != "pgd",
         "early-stopped PGD": config.attack.early_stop is not None,
+        f"teacher {pathlib.Path(objective.teacher or '').name}": objective.teacher,
         "label smoothing": objective.label_smoothing,
         f"{100 * d.label_noise:g} % label noise": d.label_noise,
+        "GradAlign": objective.gradient_alignment,
         "self-supervision": objective.rotation_weight,
         "cutout": d.cutout,
         "mixup": d.mixup,
         "CutMix": d.cutmix,
         "AutoAugment": d.autoaugment,
+        "TrivialAugment": d.trivialaugment,
+        "random erasing": d.random_erasing,
         config.model.activation: config.model.activation not in (None, "relu"),
         "L1": regularisation.l1,
         "L2": regularisation.l2,

@@ -40,6 +40,7 @@ with needed_by("awp_jax.training", "train"):
     from awp_jax.training._schedules import schedule
     from awp_jax.training._state import TrainState, digest, init_state
     from awp_jax.training._step import augmentation_keys, make_train_step
+    from awp_jax.training._teacher import with_teacher
     from awp_jax.training._weights import Ascent, WeightPerturbation
 
 __all__ = [
@@ -86,5 +87,6 @@ __all__ = [
     "train",
     "training_attack",
     "weight_perturbation",
+    "with_teacher",
     "write_json",
 ]

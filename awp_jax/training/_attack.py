@@ -135,9 +135,9 @@ def make_attack(
         begin = start
         if scale is not None:
             scale = jnp.asarray(scale, images.dtype)
-            ball, step_size = _shrunk(ball, scale), scaled(step_size, scale)
+            ball, step_size = shrunk(ball, scale), scaled(step_size, scale)
             # A start in a ball of its own, such as N-FGSM's, shrinks with the attack's.
-            begin = start if isinstance(start, str) else _shrunk(start, scale)
+            begin = start if isinstance(start, str) else shrunk(start, scale)
 
         def forward(params: Params, x: Any, stats: Any) -> tuple[Any, Any]:
             return classifier.apply(params, stats, x, mode=mode, key=dropout_key, **counted(mask))
@@ -209,7 +209,8 @@ def make_attack(
     return craft, released
 
 
-def _shrunk(ball: Any, factor: jax.Array) -> Any:
+def shrunk(ball: Any, factor: jax.Array) -> Any:
+    """The ball with ``factor`` times its radius."""
     return dataclasses.replace(ball, radius=scaled(ball.radius, factor))
 
 

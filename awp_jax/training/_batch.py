@@ -105,8 +105,11 @@ def batch_function(
         batch = data.augment(keys, images, **moves)
         if d.autoaugment:
             batch = data.autoaugment(keys, batch)
+        if d.trivialaugment:
+            batch = data.trivialaugment(keys, batch)
         # Floats come last: uint8 images are moved as uint8, a quarter of the traffic.
-        batch = data.as_float(data.cutout(keys, batch, d.cutout))
+        batch = data.random_erasing(keys, data.cutout(keys, batch, d.cutout), d.random_erasing)
+        batch = data.as_float(batch)
         if d.mixup or d.cutmix:  # a config has one of the two
             mix, alpha = (data.mixup, d.mixup) if d.mixup else (data.cutmix, d.cutmix)
             mix_key = jax.random.fold_in(step_key, streams.STEP_MIXUP)

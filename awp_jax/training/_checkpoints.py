@@ -19,6 +19,7 @@ from awp_jax.training._state import digest
 LAST, BEST, KEPT, AVERAGE = "last", "best", "kept", "average"
 KINDS = (LAST, BEST, KEPT, AVERAGE)
 _CHECKSUM = "info_crc32"
+_LATER = ("class_means",)  # fields of the state that checkpoints before them have not
 
 
 class CheckpointError(ValueError):
@@ -89,7 +90,7 @@ class Checkpoints:
             manager.check_for_errors()
             info = {**info, "digest": int(digest(state))}
             args = ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
+                state=ocp.args.StandardSave(_written(state)),
                 info=ocp.args.JsonSave({**info, _CHECKSUM: checksum(info)}),
             )
             saved = manager.save(step, args=args, force=True)
@@ -194,10 +195,10 @@ class Checkpoints:
         )
         manager = self._manager(kind)
         args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), info=ocp.args.JsonRestore()
+            state=ocp.args.StandardRestore(_written(abstract)), info=ocp.args.JsonRestore()
         )
         restored = manager.restore(step, args=args)
-        state, info = restored["state"], dict(restored["info"])
+        state, info = like._replace(**restored["state"]), dict(restored["info"])
         for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
             if leaf.shape != wanted.shape:
                 raise CheckpointError(f"an array has shape {leaf.shape}, not {wanted.shape}")
@@ -250,6 +251,12 @@ class Checkpoints:
             for manager in self._managers.values():
                 manager.close()
             self._managers.clear()
+
+
+def _written(state: Any) -> dict[str, Any]:
+    """What Orbax is given: it tells an empty field from none, and older checkpoints have none."""
+    fields = state._asdict()
+    return {name: held for name, held in fields.items() if name not in _LATER or held}
 
 
 def _sharding(leaf: Any) -> Any:

@@ -14,7 +14,7 @@ from awp_jax.training._weights import WeightPerturbation
 from awp_jax.typing import Radius
 
 # Fast adversarial training: attacks of one step, which say themselves how long it is.
-_ONE_STEP = {"fgsm-rs": FGSMRS, "n-fgsm": NFGSM}
+ONE_STEP = {"fgsm-rs": FGSMRS, "n-fgsm": NFGSM}
 
 
 def training_attack(
@@ -31,8 +31,8 @@ def training_attack(
             options={"ball": ball, "steps": a.steps, "step_size": checks.radius(a.step_size)},
         )
     steps, step_size, start = a.steps, a.step_size, a.start
-    if a.name in _ONE_STEP:
-        made = _ONE_STEP[a.name](ball=ball)
+    if a.name in ONE_STEP:
+        made = ONE_STEP[a.name](ball=ball)
         ball, steps, step_size, start = made.ball, 1, made.size, made.start
     return TrainingAttack(
         ball=ball,
@@ -89,8 +89,16 @@ def objective_of(config: ConfigDict, given: parts.Parts = parts.NONE) -> objecti
         name,
         beta=o.beta,
         lambda_=o.lambda_,
+        alpha=o.alpha,
+        temperature=o.temperature,
+        helper_weight=o.helper_weight,
+        helper_scale=o.helper_scale,
+        difference_weight=o.difference_weight,
+        soft_weight=o.soft_weight,
+        class_temperature=o.class_temperature,
         label_smoothing=o.label_smoothing,
         rotation_weight=o.rotation_weight,
+        gradient_alignment=o.gradient_alignment,
     )
 
 

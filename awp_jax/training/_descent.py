@@ -9,18 +9,25 @@ import jax.numpy as jnp
 import optax
 
 from awp_jax import mapped
+from awp_jax.attacks import cross_entropy
 from awp_jax.objectives import (
     ADVERSARIAL,
+    CLASS_MEANS,
     CLEAN,
     ROTATIONS,
+    TEACHER,
     Objective,
     check_losses,
     self_supervised,
 )
 from awp_jax.random import example_keys
+from awp_jax.training import _class_means
+from awp_jax.training._alignment import misalignment
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
 from awp_jax.typing import BatchStats, Key, Labels, Logits, Params
+
+BESIDE = "beside"  # the images x + eta of GradAlign, which only the descent looks at
 
 
 def counted(mask: jax.Array | None) -> dict[str, jax.Array]:
@@ -84,14 +91,15 @@ class StepModel:
                 key=self.dropout_keys(key, batch),
                 **counted(mask),
             )
-        found = objective.loss(logits, labels)
+        known = {name: inputs[name] for name in (TEACHER, CLASS_MEANS) if name in inputs}
+        found = objective.loss({**logits, **known}, labels)
         values = check_losses(found, batch, f"The loss of objective {objective.name!r}")
         if objective.rotation_weight:
             extra, batch_stats = self_supervised(
                 self.classifier,
                 params,
                 batch_stats,
-                inputs[objective.inputs[-1]],
+                inputs[objective.attacked],
                 mode,
                 self.dropout_keys(dropout_key, batch, ROTATIONS),
             )
@@ -120,6 +128,7 @@ class Descent:
         average_rate: ``step -> r`` of the average of the weights, or ``None``.
         skip_non_finite: Whether a step that is not finite leaves the state as it was.
         released: Whether the clean forward pass of the released code's log is made.
+        steps_per_epoch: After which means of classes begin anew, or ``None``.
     """
 
     model: StepModel
@@ -128,6 +137,7 @@ class Descent:
     average_rate: Callable[..., Any] | None
     skip_non_finite: bool
     released: bool
+    steps_per_epoch: int | None = None
 
     def __call__(
         self,
@@ -148,7 +158,12 @@ class Descent:
                 "update", params, batch_stats, inputs, labels, dropout_key, mask
             )
             # The penalty is one of w + v, and only here: weights do not ascend it.
-            return weighted(values, relative).mean() + self.regularisation.penalty(params), aux
+            loss = weighted(values, relative).mean() + self.regularisation.penalty(params)
+            if model.objective.gradient_alignment:
+                loss = loss + self._alignment(
+                    params, batch_stats, inputs, labels, relative, dropout_key, mask
+                )
+            return loss, aux
 
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
             # Each device differentiates its own part, whatever JAX does with replicated arguments.
@@ -181,8 +196,37 @@ class Descent:
             )
             metrics["clean_accuracy"] = model.accuracy(logits_now, labels, mask)
         average = self._average(state, params)
-        after = TrainState(state.step + 1, params, batch_stats, opt_state, average)
+        means = self._class_means(state, logits, labels, mask)
+        after = TrainState(state.step + 1, params, batch_stats, opt_state, average, means)
         return self._kept(state, after, metrics)
+
+    def _alignment(
+        self,
+        params: Params,
+        batch_stats: BatchStats,
+        inputs: dict[str, Any],
+        labels: Labels,
+        relative: jax.Array | None,
+        dropout_key: Any,
+        mask: jax.Array | None,
+    ) -> jax.Array:
+        model = self.model
+
+        def losses(images: Any) -> jax.Array:
+            # Batch statistics, as released, but running ones do not see these passes.
+            logits, _ = model.classifier.apply(
+                params,
+                batch_stats,
+                images,
+                mode="batch",
+                key=model.dropout_keys(dropout_key, labels.shape[0]),
+                **counted(mask),
+            )
+            found = cross_entropy(logits, labels)
+            return found if mask is None else jnp.where(mask, found, 0)
+
+        apart = misalignment(losses, inputs[CLEAN], inputs[BESIDE], relative, model.axis_name)
+        return model.objective.gradient_alignment * apart
 
     def _average(self, state: TrainState, params: Params) -> Any:
         if self.average_rate is None:
@@ -191,6 +235,22 @@ class Descent:
         rate = self.average_rate(state.step)
         return jax.tree.map(
             lambda a, w: ((1 - rate) * a + rate * w).astype(w.dtype), state.average, params
+        )
+
+    def _class_means(
+        self, state: TrainState, logits: dict[str, Any], labels: Labels, mask: jax.Array | None
+    ) -> Any:
+        temperature = self.model.objective.class_temperature
+        if temperature is None or self.steps_per_epoch is None:
+            return state.class_means
+        return _class_means.after(
+            state.class_means,
+            state.step,
+            self.steps_per_epoch,
+            logits[CLEAN] / temperature,
+            labels,
+            mask=mask,
+            axis_name=self.model.axis_name,
         )
 
     def _kept(

@@ -44,6 +44,8 @@ class Experiment:
         mesh: The devices; see ``awp_jax.parallel``.
         given: What was given as objects, see ``awp_jax.parts``.
         streamed: Whether batches come from a user's own iterator, all of one size.
+        teacher: The model that the objective learns from, ``images -> logits``, see
+            ``with_teacher``; ``None`` for no teacher.
     """
 
     config: ConfigDict
@@ -57,6 +59,7 @@ class Experiment:
     mesh: jax.sharding.Mesh
     given: parts.Parts = parts.NONE
     streamed: bool = False
+    teacher: Any = None
 
     @property
     def examples(self) -> int:
@@ -89,7 +92,10 @@ class Experiment:
 
     def _init(self, key: Key) -> TrainState:
         averaged = self.config.averaging.name != "none"
-        return init_state(self.classifier, self.optimizer, key, averaged=averaged)
+        means = objective_of(self.config, self.given).class_temperature is not None
+        return init_state(
+            self.classifier, self.optimizer, key, averaged=averaged, class_means=means
+        )
 
     @functools.cached_property
     def pool(self) -> data.Dataset | data.StoredImages:
@@ -216,6 +222,7 @@ class Experiment:
             regularisation=Regularisation(**self.config.regularisation),
             average_rate=self._average_rate,
             skip_non_finite=self.config.optimizer.non_finite == "skip",
+            steps_per_epoch=self.steps_per_epoch,
         )
         _, gather = self._batch_functions
         # Both change the shape of the program, and each takes two values in a run at most.
@@ -235,6 +242,7 @@ class Experiment:
             *,
             batch_size: Any,
             perturb_weights: Any,
+            teacher: Any = None,
         ) -> Any:
             batch = gather(state.step, images, labels, order, key, batch_size=batch_size)
             return train(
@@ -245,18 +253,22 @@ class Experiment:
                 perturb_weights=perturb_weights,
                 example_weights=batch.weights,
                 mask=batch.mask,
+                teacher=teacher,
             )
 
+        # An argument: as a constant of the program its weights would be there twice.
+        taught = {} if self.teacher is None else {"teacher": self.teacher}
         if in_parts:
-            return step
+            return functools.partial(step, **taught)
         # Donated: the old state is not read again, and its memory serves the new one. Replicated,
         # as it came in, so that the next step compiles nothing.
-        return jax.jit(
+        compiled = jax.jit(
             step,
             donate_argnums=0,
             static_argnames=static,
             out_shardings=parallel.replicated(self.mesh),
         )
+        return functools.partial(compiled, **taught) if taught else compiled
 
     @property
     def _average_rate(self) -> Any:

@@ -67,12 +67,7 @@ def start_from(state: TrainState, workdir: str, which: str = BEST) -> TrainState
             holds another architecture.
     """
     path = pathlib.Path(workdir)
-    found, _ = restore(
-        path,
-        build(from_dict(read_config(path))),
-        which,
-        report=lambda text: print(text, file=sys.stderr),
-    )
+    found = restored(path, build(from_dict(read_config(path))), which)
     params, fresh = _fitting(state.params, found.params)
     batch_stats, others = _fitting(state.batch_stats, found.batch_stats)
     # Statistics have no class in them: any that differ mean another architecture.
@@ -87,6 +82,11 @@ def start_from(state: TrainState, workdir: str, which: str = BEST) -> TrainState
     # Copies: the step donates the state, and no buffer can be donated twice.
     average = jax.tree.map(lambda leaf: leaf.copy(), params) if state.average else state.average
     return state._replace(params=params, batch_stats=batch_stats, average=average)
+
+
+def restored(path: pathlib.Path, experiment: Experiment, which: str) -> TrainState:
+    """A checkpoint of another run; what was passed over is told on stderr."""
+    return restore(path, experiment, which, lambda text: print(text, file=sys.stderr))[0]
 
 
 def _fitting(fresh: Any, found: Any) -> tuple[Any, list[str]]:

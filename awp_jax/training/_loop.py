@@ -26,6 +26,7 @@ from awp_jax.training._initial import check_start, initial_state
 from awp_jax.training._own_batches import OwnBatches, go_on
 from awp_jax.training._selection import Selection, StoppedError
 from awp_jax.training._state import TrainState
+from awp_jax.training._teacher import with_teacher
 from awp_jax.training._trackers import trackers
 
 # With optimizer.non_finite "skip", so many skipped steps one after the other stop the run all the
@@ -114,6 +115,7 @@ def train(
             f"batch_size is {batch_size}, which {count} devices cannot share equally: choose a "
             "multiple of their number, or fewer devices (--devices)."
         )
+    experiment = with_teacher(experiment)
     start = experiment.config.init_from
     if start and not (workdir / "config.json").exists():  # a started run needs it no more
         check_start(start)

@@ -51,7 +51,7 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 def absolute_paths(config: ConfigDict) -> ConfigDict:
     """``config`` with absolute paths: a run is opened again from other directories."""
-    for key in ("init_from", "data.path", "data.extra", "data.extra_labels"):
+    for key in ("init_from", "data.path", "data.extra", "data.extra_labels", "objective.teacher"):
         group, _, name = key.rpartition(".")
         held = config[group] if group else config
         if held[name]:

@@ -7,7 +7,12 @@ import numpy as np
 
 from awp_jax import data, parts
 from awp_jax.extras import require
-from awp_jax.training._configured import objective_of, training_attack, weight_perturbation
+from awp_jax.training._configured import (
+    ONE_STEP,
+    objective_of,
+    training_attack,
+    weight_perturbation,
+)
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.weights._displacement import check_gradient
 
@@ -46,11 +51,12 @@ def check_settings(experiment: Any) -> None:
         )
     if d.workers:
         require("grain", f"data.workers {d.workers}")
-    if d.autoaugment and (images.dtype != np.uint8 or shape[2] != 3):
-        raise ValueError(
-            f"data.autoaugment is a policy for uint8 colour images, but {d.name} has "
-            f"{images.dtype} images of shape {shape}."
-        )
+    for name in ("autoaugment", "trivialaugment"):
+        if d[name] and (images.dtype != np.uint8 or shape[2] != 3):
+            raise ValueError(
+                f"data.{name} is a policy for uint8 colour images, but {d.name} has "
+                f"{images.dtype} images of shape {shape}."
+            )
     if experiment.config.objective.rotation_weight and shape[0] != shape[1]:
         raise ValueError(
             f"objective.rotation_weight needs square images, but those of {d.name} are {shape}."
@@ -58,10 +64,36 @@ def check_settings(experiment: Any) -> None:
     # These check themselves when they are made.
     weight_perturbation(experiment.config, experiment.given)
     training_attack(experiment.config, experiment.given)
-    objective_of(experiment.config, experiment.given)
+    _check_teacher(experiment)
+    _check_alignment(experiment)
     if parts.own(experiment.config, "optimizer", experiment.given) is not None:
         _check_updates(experiment)
     Regularisation(**experiment.config.regularisation)
+
+
+def _check_teacher(experiment: Any) -> None:
+    """Also of one's own objective, which says itself whether it has one."""
+    objective = objective_of(experiment.config, experiment.given)
+    given = experiment.config.objective.teacher
+    if bool(objective.teacher) != bool(given):
+        wanted = "the directory of a run to learn from" if objective.teacher else "none"
+        raise ValueError(
+            f"objective.teacher is {given}, but {wanted} was expected with objective.name "
+            f"{objective.name!r}."
+        )
+
+
+def _check_alignment(experiment: Any) -> None:
+    c = experiment.config
+    lambda_, steps = c.objective.gradient_alignment, c.attack.steps
+    one = c.attack.name in ONE_STEP or steps == 1 or parts.is_reference(c.attack.name)
+    attacked = objective_of(c, experiment.given).attack_loss is not None
+    if lambda_ and not (one and attacked):
+        raise ValueError(
+            f"objective.gradient_alignment is {lambda_:g}, but GradAlign is for attacks of one "
+            f"step: attack.name {c.attack.name!r} makes {steps}, and objective.name "
+            f"{c.objective.name!r} attacks {'something' if attacked else 'nothing'}."
+        )
 
 
 def _check_updates(experiment: Any) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from awp_jax.training._class_means import fresh
 from awp_jax.typing import BatchStats, Key, Params, PyTree
 
 
@@ -18,6 +19,7 @@ class TrainState(NamedTuple):
         batch_stats: BatchNorm running statistics, nested dict of float32 arrays.
         opt_state: State of the optimiser.
         average: The average of the parameters (SWA or EMA), like them; ``{}`` when none is kept.
+        class_means: What is predicted for each class, see ``objectives.ikl``; ``{}`` for others.
     """
 
     step: jax.Array
@@ -25,15 +27,32 @@ class TrainState(NamedTuple):
     batch_stats: BatchStats
     opt_state: Any
     average: Any = {}
+    class_means: Any = {}
 
 
-def init_state(classifier: Any, optimizer: Any, key: Key, *, averaged: bool = False) -> TrainState:
-    """A fresh state: parameters from ``key``, optimiser state, step 0; the average starts there."""
+def init_state(
+    classifier: Any,
+    optimizer: Any,
+    key: Key,
+    *,
+    averaged: bool = False,
+    class_means: bool = False,
+) -> TrainState:
+    """A fresh state: parameters from ``key``, optimiser state, step 0; the average starts there.
+
+    Args:
+        classifier: Fulfils the contract of ``awp_jax.models.Classifier``.
+        optimizer: Any optax optimiser.
+        key: One typed key.
+        averaged: Whether an average of the parameters is kept.
+        class_means: Whether means of classes are, as objectives with a ``class_temperature`` need.
+    """
     params, batch_stats = classifier.init(key)
     # A copy: the step donates the state, and no buffer can be donated twice.
     average = jax.tree.map(jnp.copy, params) if averaged else {}
     opt_state = optimizer.init(params)
-    return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, opt_state, average)
+    means = fresh(classifier.num_classes) if class_means else {}
+    return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, opt_state, average, means)
 
 
 def _words(leaf: jax.Array) -> jax.Array:

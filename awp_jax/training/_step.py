@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from awp_jax import mapped, streams
+from awp_jax import checks, mapped, streams
 from awp_jax.attacks import cross_entropy
-from awp_jax.objectives import ADVERSARIAL, CLEAN, Objective
+from awp_jax.objectives import ADVERSARIAL, CLASS_MEANS, CLEAN, HELPER, TEACHER, Objective, helpers
 from awp_jax.random import check_key, example_keys, fold_keys
-from awp_jax.training._attack import Crafted, TrainingAttack, make_attack
-from awp_jax.training._descent import Descent, StepModel, weighted
+from awp_jax.training._alignment import beside
+from awp_jax.training._attack import Crafted, TrainingAttack, make_attack, shrunk
+from awp_jax.training._class_means import of_labels
+from awp_jax.training._descent import BESIDE, Descent, StepModel, weighted
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
 from awp_jax.training._weights import Ascent, WeightPerturbation
@@ -34,6 +36,7 @@ def make_train_step(
     regularisation: Regularisation | None = None,
     average_rate: Callable[..., Any] | None = None,
     skip_non_finite: bool = False,
+    steps_per_epoch: int | None = None,
     axis_name: str | None = None,
     unroll: bool | None = None,
 ) -> Callable[..., Any]:
@@ -55,6 +58,7 @@ def make_train_step(
             its way to them (see ``averaging_rate``); ``None`` for no average.
         skip_non_finite: Whether a step whose loss, gradient or result is not finite leaves the
             state as it was, but for the count of steps.
+        steps_per_epoch: For objectives with means of classes, which begin anew after so many.
         axis_name: For a loop of your own that maps the step with ``jax.pmap`` or ``jax.shard_map``
             over an axis of this name: every device gets its equal, contiguous share of the batch,
             and the numbers are those of the whole batch, whatever the number of devices. The
@@ -65,14 +69,17 @@ def make_train_step(
 
     Returns:
         ``step(state, images, labels, key, *, perturb_weights=True, adversarial=None,
-        example_weights=None, mask=None)``: a pure function, not compiled yet (its parts are, so
-        that it can also be called as it is). images: float ``[batch, height, width, channels]`` in
-        [0, 1]; labels: int ``[batch]``, or float ``[batch, classes]``, a distribution for each
+        example_weights=None, mask=None, teacher=None)``: a pure function, not compiled yet (its
+        parts are, so that it can also be called as it is).
+        images: float ``[batch, height, width, channels]`` in [0, 1]; labels: int
+        ``[batch]``, or float ``[batch, classes]``, a distribution for each
         example; key: one typed key for the whole run (folded by step and example);
         ``adversarial``: images to use in place of the attack's; ``example_weights``: float
         ``[batch]``, the loss is their weighted mean; ``mask``: bool ``[batch]``, False for padding
         behind the examples, which changes no number where BatchNorm has one group and the
-        objective no rotations. It returns ``(state, metrics)`` with scalars ``loss``,
+        objective no rotations; ``teacher``: ``images -> logits``, a pytree such as
+        ``classifier.logits_fn(...)``, for objectives that learn from one.
+        It returns ``(state, metrics)`` with scalars ``loss``,
         ``gradient_norm``, ``weight_norm`` (of w before the step), ``perturbation_norm`` (of v),
         ``finite`` (whether loss, gradient, new weights and statistics are), and
         ``robust_accuracy`` and ``clean_accuracy`` (at w + v) for the inputs that the objective
@@ -96,6 +103,8 @@ def make_train_step(
             f"attack is {attack!r}, but a TrainingAttack was expected; objectives.natural() "
             "attacks nothing."
         )
+    if objective.class_temperature is not None:
+        checks.positive_integer(steps_per_epoch, f"steps_per_epoch of {objective.name}")
     weights = WeightPerturbation("none") if weights is None else weights
     if weights.shared_backward:
         _check_shareable(objective, attack)
@@ -120,10 +129,11 @@ def make_train_step(
             average_rate,
             skip_non_finite,
             released,
+            steps_per_epoch,
         ),
         weights=weights,
         unroll=unroll,
-        attack_scale=attack.scale,
+        attack=attack,
     )
     return functools.partial(_step, story, jax.jit(story.descent))
 
@@ -137,7 +147,7 @@ class _Story(NamedTuple):
     descent: Descent
     weights: WeightPerturbation
     unroll: bool | None
-    attack_scale: Callable[..., Any] | None
+    attack: TrainingAttack
 
 
 class _Batch(NamedTuple):
@@ -150,6 +160,7 @@ class _Batch(NamedTuple):
     dropout_key: jax.Array
     weights_key: jax.Array
     mask: jax.Array | None  # False for padding
+    beside_keys: Any  # of GradAlign, one for each example
 
 
 def _step(
@@ -164,27 +175,51 @@ def _step(
     adversarial: Any = None,
     example_weights: jax.Array | None = None,
     mask: jax.Array | None = None,
+    teacher: Any = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Attack and ascend, in turns; then descend. See ``make_train_step``."""
     check_key(key)
     _check_axis(story.model.classifier, state.batch_stats, story.model.axis_name)
     batch = _drawn(story.model, state, images, labels, key, example_weights, mask)
     method = story.weights if perturb_weights else WeightPerturbation("none")
+    _check_teacher(story.model.objective, teacher)
     crafted, batch_stats, v, perturbed = None, state.batch_stats, None, state.params
     attacked = adversarial
     for alternation in range(method.alternations if method.method == "awp" else 1):
         if adversarial is None:
             crafted = _attack(story, batch, state.step, perturbed, batch_stats, alternation)
             attacked, batch_stats = crafted.images, crafted.batch_stats
+        inputs = _inputs(story.model.objective, images, attacked, teacher)
+        if story.model.objective.class_temperature is not None:
+            inputs[CLASS_MEANS] = of_labels(state.class_means, labels)
         # From w with the v so far: it is the whole of v that is projected (eq. 15).
-        v = _ascend(story, method, batch, state.params, batch_stats, attacked, v, crafted)
+        v = _ascend(story, method, batch, state.params, batch_stats, inputs, v, crafted)
         if v is not None:
             perturbed = moved(state.params, v)
+    if story.model.objective.gradient_alignment:
+        inputs[BESIDE] = _beside(story, batch, state.step)
     # The images of the last alternation, made at the w + v before its ascent (algorithm 2).
-    inputs = {CLEAN: images, ADVERSARIAL: attacked}
     return descend(
         state, batch_stats, perturbed, inputs, labels, batch.relative, batch.dropout_key, mask
     )
+
+
+def _inputs(objective: Objective, images: Images, attacked: Any, teacher: Any) -> dict[str, Any]:
+    """What the loss looks at, by name: images, and the logits of the teacher."""
+    inputs = {CLEAN: images, ADVERSARIAL: attacked}
+    if objective.teacher is not None:
+        # Once for all that ascends and descends, and constant there.
+        teacher = teacher if isinstance(teacher, Partial) else Partial(teacher)
+        inputs[TEACHER] = _asked(teacher, inputs[objective.teacher])
+    if HELPER in objective.inputs:
+        inputs[HELPER] = helpers(images, attacked, objective.helper_scale)
+    return inputs
+
+
+# A part of its own, for whoever calls the step outside jit.
+@jax.jit
+def _asked(teacher: Any, images: Images) -> jax.Array:
+    return jax.lax.stop_gradient(teacher(images))
 
 
 def _drawn(
@@ -207,14 +242,17 @@ def _drawn(
     if example_weights is not None:
         # Relative to their mean, so that the plain mean of weighted losses is the weighted mean.
         relative = example_weights / mapped.mean(example_weights.mean(), model.axis_name)
+    keys = example_keys(step_key, images.shape[0], first)
+    aligned = model.objective.gradient_alignment
     return _Batch(
         images=images,
         labels=labels,
         relative=relative,
-        keys=fold_keys(example_keys(step_key, images.shape[0], first), streams.EXAMPLE_ATTACK),
+        keys=fold_keys(keys, streams.EXAMPLE_ATTACK),
         dropout_key=jax.random.fold_in(step_key, streams.STEP_DROPOUT),
         weights_key=jax.random.fold_in(step_key, streams.STEP_WEIGHTS),
         mask=mask,
+        beside_keys=fold_keys(keys, streams.EXAMPLE_ALIGNMENT) if aligned else None,
     )
 
 
@@ -230,10 +268,17 @@ def _attack(
     # Each alternation starts anew (line 6 of algorithm 2), from a point of its own.
     keys = fold_keys(batch.keys, alternation)
     dropout_keys = story.model.dropout_keys(batch.dropout_key, batch.images.shape[0])
-    scale = None if story.attack_scale is None else story.attack_scale(step)
+    scale = None if story.attack.scale is None else story.attack.scale(step)
     return story.craft(
         params, batch_stats, batch.images, batch.labels, keys, dropout_keys, batch.mask, scale
     )
+
+
+def _beside(story: _Story, batch: _Batch, step: jax.Array) -> Any:
+    ball = story.attack.ball
+    if story.attack.scale is not None:
+        ball = shrunk(ball, jnp.asarray(story.attack.scale(step), batch.images.dtype))
+    return beside(ball, batch.beside_keys, batch.images)
 
 
 def _ascend(
@@ -242,12 +287,11 @@ def _ascend(
     batch: _Batch,
     params: Params,
     batch_stats: BatchStats,
-    attacked: Any,
+    inputs: dict[str, Any],
     v: Displacement,
     crafted: Crafted | None,
 ) -> Any:
     """The displacement of the weights on the attacked images, or ``None``."""
-    inputs = {CLEAN: batch.images, ADVERSARIAL: attacked}
     # Its arrays are leaves: RWP's step, compiled outside jit, serves every batch.
     losses_fn = Partial(
         story.ascent_losses,
@@ -286,11 +330,21 @@ def _ascent_losses(
         "batch", params, batch_stats, inputs, labels, dropout_key, mask
     )
     # RWP compares the cross-entropy of the adversarial images, for TRADES too.
-    last = logits[model.objective.inputs[-1]]
+    last = logits[model.objective.attacked]
     criterion = cross_entropy(last, labels)
     if mask is not None:  # no range of losses selects padding
         criterion = jnp.where(mask, criterion, jnp.inf)
     return weighted(values, relative), criterion
+
+
+def _check_teacher(objective: Objective, teacher: Any) -> None:
+    if objective.teacher is not None and not callable(teacher):
+        raise ValueError(
+            f"teacher is {teacher!r}, but {objective.name} learns from one: images -> logits was "
+            "expected, such as classifier.logits_fn(params, batch_stats)."
+        )
+    if objective.teacher is None and teacher is not None:
+        raise ValueError(f"A teacher was given, but {objective.name} learns from none.")
 
 
 def _check_axis(classifier: Any, batch_stats: BatchStats, axis_name: str | None) -> None:

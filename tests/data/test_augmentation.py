@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from awp_jax.data import as_float, cutout
+from awp_jax.data import as_float, cutout, random_erasing
 from awp_jax.data import augment as augment_eagerly
 from awp_jax.random import example_keys
 
@@ -191,6 +191,72 @@ def test_cutout_is_one_square_and_reaches_the_corners():
         areas.add(len(rows))
     assert max(areas) == 16 and min(areas) == 4
     assert (out == 0).any(0).all()
+
+
+def boxes(erased):
+    """``{(height, width): how often}`` of what was erased, and how often nothing was."""
+    found, nothing = {}, 0
+    for one in erased:
+        rows, columns = np.nonzero(one.any(1))[0], np.nonzero(one.any(0))[0]
+        if not len(rows):
+            nothing += 1
+            continue
+        shape = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert one.sum() == shape[0] * shape[1]  # one full rectangle
+        found[shape] = found.get(shape, 0) + 1
+    return found, nothing
+
+
+def test_random_erasing_is_that_of_torchvision():
+    """How often each rectangle comes, and that every place is as likely."""
+    pytest.importorskip("torch")
+    from torchvision_peer import has_torchvision
+
+    if not has_torchvision():
+        pytest.skip("no torchvision")
+    import torch
+    from torchvision.transforms import RandomErasing
+
+    count, height, width = 6000, 6, 9
+    images = np.full((count, height, width, 2), 9, np.uint8)
+    erase = jax.jit(random_erasing, static_argnums=2)
+    out = np.asarray(erase(keys_of(count), images, 0.6))
+    assert (out[..., 1] == out[..., 0]).all() and set(np.unique(out)) == {0, 9}
+    torch.manual_seed(0)
+    peer, one = RandomErasing(p=0.6), torch.ones(1, height, width)
+    theirs = np.stack([(peer(one)[0] == 0).numpy() for _ in range(count)])
+    (found, nothing), (expected, kept) = boxes(out[..., 0] == 0), boxes(theirs)
+    assert abs(nothing - kept) < 5 * np.sqrt(2 * kept)
+    for shape in found | expected:
+        ours, others = found.get(shape, 0), expected.get(shape, 0)
+        assert abs(ours - others) < 5 * np.sqrt(ours + others) + 3, shape
+    places = np.abs((out[..., 0] == 0).sum(0) - theirs.sum(0))
+    assert (places < 5 * np.sqrt(2 * theirs.sum(0))).all()
+
+
+def test_random_erasing_by_hand():
+    keys, images = keys_of(50), noise(50)
+    whole = random_erasing(keys, images, 1.0, scale=(0.25, 0.25), ratio=(1.0, 1.0), value=1.0)
+    changed = np.asarray(whole != images).any(-1)
+    for one, image in zip(changed, np.asarray(whole), strict=True):
+        rows, columns = np.nonzero(one.any(1))[0], np.nonzero(one.any(0))[0]
+        assert (image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] == 255).all()
+        assert max(np.ptp(rows), np.ptp(columns)) < 4  # a quarter of 8 x 8, square
+    # As large as the image is no rectangle inside it, so nothing is erased.
+    np.testing.assert_array_equal(
+        random_erasing(keys, images, 1.0, scale=(1.0, 1.0), ratio=(1.0, 1.0)), images
+    )
+    np.testing.assert_array_equal(random_erasing(keys, images, 0.0), images)
+    floats = np.asarray(random_erasing(keys, as_float(images), 1.0, value=0.5))
+    assert floats.dtype == np.float32 and (floats == 0.5).any()
+    for options, message in (
+        ({"probability": 1.5}, "probability must lie"),
+        ({"scale": (0.5, 0.1)}, "scale must be two rising"),
+        ({"ratio": (0.0, 1.0)}, "ratio must be two rising"),
+        ({"value": 2}, "value must lie"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            random_erasing(keys, images, **options)
 
 
 def test_float64_stays_float64(x64):

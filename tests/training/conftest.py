@@ -6,7 +6,11 @@ import pytest
 import small_run
 
 # Where PyTorch is missing, what compares with it is left out.
-collect_ignore = [] if importlib.util.find_spec("torch") else ["test_options.py", "test_recipes.py"]
+collect_ignore = (
+    []
+    if importlib.util.find_spec("torch")
+    else ["test_alignment.py", "test_batches.py", "test_options.py", "test_recipes.py"]
+)
 
 
 @pytest.fixture

@@ -92,6 +92,14 @@ CASES = {
         {"objective": objectives.trades(6.0), "weights": WeightPerturbation("awp", 0.1)},
         {"groups": 4},
     ),
+    "ikl-awp, gradients aligned": (
+        {
+            "objective": objectives.create("ikl", gradient_alignment=0.5),
+            "weights": WeightPerturbation("awp", 0.1),
+            "steps_per_epoch": 2,
+        },
+        {"groups": 1},
+    ),
 }
 
 
@@ -107,9 +115,11 @@ def step_of(case, axis_name):
 
 
 @functools.cache
-def first_state():
+def first_state(class_means):
     """Random numbers of numpy in float64, for the shapes that every case has."""
-    init = functools.partial(training.init_state, classifier_of(None), optimizer())
+    init = functools.partial(
+        training.init_state, classifier_of(None), optimizer(), class_means=class_means
+    )
     rng = np.random.default_rng(1)
 
     def filled(leaf):
@@ -122,7 +132,7 @@ def first_state():
 
 def run(case, step):
     """The state and the metrics after a few steps."""
-    state = first_state()
+    state = first_state(CASES[case][0]["objective"].class_temperature is not None)
     for images, labels, weights in zip(*data_and_weights(), strict=True):
         # From the host each time: one placement, one compilation.
         state = jax.tree.map(np.asarray, state)
@@ -186,6 +196,8 @@ def difference(case, step):
         ("at-awp, shared backward", by_shard_map, 2),
         ("rwp", by_shard_map, 2),
         ("trades-awp", by_pmap, 4),
+        ("ikl-awp, gradients aligned", by_shard_map, 2),
+        ("ikl-awp, gradients aligned", by_pmap, 2),
     ],
 )
 def test_a_mapped_step_gives_the_numbers_of_the_whole_batch(x64, case, mapping, devices):

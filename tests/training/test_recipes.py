@@ -18,6 +18,7 @@ from awp_jax.training import (
     TrainingAttack,
     TrainState,
     averaging_rate,
+    build,
     make_train_step,
     read_metrics,
     schedule,
@@ -260,6 +261,41 @@ def test_cutmix_pastes_one_box_and_mixes_labels_by_its_pixels():
         data.cutmix(jax.random.key(0), images, labels, 0, 5)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_means_of_classes_are_those_of_the_last_epoch(devices, tiny_config):
+    """Softened predictions at w + v, by class, over the steps of an epoch; padding is none."""
+    config = tiny_config("linear", width=None, method="none")
+    config.objective.name, config.data.crop_padding = "ikl", 0
+    experiment = build(config, devices=devices)
+    assert experiment.padded and experiment.steps_per_epoch == 3
+    images = data.as_float(jnp.asarray(experiment.splits.train.images))
+    labels = experiment.splits.train.labels
+    state, total = experiment.init(), np.zeros((10, 10))
+    np.testing.assert_allclose(state.class_means["last"], np.full((10, 10), 0.1))
+    for step in range(6):
+        epoch = step // 3
+        order = experiment.order(epoch)
+        last = np.asarray(state.class_means["last"])
+        rows = np.asarray(order)[(step % 3) * 32 :][:32]
+        logits, _ = experiment.classifier.apply(state.params, {}, images[rows], mode="batch")
+        soft = torch.softmax(torch.tensor(np.asarray(logits)) / 4.0, dim=1).numpy()
+        total += np.eye(10)[labels[rows]].T @ soft
+        state, _ = experiment.step(
+            state,
+            *experiment.on_devices(),
+            order,
+            experiment.key,
+            batch_size=experiment.rows_of(step),
+            perturb_weights=False,
+        )
+        if step % 3 < 2:
+            np.testing.assert_array_equal(state.class_means["last"], last)
+        else:
+            expected = total / total.sum(1, keepdims=True)
+            np.testing.assert_allclose(state.class_means["last"], expected, atol=1e-6)
+            total[:] = 0
+
+
 RECIPES = {
     "sgd": {
         "optimizer.nesterov": True,
@@ -275,6 +311,23 @@ RECIPES = {
         "attack.warmup_epochs": 1.0,
         "data.cutmix": 0.2,
         "model.activation": "silu",
+    },
+    "ikl": {
+        "objective.name": "ikl",
+        "objective.label_smoothing": 0.1,
+        "optimizer.learning_rate": 0.05,
+        "schedule.name": "cyclic",
+        "attack.warmup_epochs": 12.0,
+        "weights.gamma": "0.005",
+        "weights.start_epoch": 1,
+    },
+    "grad-align": {
+        "attack.name": "fgsm-rs",
+        "objective.gradient_alignment": 0.2,
+        "data.random_erasing": 0.2,
+        "optimizer.learning_rate": 0.3,
+        "schedule.name": "cyclic",
+        "weights.gamma": "0.005",
     },
     "fast": {
         "attack.name": "n-fgsm",

@@ -241,6 +241,7 @@ def test_the_file_of_rst_is_read(tmp_path):
         ),
         ({"weights.shared_backward": True}, "is of weights.method 'awp', not 'none'"),
         ({"data.autoaugment": True}, "a policy for uint8 colour images, but digits has"),
+        ({"data.trivialaugment": True}, "a policy for uint8 colour images, but digits has"),
         ({"data.original_fraction": 1.0}, "data.original_fraction is 1.0"),
         ({"data.label_noise": 1.5}, "data.label_noise is 1.5"),
         ({"averaging.decay": 1.0}, r"averaging.decay is 1.0, but a number in \[0, 1\)"),

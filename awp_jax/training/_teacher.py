@@ -1,0 +1,64 @@
+"""The fixed model that an objective learns from: a checkpoint of another run."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from awp_jax import data, parallel
+from awp_jax.config import from_dict
+from awp_jax.training._experiment import Experiment, build
+from awp_jax.training._initial import restored
+from awp_jax.training._records import read_config
+
+
+def with_teacher(student: Experiment) -> Experiment:
+    """``student`` with the teacher that ``objective.teacher`` names, where it names one.
+
+    Its weights are leaves, on every device of the student's mesh. It computes in what it was
+    trained in, on its running statistics.
+
+    Args:
+        student: What the config of the run stands for.
+
+    Returns:
+        The same, ready to ``step``.
+
+    Raises:
+        ValueError: In one sentence, when there is no such run, its checkpoint is damaged, it is for
+            other images or classes, or it is randomised.
+    """
+    workdir = student.config.objective.teacher
+    if not workdir:
+        return student
+    path = pathlib.Path(workdir)
+    what = f"objective.teacher is {workdir}, but"
+    try:
+        config = from_dict(read_config(path))
+        ours, theirs = student.config.data, config.data
+        # Of the same data set it need not be read twice: only sizes count here.
+        same = (ours.name, ours.downsample) == (theirs.name, theirs.downsample)
+        same &= ours.path == theirs.path or data.published_sizes(ours.name, 0) is not None
+        teacher = build(config, student.splits if same else None, devices=student.mesh.size)
+    except ValueError as error:
+        raise ValueError(f"{what} a run to learn from was expected there: {error}") from None
+    found, expected = teacher.classifier, student.classifier
+    if _sizes(found) != _sizes(expected):
+        raise ValueError(
+            f"{what} it is a model of {_sizes(found)}, and one of {_sizes(expected)} was expected."
+        )
+    if found.is_random:
+        raise ValueError(f"{what} its model {found.name} draws noise: a fixed one was expected.")
+    try:
+        state = restored(path, teacher, student.config.objective.teacher_checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{what} a run to learn from was expected there: {error}") from None
+    logits_fn = found.logits_fn(state.params, state.batch_stats)
+    everywhere = jax.device_put(logits_fn, parallel.replicated(student.mesh))
+    return dataclasses.replace(student, teacher=everywhere)
+
+
+def _sizes(classifier: Any) -> str:
+    shape = "x".join(str(side) for side in classifier.image_shape)
+    return f"{shape} images and {classifier.num_classes} classes"
