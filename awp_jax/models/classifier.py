@@ -71,6 +71,7 @@ class Classifier:
     features_fn: FeaturesFn | None = dataclasses.field(default=None, repr=False)
     auxiliary_fn: ForwardFn | None = dataclasses.field(default=None, repr=False)
     nnx_fn: Callable[[Tree, Tree], Any] | None = dataclasses.field(default=None, repr=False)
+    cast_fn: Callable[[Tree], Tree] | None = dataclasses.field(default=None, repr=False)
     has_dropout: bool = False
     is_random: bool = False
     mean: tuple[float, ...] = ()
@@ -161,6 +162,20 @@ class Classifier:
             new_batch_stats = batch_stats
         # Losses and margins are differences of logits, and are taken in the wider dtype.
         return logits.astype(dtype), new_batch_stats
+
+    def in_compute_dtype(self, params: Tree) -> Tree:
+        """Parameters as the layers compute with them: the same numbers from ``apply``.
+
+        What each layer would cast in every pass is cast once: for loops that leave the parameters
+        alone, from which XLA does not move a cast.
+
+        Args:
+            params: as ``init`` returns them.
+
+        Returns:
+            The same tree; where nothing is cast, ``params`` itself.
+        """
+        return params if self.cast_fn is None else self.cast_fn(params)
 
     def features(self, params: Tree, batch_stats: Tree, images: Array) -> Array:
         """Penultimate features of ``images``, in mode "running".

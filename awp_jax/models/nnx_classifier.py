@@ -144,6 +144,7 @@ def from_network(
     params_labels = Labels("params", params_state)
     stats_labels = Labels("batch_stats", stats_state)
 
+    cast = _cast(abstract)
     initials = params_labels.initials + stats_labels.initials
 
     def init(key: Array) -> tuple[Tree, Tree]:
@@ -197,8 +198,29 @@ def from_network(
         features_fn=features,
         auxiliary_fn=auxiliary_forward if auxiliary else None,
         nnx_fn=merge,
+        cast_fn=cast,
         has_dropout=abstract.dropout_rate > 0,
         mean=mean,
         std=std,
         axis_name=axis_name,
     )
+
+
+def _cast(network: Network) -> Callable[[Tree], Tree] | None:
+    """Casts what each layer computes with to its dtype; ``None`` where no layer has one."""
+    layers = (nnx.Conv, nnx.Linear)
+    dtypes = {
+        tuple(map(str, path)): module.dtype
+        for path, module in nnx.iter_modules(network)
+        if isinstance(module, layers) and module.dtype is not None
+    }
+    if not dtypes:
+        return None
+
+    def cast(params: Tree, path: Path = ()) -> Tree:
+        if not isinstance(params, dict):
+            dtype = dtypes.get(path[:-1])
+            return params if dtype is None else params.astype(dtype)
+        return {name: cast(value, (*path, name)) for name, value in params.items()}
+
+    return cast

@@ -133,5 +133,6 @@ def with_parametric_noise(classifier: Classifier, alpha: float = 0.25) -> Classi
         init_fn=init,
         forward_fn=forward,
         features_fn=None,
+        cast_fn=None,  # noise is added to kernels as they are
         is_random=True,
     )

@@ -57,18 +57,27 @@ def _forward(
     factor = inverse * scale
     # Centred before it is scaled, which loses nothing where the mean is large.
     z = along_last(factor, wide) * (wide - along_last(mean, wide)) + along_last(bias, wide)
-    return (activation(z).astype(x.dtype), mean, variance), (x, mean, inverse, factor, bias)
+    # Where z is 0, for ReLU; behind a factor of 0 all of x, or nothing, lies above.
+    border, rises = mean - bias / factor, factor >= 0
+    kept = x, mean, inverse, factor, bias, border, rises
+    return (activation(z).astype(x.dtype), mean, variance), kept
 
 
 def _backward(
     activation: Callable[[Array], Array], kept: Any, cotangents: Any
 ) -> tuple[Array, Array, Array, Array]:
     # Computed again from x, behind a barrier: else XLA keeps what the forward pass has made.
-    x, mean, inverse, factor, bias = lax.optimization_barrier(kept)
+    x, mean, inverse, factor, bias, border, rises = lax.optimization_barrier(kept)
     count, wide = math.prod(x.shape[:-1]), x.astype(factor.dtype)
-    centred = wide - along_last(mean, wide)
-    z, pull = jax.vjp(activation, along_last(factor, wide) * centred + along_last(bias, wide))
-    (g,) = pull(cotangents[0].astype(z.dtype))
+    centred, g = wide - along_last(mean, wide), cotangents[0].astype(factor.dtype)
+    if activation is jax.nn.relu:
+        # A comparison for each number and nothing else: short enough for XLA to do it twice, in
+        # place of a kernel that writes a mask.
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        g = jnp.where((wide > along_last(border, wide)) == rises.reshape(shape), g, 0)
+    else:
+        z = along_last(factor, wide) * centred + along_last(bias, wide)
+        (g,) = jax.vjp(activation, z)[1](g)
     d_bias, products = two_sums(g, g * centred)
     d_scale = products * inverse
     constant, slope = -factor * d_bias / count, -factor * inverse * d_scale / count

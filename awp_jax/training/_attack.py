@@ -169,10 +169,14 @@ def make_attack(
         def gradient_fn(point: Inputs, carry: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
             # Statistics are carried, because each forward pass of the released attack moves them.
             stats, left = carry
-            gradient, (logits, stats) = jax.grad(loss, has_aux=True)(point, params, stats)
+            gradient, (logits, stats) = jax.grad(loss, has_aux=True)(point, fixed, stats)
             if left is not None:
                 gradient, left = _friendly(gradient, left, logits, labels)
             return gradient, (stats, left)
+
+        # Once, and not in every step of the loop. The last step of `share_backward` differentiates
+        # the parameters themselves.
+        fixed = getattr(classifier, "in_compute_dtype", lambda p: p)(params)
 
         left = None
         if attack.early_stop is not None:

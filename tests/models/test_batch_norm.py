@@ -158,6 +158,31 @@ def test_value_and_gradients_are_those_of_the_plain_definition(x64, activation):
         np.testing.assert_allclose(ours, plain, rtol=1e-8, atol=1e-8 * np.abs(plain).max())
 
 
+@pytest.mark.parametrize("bias", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("scale", [-1.5, 0.0, 1.5])
+def test_relu_behind_any_scale(x64, scale, bias):
+    """Its mask is found from the inputs, on either side of a border that may be infinite."""
+    inputs = jnp.asarray(inputs_of(6, dtype=np.float64))
+    vectors = [jnp.full(CHANNELS, value) for value in (scale, bias, 1.0)]
+
+    def plain(x, scale, bias):
+        mean, var = x.mean((0, 1, 2), keepdims=True), x.var((0, 1, 2), keepdims=True)
+        z = (x - mean) / jnp.sqrt(var + 1e-5) * scale[None, None, None]
+        return jax.nn.relu(z + bias[None, None, None])
+
+    def fused(x, scale, bias):
+        return normalised.normalised(jax.nn.relu, x, scale, bias, vectors[2])[0]
+
+    weights = jnp.asarray(inputs_of(6, 3, np.float64, mean=0.0))
+    arguments = inputs, *vectors[:2]
+    found, expected = (
+        jax.grad(lambda *a, f=f: (f(*a) * weights).sum(), argnums=(0, 1, 2))(*arguments)
+        for f in (fused, plain)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
 def test_sums_for_a_gpu_are_sums():
     """Its way to the sums, by one reduction with two results, computed on any device."""
     for shape in ((32, 8, 8, 5), (7, 3, 2), (4096, 3), (1, 1)):
