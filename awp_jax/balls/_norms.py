@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+PARTS = 256  # that a GPU takes a large array in, to keep its processors busy
+
 
 def is_float(array: Any) -> bool:
     """Whether an adversary can move an array: tokens and other integers stay as they are."""
@@ -102,14 +104,42 @@ def sizes(
         plain = [jnp.ones_like(value) for value in sums], sums
         return jax.lax.cond(_all_usual(sums), lambda: plain, scaled)
 
+    def in_stages() -> tuple[list[jax.Array], list[jax.Array]]:
+        return _in_stages(arrays, kind, together)
+
     if not arrays:
         return Sizes([], [])
+    whole = all(along is None for along in axes) and len({a.dtype for a in arrays}) == 1
     if one_pass:
         # On a GPU a condition costs more than a pass: the host would wait to know it.
-        powers, sums = jax.lax.platform_dependent(cpu=on_cpu, default=scaled)
+        otherwise = in_stages if whole else scaled
+        powers, sums = jax.lax.platform_dependent(cpu=on_cpu, default=otherwise)
     else:
         powers, sums = scaled()
     return Sizes(powers, sums if kind == "l1" else [jnp.sqrt(value) for value in sums])
+
+
+def _in_stages(
+    arrays: list[jax.Array], kind: str, together: bool
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """As ``scaled``: one kernel for each array and one for all, where XLA makes two for each."""
+
+    def over_parts(reduce: Callable[..., Any], values: list[jax.Array]) -> jax.Array:
+        rows = []
+        for value in values:
+            parts = PARTS
+            while value.size % parts:
+                parts //= 2
+            row = reduce(value.reshape(parts, -1), axis=1) if value.size else value.reshape(-1)[:0]
+            rows.append(jnp.pad(row, (0, PARTS - row.shape[0])))  # zeros, which change neither
+        found = reduce(jnp.stack(rows), axis=1)
+        return jnp.broadcast_to(reduce(found), found.shape) if together else found
+
+    powers = power_of_two(over_parts(jnp.max, [jnp.abs(a) for a in arrays]))
+    parts = [a / powers[place] for place, a in enumerate(arrays)]
+    raised = [jnp.abs(part) if kind == "l1" else jnp.square(part) for part in parts]
+    sums = over_parts(jnp.sum, raised)
+    return [*powers], [*sums]
 
 
 def _all_usual(sums: list[jax.Array]) -> jax.Array:

@@ -23,6 +23,7 @@ from awp_jax.objectives import (
 from awp_jax.random import example_keys
 from awp_jax.training import _class_means
 from awp_jax.training._alignment import misalignment
+from awp_jax.training._norms import norms
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
 from awp_jax.typing import BatchStats, Key, Labels, Logits, Params
@@ -174,14 +175,10 @@ class Descent:
         # back (eq. 11). Clipping comes last and holds for the weights that are kept.
         updates, opt_state = self.optimizer.update(grads, state.opt_state, perturbed)
         params = self.regularisation.constrain(optax.apply_updates(state.params, updates))
-        metrics = {
-            "loss": loss,
-            "gradient_norm": optax.tree.norm(grads),
-            "weight_norm": optax.tree.norm(state.params),
-            "perturbation_norm": optax.tree.norm(
-                jax.tree.map(jnp.subtract, perturbed, state.params)
-            ),
-        }
+        displacement = jax.tree.map(jnp.subtract, perturbed, state.params)
+        *shown, new_norm = norms(grads, state.params, displacement, params)
+        names = "gradient_norm", "weight_norm", "perturbation_norm"
+        metrics = {"loss": loss, **dict(zip(names, shown, strict=True))}
         for name, label in ((CLEAN, "clean_accuracy"), (ADVERSARIAL, "robust_accuracy")):
             if name in logits:
                 metrics[label] = model.accuracy(logits[name], labels, mask)
@@ -198,7 +195,7 @@ class Descent:
         average = self._average(state, params)
         means = self._class_means(state, logits, labels, mask)
         after = TrainState(state.step + 1, params, batch_stats, opt_state, average, means)
-        return self._kept(state, after, metrics)
+        return self._kept(state, after, metrics, new_norm)
 
     def _alignment(
         self,
@@ -254,12 +251,15 @@ class Descent:
         )
 
     def _kept(
-        self, before: TrainState, after: TrainState, metrics: dict[str, jax.Array]
+        self,
+        before: TrainState,
+        after: TrainState,
+        metrics: dict[str, jax.Array],
+        new_norm: jax.Array,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """The new state, or the old one where that is wanted of a step that is not finite."""
-        # The norm of everything is finite only where everything is.
-        everything = optax.tree.norm((after.params, after.batch_stats))
-        numbers = metrics["loss"], metrics["gradient_norm"], everything
+        # A norm is finite only where everything is.
+        numbers = metrics["loss"], metrics["gradient_norm"], new_norm, *norms(after.batch_stats)
         finite = jnp.isfinite(jnp.stack(numbers)).all()
         if self.skip_non_finite:
             after = jax.tree.map(

@@ -300,3 +300,34 @@ def test_apply_fn_is_a_function_of_parameters_and_compiles_once_for_all_statisti
         compiled(classifier.apply_fn(other), params), expected, rtol=1e-5, atol=1e-6
     )
     assert compiled._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("preact-resnet-10", {"width": 4}),
+        ("mlp", {}),
+        ("vit-s", {"patch": 4, "width": 48}),
+        ("dm-wrn-10-1", {}),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_parameters_in_the_compute_dtype_give_the_same_numbers(name, options, dtype):
+    classifier = models.create(name, image_shape=(8, 8, 3), num_classes=4, dtype=dtype, **options)
+    params, stats = classifier.init(jax.random.key(0))
+    images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
+    cast = classifier.in_compute_dtype(params)
+    if dtype == "float32":
+        assert cast is params
+        return
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(cast)} == {"bfloat16", "float32"}
+    found, expected = (classifier.apply(p, stats, images, mode="batch")[0] for p in (cast, params))
+    assert found.dtype == expected.dtype == jnp.float32
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_parametric_noise_is_added_to_kernels_as_they_are():
+    classifier = models.create("mlp", image_shape=(4, 4, 1), num_classes=3, dtype="bfloat16")
+    noisy = models.with_parametric_noise(classifier)
+    params = {"kernel": jnp.ones(3)}
+    assert noisy.in_compute_dtype(params) is params

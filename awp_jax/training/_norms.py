@@ -1,0 +1,66 @@
+"""Norms of several trees of weights, taken together."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from awp_jax.balls._norms import PARTS
+
+_SMALL = 1 << 14  # leaves below are joined to one vector
+
+
+def norms(*trees: Any) -> tuple[jax.Array, ...]:
+    """The Euclidean norm of each tree.
+
+    On a GPU by one reduction for each large leaf, which reads that leaf of all trees, in place of
+    two for each leaf of each tree: of a residual network some 50 kernels in place of 300.
+
+    Args:
+        *trees: Of the same structure and shapes, floating leaves.
+
+    Returns:
+        A scalar for each, to rounding ``optax.tree.norm`` of it, and on a CPU that itself.
+    """
+    return lax.platform_dependent(*trees, cpu=_apart, default=_together)
+
+
+def _apart(*trees: Any) -> tuple[jax.Array, ...]:
+    return tuple(optax.tree.norm(tree) for tree in trees)
+
+
+def _together(*trees: Any) -> tuple[jax.Array, ...]:
+    leaves = list(zip(*map(jax.tree.leaves, trees), strict=True))
+    small = [group for group in leaves if group[0].size < _SMALL]
+    large = [group for group in leaves if group[0].size >= _SMALL]
+    partial = [_partial(group) for group in large]
+    if small:
+        joined = [
+            jnp.concatenate([jnp.ravel(leaf) for leaf in column])
+            for column in zip(*small, strict=True)
+        ]
+        partial.append([jnp.square(vector) for vector in joined])
+    if not partial:
+        return tuple(jnp.zeros(()) for _ in trees)
+    rows = [jnp.concatenate(column) for column in zip(*partial, strict=True)]
+    return tuple(jnp.sqrt(jnp.stack(_sums(rows, 0))))
+
+
+def _partial(group: tuple[jax.Array, ...]) -> list[jax.Array]:
+    """Sums of squares ``[parts]`` of one leaf of every tree."""
+    parts = PARTS
+    while group[0].size % parts:
+        parts //= 2
+    return _sums([jnp.square(leaf.reshape(parts, -1)) for leaf in group], 1)
+
+
+def _sums(arrays: list[jax.Array], axis: int) -> list[jax.Array]:
+    """By one reduction with a result for each."""
+    zeros = [jnp.zeros((), array.dtype) for array in arrays]
+
+    def add(x: Any, y: Any) -> Any:
+        return [a + b for a, b in zip(x, y, strict=True)]
+
+    return lax.reduce(arrays, zeros, add, (axis,))
