@@ -348,6 +348,23 @@ def test_the_recipes_of_one_step(data, method):
     assert config.attack.warmup_epochs == (5 if data == "svhn" else 0)
 
 
+@pytest.mark.parametrize("model", ["resnet-50", "convnext-t", "convnext-t-convstem"])
+def test_the_recipes_for_imagenet(model):
+    config = get("imagenet", f"{model},at-awp")
+    names = {"resnet-50": "imagenet-resnet-50"}
+    assert config.model.name == names.get(model, model)
+    assert (config.data.name, config.attack.epsilon) == ("imagenet", "4/255")
+    assert (config.weights.method, config.data.resized_crop) == ("awp", 0.08)
+    assert config.attack.steps == (3 if model == "resnet-50" else 2)
+    rate = rates(config, 100)
+    if model == "resnet-50":
+        found = [float(rate(s)) for s in (0, 2999, 5999)]
+        assert found == pytest.approx([0.1, 0.01, 0.001])
+    else:
+        assert (config.optimizer.name, config.optimizer.decay) == ("adamw", "kernels")
+        assert config.schedule.warmup_epochs == 10 and not config.model.normalize
+
+
 def test_fine_tuning_takes_over_what_the_run_is_of(tmp_path):
     before = schema.default()
     before.model.name, before.model.mean, before.model.std = "wrn-16-2", (0.5,) * 3, (0.2,) * 3
@@ -369,6 +386,7 @@ def test_fine_tuning_takes_over_what_the_run_is_of(tmp_path):
         ("wang2023", "cifar10,trades", "DATA,NORM,METHOD"),
         ("fast", "n-fgsm", "DATA,METHOD"),
         ("fast", "cifar10,n-fgms", "Did you mean 'n-fgsm'"),
+        ("imagenet", "resnet-50", "MODEL,METHOD"),
         ("finetune", "at-awp", "RUN,METHOD"),
         ("finetune", "nowhere,at-awp", "nowhere holds no config.json"),
         ("neurips2020", "cifar11,linf,at", "Did you mean 'cifar10'"),
