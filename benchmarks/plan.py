@@ -188,7 +188,11 @@ def main():
     parser.add_argument("--hlo", help="a file for the program itself")
     parser.add_argument("--out", default=pathlib.Path(__file__).with_name("plan.json"))
     parser.add_argument("--quick", action="store_true", help="a small network, nothing written")
+    parser.add_argument("--tables-only", action="store_true", help="from the JSON file")
     o = parser.parse_args()
+    if o.tables_only:
+        write_tables(json.loads(pathlib.Path(o.out).read_text()))
+        return
     if not any(importlib.util.find_spec(f"jax_cuda{v}_plugin") for v in (12, 13)):
         print("No plan: jax has no CUDA plugin here (pip install 'jax[cuda13]', Python 3.12).")
         return
@@ -201,16 +205,20 @@ def main():
     path = pathlib.Path(o.out)
     rows = json.loads(path.read_text()) if path.exists() else []
     rows = [old for old in rows if any(old[name] != row[name] for name in KEY)] + [row]
-    rows.sort(key=lambda r: [str(r[name]) for name in KEY[:-1]])
+    rows.sort(key=lambda r: (r["model"], r["batch"], r["objective"], r["label"]))
     path.write_text(json.dumps(rows, indent=1) + "\n")
     if path == pathlib.Path(__file__).with_name("plan.json"):
-        words = (
-            "## Plans for an H100\n\n`python benchmarks/plan.py` (its head says what is needed): "
-            "kernels of one training step, how often each runs, and the bytes they move, from the "
-            f"program that XLA compiles for a described GPU. jax {jax.__version__}. Not a "
-            "measurement.\n\n"
-        )
-        write_section("plan", words + table(rows))
+        write_tables(rows)
+
+
+def write_tables(rows):
+    words = (
+        "## Plans for an H100\n\n`python benchmarks/plan.py` (its head says what is needed): kernels "
+        "of one training step, how often each runs, and the bytes they move, from the program that "
+        "XLA compiles for a GPU that is only described. Not a measurement: it compares versions of "
+        f"the step, here with jax {rows[0]['jax']}.\n\n"
+    )
+    write_section("plan", words + table(rows))
 
 
 if __name__ == "__main__":

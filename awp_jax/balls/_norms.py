@@ -112,8 +112,8 @@ def sizes(
     whole = all(along is None for along in axes) and len({a.dtype for a in arrays}) == 1
     if one_pass:
         # On a GPU a condition costs more than a pass: the host would wait to know it.
-        otherwise = in_stages if whole else scaled
-        powers, sums = jax.lax.platform_dependent(cpu=on_cpu, default=otherwise)
+        on_gpu = in_stages if whole else scaled
+        powers, sums = jax.lax.platform_dependent(cpu=on_cpu, tpu=scaled, default=on_gpu)
     else:
         powers, sums = scaled()
     return Sizes(powers, sums if kind == "l1" else [jnp.sqrt(value) for value in sums])

@@ -22,9 +22,10 @@ def norms(*trees: Any) -> tuple[jax.Array, ...]:
         *trees: Of the same structure and shapes, floating leaves.
 
     Returns:
-        A scalar for each, to rounding ``optax.tree.norm`` of it, and on a CPU that itself.
+        A scalar for each, to rounding ``optax.tree.norm`` of it, and where launches cost nothing
+        (CPU, TPU) that itself.
     """
-    return lax.platform_dependent(*trees, cpu=_apart, default=_together)
+    return lax.platform_dependent(*trees, cpu=_apart, tpu=_apart, default=_together)
 
 
 def _apart(*trees: Any) -> tuple[jax.Array, ...]:
