@@ -82,11 +82,12 @@ package:
 	PYTHON=$(PYTHON) .ci/package
 
 # Training steps against PyTorch, memory and growth, on an idle machine; results go into benchmarks/.
-# On a GPU: sh benchmarks/gpu.sh
+# On a GPU: sh benchmarks/gpu.sh; the plan of a step for one needs jax[cuda13], and says so.
 benchmark: $(VENV)/installed-peers
 	$(BIN)/python benchmarks/training.py --out=benchmarks/training.json
 	$(BIN)/python benchmarks/memory.py --out=benchmarks/memory.json
 	$(BIN)/python benchmarks/growth.py --out=benchmarks/growth.json
+	$(BIN)/python benchmarks/plan.py
 
 # The site, into docs/_build/html; a warning fails. Its tutorials run (six minutes) where one of them
 # changed; EXECUTE=off shows them without outputs. One at a time: two that begin at once break the

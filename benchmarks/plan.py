@@ -213,9 +213,9 @@ def main():
 
 def write_tables(rows):
     words = (
-        "## Plans for an H100\n\n`python benchmarks/plan.py` (its head says what is needed): kernels "
-        "of one training step, how often each runs, and the bytes they move, from the program that "
-        "XLA compiles for a GPU that is only described. Not a measurement: it compares versions of "
+        "## Plans for an H100\n\n`python benchmarks/plan.py` (its head says what is needed): kernels\n"
+        "of one training step, how often each runs, and the bytes they move, from the program that\n"
+        "XLA compiles for a GPU that is only described. Not a measurement: it compares versions of\n"
         f"the step, here with jax {rows[0]['jax']}.\n\n"
     )
     write_section("plan", words + table(rows))
