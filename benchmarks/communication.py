@@ -56,6 +56,16 @@ MACHINES = {
 }
 
 
+def _middle(shapes):
+    """Where the second half of a pair of shapes begins."""
+    depth = 0
+    for place, letter in enumerate(shapes):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 1:
+            return place
+    return 0
+
+
 def count(found, name="ENTRY"):
     """``{(inside a loop, kind): [collectives, bytes]}`` of a computation, a loop turned once."""
     totals = {}
@@ -66,9 +76,12 @@ def count(found, name="ENTRY"):
         entry[1] += size
 
     for line in found[name]:
-        collective = re.search(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(", line)
+        collective = re.search(rf"= (.*?) ({COLLECTIVES})(-start)?\(", line)
         if collective:
-            add((False, collective[2]), 1, bytes_of(collective[1]))
+            shapes, kind, starts = collective.groups()
+            if starts:  # a pair of what goes in and what comes out
+                shapes = shapes[_middle(shapes) :]
+            add((False, kind), 1, bytes_of(shapes))
         for body, _ in inner(line):
             for (_, kind), (number, size) in count(found, body).items():
                 add((" while(" in line, kind), number, size)

@@ -213,10 +213,10 @@ def main():
 
 def write_tables(rows):
     words = (
-        "## Plans for an H100\n\n`python benchmarks/plan.py` (its head says what is needed): kernels\n"
-        "of one training step, how often each runs, and the bytes they move, from the program that\n"
-        "XLA compiles for a GPU that is only described. Not a measurement: it compares versions of\n"
-        f"the step, here with jax {rows[0]['jax']}.\n\n"
+        "## Plans for an H100\n\n`python benchmarks/plan.py` (its head says what is needed):\n"
+        "kernels of one training step, how often each runs, and the bytes they move, from the\n"
+        "program that XLA compiles for a GPU that is only described. Not a measurement: it\n"
+        f"compares versions of the step, here with jax {rows[0]['jax']}.\n\n"
     )
     write_section("plan", words + table(rows))
 
