@@ -25,6 +25,7 @@ from awp_jax.training._feed import Feed
 from awp_jax.training._initial import check_start, initial_state
 from awp_jax.training._own_batches import OwnBatches, go_on
 from awp_jax.training._selection import Selection, StoppedError
+from awp_jax.training._settings import check_shares
 from awp_jax.training._state import TrainState
 from awp_jax.training._teacher import with_teacher
 from awp_jax.training._trackers import trackers
@@ -109,12 +110,7 @@ def train(
     config = records.absolute_paths(copy.deepcopy(config))
     experiment = build(config, splits, devices=devices, given=given, streamed=batches is not None)
     own = None if batches is None else OwnBatches(batches, experiment)
-    batch_size, count = experiment.config.batch_size, experiment.mesh.size
-    if batch_size % count:
-        raise ValueError(
-            f"batch_size is {batch_size}, which {count} devices cannot share equally: choose a "
-            "multiple of their number, or fewer devices (--devices)."
-        )
+    check_shares(experiment)
     experiment = with_teacher(experiment)
     start = experiment.config.init_from
     if start and not (workdir / "config.json").exists():  # a started run needs it no more
@@ -295,6 +291,7 @@ class _Run:
         steps = [step for step, _ in self.pending]
         values = jax.device_get([metrics for _, metrics in self.pending])
         self.pending = []
+        scales = [metrics.pop("loss_scale") for metrics in values if "loss_scale" in metrics]
         done = [
             (self.experiment.batch_size_of(step), metrics)
             for step, metrics in zip(steps, values, strict=True)
@@ -312,6 +309,7 @@ class _Run:
                 name: float(np.average([v[name] for _, v in done], weights=[s for s, _ in done]))
                 for name in (done[0][1] if done else ())
             },
+            **({"loss_scale": float(scales[-1])} if scales else {}),
             # Of the epoch so far: the last batch of an epoch takes as long for fewer images.
             "images_per_second": self.images / max(seconds, 1e-9),
         }
