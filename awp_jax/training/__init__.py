@@ -24,8 +24,9 @@ with needed_by("awp_jax.training", "train"):
     from awp_jax.training._experiment import Experiment, build
     from awp_jax.training._feed import Feed
     from awp_jax.training._initial import initial_state
-    from awp_jax.training._loop import NonFiniteError, Outcome, train
+    from awp_jax.training._loop import train
     from awp_jax.training._optimizers import EntropySGDState, entropy_sgd
+    from awp_jax.training._outcome import NonFiniteError, Outcome
     from awp_jax.training._own_batches import OwnBatches
     from awp_jax.training._records import (
         CONFIG,

@@ -11,6 +11,7 @@ from awp_jax.config import from_dict
 from awp_jax.training._experiment import Experiment, build
 from awp_jax.training._initial import restored
 from awp_jax.training._records import read_config
+from awp_jax.training._state import digest
 
 
 def with_teacher(student: Experiment) -> Experiment:
@@ -57,6 +58,37 @@ def with_teacher(student: Experiment) -> Experiment:
     logits_fn = found.logits_fn(state.params, state.batch_stats)
     everywhere = jax.device_put(logits_fn, parallel.replicated(student.mesh))
     return dataclasses.replace(student, teacher=everywhere)
+
+
+def mark_of(experiment: Experiment) -> dict[str, str]:
+    """What checkpoints of a student say of its teacher: a digest of its weights and statistics.
+
+    Returns:
+        ``{"teacher": eight hexadecimal digits}``; ``{}`` where there is none.
+    """
+    if experiment.teacher is None:
+        return {}
+    return {"teacher": f"{int(digest(experiment.teacher)):08x}"}
+
+
+def check_same(mark: dict[str, str], info: dict[str, Any], workdir: str | None) -> None:
+    """Refuses to go on with another teacher than the run began with.
+
+    Args:
+        mark: Of the teacher that is there now, from ``mark_of``.
+        info: Beside the arrays of the student's checkpoint; of earlier versions without a mark.
+        workdir: Where the teacher is.
+
+    Raises:
+        ValueError: In one sentence, when they differ.
+    """
+    then, now = info.get("teacher"), mark.get("teacher")
+    if then and then != now:
+        raise ValueError(
+            f"objective.teacher is {workdir}, whose weights have the digest {now}, but this run "
+            f"has learnt from weights of the digest {then}: put that checkpoint back, or begin a "
+            "new run in another --workdir."
+        )
 
 
 def _sizes(classifier: Any) -> str:

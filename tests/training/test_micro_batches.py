@@ -12,6 +12,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from awp_jax import models, objectives
+from awp_jax.parts import Parts as Given
 from awp_jax.training import (
     Regularisation,
     TrainingAttack,
@@ -305,3 +306,111 @@ def test_a_run_in_parts_goes_on_bit_by_bit(tmp_path, tiny_config):
         np.testing.assert_array_equal(a, b)
     last = [r for r in read_metrics(tmp_path / "whole") if r["kind"] == "evaluation"][-1]
     assert last["test"]["clean_accuracy"] > 0.7
+
+
+def grouped(image_shape, num_classes, batch_norm_groups):
+    return models.from_network(
+        functools.partial(Digits, classes=num_classes),
+        name="digits",
+        image_shape=image_shape,
+        num_classes=num_classes,
+        batch_norm_groups=batch_norm_groups,
+    )
+
+
+class Digits(DenseNet):
+    def __init__(self, make, classes):
+        super().__init__(make)
+        self.hidden, self.linear = make.dense(64, 8), make.dense(8, classes, classifies=True)
+
+
+def epoch_of(config, devices=1):
+    """The state after an epoch."""
+    experiment = build(config, given=Given(model=grouped), devices=devices)
+    state = experiment.init()
+    for step in range(experiment.steps_per_epoch):
+        state, _ = experiment.step(
+            state,
+            *experiment.on_devices(),
+            experiment.order(0),
+            experiment.key,
+            batch_size=experiment.rows_of(step),
+            perturb_weights=True,
+        )
+    return experiment, state
+
+
+def test_the_parts_of_a_config_have_their_share_of_the_groups(tiny_config):
+    config = tiny_config("test:grouped", width=None)
+    config.model.batch_norm_groups = 4
+    config.attack.steps = 0  # a sign flips by rounding
+    config.objective.name = "trades"
+    _, expected = epoch_of(config)
+    for parts, devices in ((4, 1), (2, 2)):
+        config.optimizer.micro_batches = parts
+        experiment, found = epoch_of(config, devices)
+        assert not experiment.padded  # the last batch has 16 examples, which groups share equally
+        assert_close(found, expected, 2e-5)
+    config.data.train_examples = 78
+    assert build(config, given=Given(model=grouped)).padded
+    expected, found = (epoch_of(config, devices)[1] for devices in (1, 2))
+    assert_close(found, expected, 2e-5)
+
+
+def test_what_a_config_cannot_cut_is_one_sentence(tmp_path, tiny_config):
+    def refused(match, devices=1, **changes):
+        config = tiny_config("linear", width=None)
+        config.optimizer.micro_batches = 4
+        config.update_from_flattened_dict(changes)
+        with pytest.raises(ValueError, match=match) as found:
+            train(config, tmp_path / "run", progress=None, devices=devices)
+        assert "\n" not in str(found.value) and not (tmp_path / "run").exists()
+
+    what = "optimizer.micro_batches is 4, but "
+    refused(f"{what}batch_size is 30: a divisor", batch_size=30)
+    refused(f"{what}model.batch_norm_groups is 6: 1", **{"model.batch_norm_groups": 6})
+    refused(f"{what}objective.rotation_weight is 0.5", **{"objective.rotation_weight": 0.5})
+    refused(f"{what}objective.gradient_alignment is 0.2", **{"objective.gradient_alignment": 0.2})
+    refused(
+        f"{what}the last batch of an epoch has 14 examples",
+        **{"data.mixup": 1.0, "data.train_examples": 78},
+    )
+    refused("which leaves 4 images for a part, and 8 devices", 8, **{"optimizer.micro_batches": 8})
+    refused("optimizer.micro_batches is 0", **{"optimizer.micro_batches": 0})
+
+
+def test_a_plain_step_is_that_of_pytorch(x64):
+    """Gradients of parts added up by hand, each with BatchNorm statistics of its own."""
+    torch = pytest.importorskip("torch")
+    parts, rate = 4, 0.3
+    state = first_state()._replace(opt_state=())
+    net = torch.nn.Sequential(
+        torch.nn.Linear(16, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    ).double()
+    hidden, bn, _, linear = net
+    names = {hidden: "hidden", linear: "linear"}
+    for layer, name in names.items():
+        layer.weight.data = torch.tensor(state.params[name]["kernel"].T.copy())
+        layer.bias.data = torch.tensor(state.params[name]["bias"])
+    bn.weight.data = torch.tensor(state.params["bn"]["scale"])
+    bn.bias.data = torch.tensor(state.params["bn"]["bias"])
+    adversarial = np.clip(IMAGES + 0.05 * np.sign(RANDOM.normal(size=IMAGES.shape)), 0, 1)
+    sgd, size = torch.optim.SGD(net.parameters(), lr=rate), BATCH // parts
+    for first in range(0, BATCH, size):
+        rows = torch.tensor(adversarial[first : first + size]).flatten(1)
+        labels = torch.tensor(LABELS[first : first + size], dtype=torch.long)
+        (torch.nn.functional.cross_entropy(net(rows), labels) / parts).backward()
+    sgd.step()
+    made = optax.sgd(rate)
+    step = make_train_step(
+        classifier_of(1), objectives.at(), made, weights=None, micro_batches=parts
+    )
+    state = state._replace(opt_state=made.init(state.params))
+    after, _ = jax.jit(step)(state, IMAGES, LABELS, jax.random.key(0), adversarial=adversarial)
+    for layer, name in names.items():
+        np.testing.assert_allclose(
+            after.params[name]["kernel"], layer.weight.detach().numpy().T, rtol=1e-10, atol=1e-12
+        )
+    np.testing.assert_allclose(
+        after.params["bn"]["scale"], bn.weight.detach().numpy(), rtol=1e-10, atol=1e-12
+    )
