@@ -41,7 +41,7 @@ with needed_by("awp_jax.training", "train"):
     from awp_jax.training._schedules import schedule
     from awp_jax.training._state import TrainState, digest, init_state
     from awp_jax.training._step import augmentation_keys, make_train_step
-    from awp_jax.training._teacher import with_teacher
+    from awp_jax.training._teacher import teacher_of, with_teacher
     from awp_jax.training._weights import Ascent, WeightPerturbation
 
 __all__ = [
@@ -85,6 +85,7 @@ __all__ = [
     "read_metrics",
     "restore",
     "schedule",
+    "teacher_of",
     "train",
     "training_attack",
     "weight_perturbation",
