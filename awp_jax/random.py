@@ -70,6 +70,12 @@ def _drawn_one_by_one(key: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(jax.random.key_data(key)[..., :2], impl="threefry2x32")
 
 
+def keys_at(key: jax.Array, places: jax.Array) -> jax.Array:
+    """The keys of the examples at these places of a batch, int ``[n]``; see ``example_keys``."""
+    check_key(key)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(_drawn_one_by_one(key), places)
+
+
 def fold_keys(keys: jax.Array, data: int | jax.Array) -> jax.Array:
     """Folds the same ``data`` (a step or a restart) into every key of ``[batch]``."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)

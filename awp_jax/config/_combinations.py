@@ -10,6 +10,7 @@ def check_combinations(config: ConfigDict) -> None:
             "evaluation.selection is 'validation', but data.validation_examples is 0: keep some "
             "training images back, or set evaluation.selection to 'test' (which is reported)."
         )
+    _check_parts(config)
     d, objective, w = config.data, config.objective, config.weights
     original = round(d.original_fraction * config.batch_size)
     both = not d.extra or 0 < original < config.batch_size
@@ -87,3 +88,34 @@ def check_combinations(config: ConfigDict) -> None:
     ):
         if wrong:
             raise ValueError(sentence)
+
+
+def _check_parts(config: ConfigDict) -> None:
+    """What micro-batches and a loss scale go together with."""
+    o, groups = config.optimizer, config.model.batch_norm_groups
+    if o.loss_scale == "dynamic" and o.non_finite != "skip":
+        raise ValueError(
+            "optimizer.loss_scale is 'dynamic', which skips steps whose gradient is not finite, "
+            f"but optimizer.non_finite is {o.non_finite!r}: set it to 'skip'."
+        )
+    if o.micro_batches == 1:
+        return
+    what = f"optimizer.micro_batches is {o.micro_batches}, but"
+    if config.batch_size % o.micro_batches:
+        raise ValueError(
+            f"{what} batch_size is {config.batch_size}: a divisor of it was expected, because "
+            "parts are of one size."
+        )
+    if groups > 1 and groups % o.micro_batches:
+        raise ValueError(
+            f"{what} model.batch_norm_groups is {groups}: 1 (each part has statistics of its own) "
+            "or a multiple was expected."
+        )
+    for key, why in (
+        ("rotation_weight", "the rotated images of a batch are one batch"),
+        ("gradient_alignment", "its mean is over the examples that have a gradient"),
+    ):
+        if config.objective[key]:
+            raise ValueError(
+                f"{what} objective.{key} is {config.objective[key]:g}, and {why}: 1 was expected."
+            )

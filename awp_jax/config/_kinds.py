@@ -122,6 +122,23 @@ def choice(*names: str) -> Kind:
     return Kind(str, f"one of {', '.join(names)}", check)
 
 
+def scale() -> Kind:
+    """A positive number in text, or ``"dynamic"``."""
+    expected = "a positive number such as 1024, or dynamic"
+
+    def check(value, name, config):
+        if value == "dynamic":
+            return
+        try:
+            good = 0 < float(value) < math.inf
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(f"{name} is {value!r}, but {expected} was expected.")
+
+    return Kind(str, expected, check)
+
+
 # Services that follow runs; they have the interface of wandb.
 TRACKERS = ("wandb", "trackio")
 

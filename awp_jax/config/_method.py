@@ -14,6 +14,7 @@ from awp_jax.config._kinds import (
     named,
     number,
     optional,
+    scale,
     share,
     threshold,
 )
@@ -186,6 +187,19 @@ METHOD = (
             "stop",
             choice("stop", "skip"),
             "What is done about a step whose loss or gradient is not finite.",
+        ),
+        (
+            "micro_batches",
+            1,
+            integer(1),
+            "Parts of a batch that are computed one after the other, in the memory of one.",
+        ),
+        (
+            "loss_scale",
+            None,
+            optional(scale()),
+            "By which losses are multiplied while they are differentiated, for model.dtype "
+            "float16; dynamic: torch.amp.GradScaler's rule; None: 1.",
         ),
         ("inner_steps", 20, integer(1), "Of entropy-sgd: L, steps of its inner loop."),
         ("inner_learning_rate", 0.1, number(), "Of entropy-sgd: of its inner loop."),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax import results
+from awp_jax.attacks import cross_entropy
 from awp_jax.objectives import ADVERSARIAL
 from awp_jax.reporting import markdown_table
 from awp_jax.runs._operations import operations
@@ -13,9 +14,11 @@ from awp_jax.training import (
     Experiment,
     initial_state,
     objective_of,
+    teacher_of,
     training_attack,
     weight_perturbation,
 )
+from awp_jax.training._alignment import misalignment
 
 _LARGEST = 12
 
@@ -167,20 +170,30 @@ def _memory(experiment: Experiment) -> dict[str, int]:
     config, splits = experiment.config, experiment.splits
     state = experiment.abstract_state()
     objective = objective_of(config, experiment.given)
+    parts = config.optimizer.micro_batches
 
     def size(tree: Any) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
-    def backward(params, batch_stats, images):
-        return jax.vjp(_forward(experiment, batch_stats, images), params)[1]
+    def kept_by(of: Any) -> int:
+        def backward(params, batch_stats, images):
+            return jax.vjp(of(experiment, batch_stats, images), params)[1]
 
-    shape = (config.batch_size, *splits.train.images.shape[1:])
-    images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    kept = size(jax.eval_shape(backward, state.params, state.batch_stats, images))
-    kept -= size(state.params)
-    passes = len(objective.inputs)
+        def kept(count: int) -> int:
+            shape = (count, *splits.train.images.shape[1:])
+            images = jax.ShapeDtypeStruct(shape, jnp.float32)
+            return size(jax.eval_shape(backward, state.params, state.batch_stats, images))
+
+        # What grows with the images: parameters are kept as well, and counted elsewhere.
+        return kept(2 * rows) - kept(rows)
+
+    rows = config.batch_size // parts
+    kept = len(objective.inputs) * kept_by(_forward)
+    if objective.gradient_alignment:
+        kept += kept_by(_misaligned)
     perturbed = config.weights.method != "none"
-    working = (3 if perturbed else 1) * size(state.params)
+    # Of a batch in parts the sum of the gradients before lies beside the gradient.
+    working = ((3 if perturbed else 1) + (parts > 1)) * size(state.params)
     if experiment.on_host:
         data, dataset = (
             "two batches from the host",
@@ -189,14 +202,30 @@ def _memory(experiment: Experiment) -> dict[str, int]:
     else:
         pool = experiment.pool
         data, dataset = "training set on the device", pool.images.nbytes + pool.labels.nbytes
-    total = size(state) + working + dataset + passes * kept
+    name, teacher = _teacher(experiment)
+    taught = {} if teacher is None else {f"teacher, {name}": size(teacher[1:])}
+    total = size(state) + working + dataset + kept + sum(taught.values())
+    part = f", one of {parts} parts of a batch" if parts > 1 else ""
     return {
         "state (parameters, statistics, momentum)": size(state),
         "w + v, v and gradient" if perturbed else "gradient": working,
         data: dataset,
-        f"kept for the backward pass of {config.batch_size} images": passes * kept,
+        **taught,
+        f"kept for the backward pass of {rows} images{part}": kept,
         "estimate of all": total,
     }
+
+
+def _teacher(experiment: Experiment) -> tuple[str, Any]:
+    """The teacher's name, and its classifier with the shapes of parameters and statistics."""
+    if not experiment.config.objective.teacher:
+        return "", None
+    try:
+        teacher = teacher_of(experiment)
+    except ValueError:  # a student outlives its teacher
+        return "which is not there and not counted", (None, {}, {})
+    state = teacher.abstract_state()
+    return teacher.classifier.name, (teacher.classifier, state.params, state.batch_stats)
 
 
 def _forward(experiment: Experiment, batch_stats: Any, images: Any) -> Any:
@@ -209,6 +238,19 @@ def _forward(experiment: Experiment, batch_stats: Any, images: Any) -> Any:
     return forward
 
 
+def _misaligned(experiment: Experiment, batch_stats: Any, images: Any) -> Any:
+    """``params ->`` what GradAlign adds to the loss, with its two gradients by images."""
+
+    def misaligned(params: Any) -> Any:
+        def losses(x: Any) -> Any:
+            logits = _forward(experiment, batch_stats, x)(params)
+            return cross_entropy(logits, jnp.zeros(x.shape[0], jnp.int32))
+
+        return misalignment(losses, images, images, None, None)
+
+    return misaligned
+
+
 def _operations(experiment: Experiment) -> dict[str, int]:
     config, given = experiment.config, experiment.given
     state = experiment.abstract_state()
@@ -217,13 +259,31 @@ def _operations(experiment: Experiment) -> dict[str, int]:
     def forward(params, batch_stats, images):
         return _forward(experiment, batch_stats, images)(params).sum()
 
+    def misaligned(params, batch_stats, images):
+        return _misaligned(experiment, batch_stats, images)(params)
+
     one = jax.ShapeDtypeStruct((1, *experiment.splits.train.images.shape[1:]), jnp.float32)
     arguments = state.params, state.batch_stats, one
+    once = operations(forward, *arguments)
     to_weights = operations(jax.grad(forward), *arguments)
     passes = len(objective.inputs)
     attack, adversary = training_attack(config, given), 0
     if ADVERSARIAL in objective.inputs and attack.own is None:
         adversary = attack.steps * operations(jax.grad(forward, 2), *arguments)
     turns = 0 if w.method == "none" else w.alternations
-    step = max(turns, 1) * adversary + (turns * w.steps + 1) * passes * to_weights
-    return {"forward": operations(forward, *arguments), "step": config.batch_size * step}
+    ascent = to_weights
+    if config.optimizer.micro_batches > 1 and w.method != "awp":
+        ascent += once  # what a backward pass would keep of all parts is computed again
+    ascents = 0 if w.method == "random" else turns * w.steps
+    step = max(turns, 1) * adversary + passes * (ascents * ascent + to_weights)
+    if objective.gradient_alignment:
+        step += operations(jax.grad(misaligned), *arguments)
+    _, teacher = _teacher(experiment)
+    if teacher is not None and teacher[0] is not None:
+        classifier, *fixed = teacher
+
+        def taught(params, batch_stats, images):
+            return classifier.apply(params, batch_stats, images, mode="running")[0]
+
+        step += max(turns, 1) * operations(taught, *fixed, one)
+    return {"forward": once, "step": config.batch_size * step}

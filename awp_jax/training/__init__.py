@@ -24,8 +24,9 @@ with needed_by("awp_jax.training", "train"):
     from awp_jax.training._experiment import Experiment, build
     from awp_jax.training._feed import Feed
     from awp_jax.training._initial import initial_state
-    from awp_jax.training._loop import NonFiniteError, Outcome, train
+    from awp_jax.training._loop import train
     from awp_jax.training._optimizers import EntropySGDState, entropy_sgd
+    from awp_jax.training._outcome import NonFiniteError, Outcome
     from awp_jax.training._own_batches import OwnBatches
     from awp_jax.training._records import (
         CONFIG,
@@ -40,7 +41,7 @@ with needed_by("awp_jax.training", "train"):
     from awp_jax.training._schedules import schedule
     from awp_jax.training._state import TrainState, digest, init_state
     from awp_jax.training._step import augmentation_keys, make_train_step
-    from awp_jax.training._teacher import with_teacher
+    from awp_jax.training._teacher import teacher_of, with_teacher
     from awp_jax.training._weights import Ascent, WeightPerturbation
 
 __all__ = [
@@ -84,6 +85,7 @@ __all__ = [
     "read_metrics",
     "restore",
     "schedule",
+    "teacher_of",
     "train",
     "training_attack",
     "weight_perturbation",

@@ -15,6 +15,7 @@ from awp_jax.attacks._result import images_of
 from awp_jax.balls._protocol import scaled
 from awp_jax.objectives import Objective, check_losses
 from awp_jax.training._descent import counted
+from awp_jax.training._loss_scale import over, times
 from awp_jax.typing import BatchStats, Images, Inputs, Key, Labels, Logits, Params, Radius
 
 
@@ -108,8 +109,10 @@ def make_attack(
         axis_name: The mapped axis over which the batch is split, or ``None``.
 
     Returns:
-        ``craft(params, batch_stats, images, labels, keys, dropout_key, mask, scale) -> Crafted``,
-        whether its forward passes move the running statistics, as those of the released AT code.
+        ``craft(params, batch_stats, images, labels, keys, dropout_key, mask, scale, count,
+        loss_scale) -> Crafted``, and whether its forward passes move the running statistics, as
+        those of the released AT code. ``count`` are the examples that ``weight_gradient`` is the
+        mean over, where the images are a part of a batch with padding.
     """
     start = objective.start if attack.start is None else attack.start
     mode = attack.batch_norm or objective.attack_batch_norm
@@ -128,6 +131,8 @@ def make_attack(
         dropout_key: Any,
         mask: Any = None,
         scale: Any = None,
+        count: Any = None,
+        loss_scale: Any = None,
     ) -> Crafted:
         if attack_loss is None:
             return Crafted(images, batch_stats)
@@ -164,12 +169,13 @@ def make_attack(
             if mask is not None:  # padding is normalised by the statistics of the others
                 losses = jnp.where(mask, losses, 0)
             # The sum: the gradient of an image does not depend on how many others are in its batch.
-            return losses.sum(), (logits, stats)
+            return times(losses.sum(), loss_scale), (logits, stats)
 
         def gradient_fn(point: Inputs, carry: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
             # Statistics are carried, because each forward pass of the released attack moves them.
             stats, left = carry
             gradient, (logits, stats) = jax.grad(loss, has_aux=True)(point, fixed, stats)
+            gradient = over(gradient, loss_scale)
             if left is not None:
                 gradient, left = _friendly(gradient, left, logits, labels)
             return gradient, (stats, left)
@@ -199,9 +205,11 @@ def make_attack(
         if share_backward:
             both = jax.grad(loss, argnums=(0, 1), has_aux=True)
             at = mapped.vary(params, axis_name)
-            (gradient, summed), (_, batch_stats) = both(point, at, batch_stats)
+            gradients, (_, batch_stats) = both(point, at, batch_stats)
+            gradient, summed = over(gradients, loss_scale)
             # Sums over the mean count of a device: their mean over devices is that of all examples.
-            count = images.shape[0] if mask is None else mapped.mean(mask.sum(), axis_name)
+            if count is None:
+                count = images.shape[0] if mask is None else mapped.mean(mask.sum(), axis_name)
             own = jax.tree.map(lambda g: g / count, summed)
             weight_gradient = mapped.mean(own, axis_name)
             point = ball.step(images, point, gradient, step_size)

@@ -19,7 +19,7 @@ from awp_jax.training._state import digest
 LAST, BEST, KEPT, AVERAGE = "last", "best", "kept", "average"
 KINDS = (LAST, BEST, KEPT, AVERAGE)
 _CHECKSUM = "info_crc32"
-_LATER = ("class_means",)  # fields of the state that checkpoints before them have not
+_LATER = ("class_means", "loss_scale")  # fields of the state that checkpoints before them have not
 
 
 class CheckpointError(ValueError):

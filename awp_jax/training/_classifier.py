@@ -29,9 +29,22 @@ def with_statistics(config: ConfigDict, train: data.Dataset | data.StoredImages)
 
 
 def create_classifier(
-    config: ConfigDict, image_shape: Any, num_classes: int, given: parts.Parts = parts.NONE
+    config: ConfigDict,
+    image_shape: Any,
+    num_classes: int,
+    given: parts.Parts = parts.NONE,
+    *,
+    micro_batches: int = 1,
 ) -> Any:
     """The classifier of a config for images of this shape.
+
+    Args:
+        config: A validated config.
+        image_shape: Height, width, channels.
+        num_classes: Number of classes.
+        given: What was given as objects, see ``awp_jax.parts``.
+        micro_batches: Into how many parts a batch is cut that it sees one at a time: each has its
+            share of the BatchNorm groups, or one group.
 
     Raises:
         ValueError: For an unknown model or option, or a data set without statistics when
@@ -40,7 +53,7 @@ def create_classifier(
     m = config.model
     options: dict[str, Any] = {
         "dtype": m.dtype,
-        "batch_norm_groups": m.batch_norm_groups,
+        "batch_norm_groups": max(m.batch_norm_groups // micro_batches, 1),
         "activation": m.activation,
         "remat": m.remat,
     }

@@ -9,6 +9,8 @@ from awp_jax import checks, data, objectives, parts
 from awp_jax.attacks import FGSMRS, NFGSM, PGD
 from awp_jax.balls import InputBall, WeightBall
 from awp_jax.training._attack import TrainingAttack
+from awp_jax.training._averaging import averaging_rate
+from awp_jax.training._loss_scale import DYNAMIC
 from awp_jax.training._schedules import warmup
 from awp_jax.training._weights import WeightPerturbation
 from awp_jax.typing import Radius
@@ -99,6 +101,22 @@ def objective_of(config: ConfigDict, given: parts.Parts = parts.NONE) -> objecti
         label_smoothing=o.label_smoothing,
         rotation_weight=o.rotation_weight,
         gradient_alignment=o.gradient_alignment,
+    )
+
+
+def loss_scale_of(config: ConfigDict) -> Any:
+    """The loss scale of a config, as ``make_train_step`` takes it."""
+    text = config.optimizer.loss_scale
+    return text if text in (None, DYNAMIC) else float(text)
+
+
+def average_rate_of(config: ConfigDict, steps_per_epoch: int) -> Any:
+    """How the average of the weights moves, see ``averaging_rate``; ``None`` for none."""
+    a = config.averaging
+    if a.name == "none":
+        return None
+    return averaging_rate(
+        a.name, steps_per_epoch, start_epoch=a.start_epoch, decay=a.decay, warmup=a.warmup
     )
 
 

@@ -20,13 +20,15 @@ from awp_jax.objectives import (
     check_losses,
     self_supervised,
 )
-from awp_jax.random import example_keys
+from awp_jax.random import example_keys, keys_at
 from awp_jax.training import _class_means
 from awp_jax.training._alignment import misalignment
+from awp_jax.training._loss_scale import LossScale, over, times
 from awp_jax.training._norms import norms
+from awp_jax.training._parts import WHOLE, Parts
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
-from awp_jax.typing import BatchStats, Key, Labels, Logits, Params
+from awp_jax.typing import BatchStats, Images, Key, Labels, Logits, Params
 
 BESIDE = "beside"  # the images x + eta of GradAlign, which only the descent looks at
 
@@ -55,13 +57,20 @@ class StepModel:
     objective: Objective
     axis_name: str | None
 
-    def dropout_keys(self, key: Key | None, batch: int, copies: int = 1) -> Any:
-        """A key for each example, where its place on this device is not that in the batch."""
-        if key is None or self.axis_name is None:
+    def dropout_keys(
+        self, key: Key | None, batch: int, copies: int = 1, places: jax.Array | None = None
+    ) -> Any:
+        """A key for each example, where its place is not that in the batch.
+
+        That is on one of several devices, or in a part, whose ``places`` are given.
+        """
+        if key is None or (self.axis_name is None and places is None):
             return key
         # A randomised network draws its kernels once for the batch, from one key.
         if self.classifier.is_random or not self.classifier.has_dropout:
             return key
+        if places is not None:
+            return keys_at(key, places)
         # Rotated copies of the batch lie one behind the other, in the whole batch as on a device.
         first = mapped.first_example(batch, self.axis_name)
         whole = batch * mapped.devices(self.axis_name)
@@ -78,6 +87,7 @@ class StepModel:
         labels: Labels,
         dropout_key: Any,
         mask: jax.Array | None = None,
+        places: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
         """``[batch]`` losses, with the logits of each input and the new statistics beside them."""
         logits, objective, batch = {}, self.objective, labels.shape[0]
@@ -89,7 +99,7 @@ class StepModel:
                 batch_stats,
                 inputs[name],
                 mode=mode,
-                key=self.dropout_keys(key, batch),
+                key=self.dropout_keys(key, batch, places=places),
                 **counted(mask),
             )
         known = {name: inputs[name] for name in (TEACHER, CLASS_MEANS) if name in inputs}
@@ -130,6 +140,8 @@ class Descent:
         skip_non_finite: Whether a step that is not finite leaves the state as it was.
         released: Whether the clean forward pass of the released code's log is made.
         steps_per_epoch: After which means of classes begin anew, or ``None``.
+        parts: How the batch is cut.
+        loss_scale: By which the loss is multiplied while it is differentiated.
     """
 
     model: StepModel
@@ -139,6 +151,8 @@ class Descent:
     skip_non_finite: bool
     released: bool
     steps_per_epoch: int | None = None
+    parts: Parts = WHOLE
+    loss_scale: LossScale = LossScale()
 
     def __call__(
         self,
@@ -150,25 +164,21 @@ class Descent:
         relative: jax.Array | None,
         dropout_key: Any,
         mask: jax.Array | None = None,
+        places: jax.Array | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """The gradient at w + v, the optimiser there, and back to w (eq. 11 of AWP)."""
-        model = self.model
+        model, parts, before = self.model, self.parts, batch_stats
+        scale = self.loss_scale.of(state.loss_scale)
 
-        def mean_loss(params: Params) -> tuple[jax.Array, Any]:
-            values, aux = model.losses(
-                "update", params, batch_stats, inputs, labels, dropout_key, mask
+        def part(
+            inputs: dict[str, Any], labels: Labels, relative: Any, mask: Any, places: Any
+        ) -> tuple[Any, BatchStats, dict[str, jax.Array]]:
+            return self._gradient(
+                before, perturbed, inputs, labels, relative, dropout_key, mask, places, scale
             )
-            # The penalty is one of w + v, and only here: weights do not ascend it.
-            loss = weighted(values, relative).mean() + self.regularisation.penalty(params)
-            if model.objective.gradient_alignment:
-                loss = loss + self._alignment(
-                    params, batch_stats, inputs, labels, relative, dropout_key, mask
-                )
-            return loss, aux
 
-        (loss, (logits, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
-            # Each device differentiates its own part, whatever JAX does with replicated arguments.
-            mapped.vary(perturbed, model.axis_name)
+        (loss, grads), batch_stats, logits = parts.mean(
+            part, inputs, labels, relative, mask, places, mask=mask
         )
         loss, grads = mapped.mean((loss, grads), model.axis_name)
         # At w + v, weight decay included; the update is a difference, so added to w it is the way
@@ -183,19 +193,62 @@ class Descent:
             if name in logits:
                 metrics[label] = model.accuracy(logits[name], labels, mask)
         if self.released:  # the clean forward pass that the released code makes for its log
-            logits_now, batch_stats = model.classifier.apply(
-                params,
-                batch_stats,
-                inputs[CLEAN],
-                mode="update",
-                key=model.dropout_keys(dropout_key, labels.shape[0]),
-                **counted(mask),
-            )
+            moved = batch_stats
+
+            def clean(images: Images, mask: Any, places: Any) -> tuple[Any, BatchStats, Logits]:
+                logits, after = model.classifier.apply(
+                    params,
+                    moved,
+                    images,
+                    mode="update",
+                    key=model.dropout_keys(dropout_key, images.shape[0], places=places),
+                    **counted(mask),
+                )
+                return (), after, logits
+
+            _, batch_stats, logits_now = parts.mean(clean, inputs[CLEAN], mask, places, mask=mask)
             metrics["clean_accuracy"] = model.accuracy(logits_now, labels, mask)
         average = self._average(state, params)
         means = self._class_means(state, logits, labels, mask)
-        after = TrainState(state.step + 1, params, batch_stats, opt_state, average, means)
+        scaled = state.loss_scale
+        if scale is not None:
+            metrics["loss_scale"] = jnp.asarray(scale, jnp.float32)
+            scaled = self.loss_scale.after(scaled, jnp.isfinite(metrics["gradient_norm"]))
+        after = TrainState(state.step + 1, params, batch_stats, opt_state, average, means, scaled)
         return self._kept(state, after, metrics, new_norm)
+
+    def _gradient(
+        self,
+        batch_stats: BatchStats,
+        perturbed: Params,
+        inputs: dict[str, Any],
+        labels: Labels,
+        relative: jax.Array | None,
+        dropout_key: Any,
+        mask: jax.Array | None,
+        places: jax.Array | None,
+        scale: Any,
+    ) -> tuple[Any, BatchStats, dict[str, jax.Array]]:
+        """Loss and gradient, the statistics afterwards, and the logits of each input."""
+        model = self.model
+
+        def mean_loss(params: Params) -> tuple[jax.Array, Any]:
+            values, aux = model.losses(
+                "update", params, batch_stats, inputs, labels, dropout_key, mask, places
+            )
+            # The penalty is one of w + v, and only here: weights do not ascend it.
+            loss = weighted(values, relative).mean() + self.regularisation.penalty(params)
+            if model.objective.gradient_alignment:
+                loss = loss + self._alignment(
+                    params, batch_stats, inputs, labels, relative, dropout_key, mask
+                )
+            return times(loss, scale), aux
+
+        (loss, (logits, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
+            # Each device differentiates its own part, whatever JAX does with replicated arguments.
+            mapped.vary(perturbed, model.axis_name)
+        )
+        return over((loss, grads), scale), batch_stats, logits
 
     def _alignment(
         self,
@@ -266,6 +319,6 @@ class Descent:
                 lambda new, old: jnp.where(finite, new, old),
                 after,
                 # The step counts all the same, or batch and keys of the next would be these again.
-                before._replace(step=after.step),
+                before._replace(step=after.step, loss_scale=after.loss_scale),
             )
         return after, metrics | {"finite": finite}

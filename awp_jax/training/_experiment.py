@@ -10,10 +10,12 @@ from ml_collections import ConfigDict
 
 from awp_jax import data, files, parallel, parts, streams
 from awp_jax.config import validate
-from awp_jax.training._averaging import averaging_rate, estimate_batch_stats
+from awp_jax.training._averaging import estimate_batch_stats
 from awp_jax.training._batch import batch_function
 from awp_jax.training._classifier import create_classifier, with_statistics
 from awp_jax.training._configured import (
+    average_rate_of,
+    loss_scale_of,
     objective_of,
     splits_of,
     training_attack,
@@ -94,7 +96,12 @@ class Experiment:
         averaged = self.config.averaging.name != "none"
         means = objective_of(self.config, self.given).class_temperature is not None
         return init_state(
-            self.classifier, self.optimizer, key, averaged=averaged, class_means=means
+            self.classifier,
+            self.optimizer,
+            key,
+            averaged=averaged,
+            class_means=means,
+            loss_scale=loss_scale_of(self.config),
         )
 
     @functools.cached_property
@@ -163,10 +170,12 @@ class Experiment:
         c = self.config
         # There padding would shift the groups, be mixed into others, or be rotated without a mask.
         mixed = c.data.mixup or c.data.cutmix
-        together = c.model.batch_norm_groups > 1 or mixed or c.objective.rotation_weight
-        whole = self.examples % self._original_batch == 0
+        last, groups = self.examples % self._original_batch, c.model.batch_norm_groups
+        # Of a batch in parts groups keep their size, where they do not share the last one equally.
+        uneven = c.optimizer.micro_batches > 1 and last % groups
+        together = mixed or c.objective.rotation_weight or (groups > 1 and not uneven)
         alone = self.classifier.takes_mask and self.extra is None
-        return alone and not (together or whole)
+        return bool(last) and alone and not together
 
     def rows_of(self, step: int) -> int:
         """Rows of the batch of a step that is compiled, padding included."""
@@ -214,7 +223,7 @@ class Experiment:
         """
         weights = weight_perturbation(self.config, self.given)
         train = make_train_step(
-            self.classifier,
+            self._classifier_of_parts,
             objective_of(self.config, self.given),
             self.optimizer,
             attack=training_attack(self.config, self.given, self.steps_per_epoch),
@@ -223,6 +232,9 @@ class Experiment:
             average_rate=self._average_rate,
             skip_non_finite=self.config.optimizer.non_finite == "skip",
             steps_per_epoch=self.steps_per_epoch,
+            micro_batches=self.config.optimizer.micro_batches,
+            loss_scale=loss_scale_of(self.config),
+            mesh=self.mesh,
         )
         _, gather = self._batch_functions
         # Both change the shape of the program, and each takes two values in a run at most.
@@ -271,17 +283,18 @@ class Experiment:
         return functools.partial(compiled, **taught) if taught else compiled
 
     @property
-    def _average_rate(self) -> Any:
-        a = self.config.averaging
-        if a.name == "none":
-            return None
-        return averaging_rate(
-            a.name,
-            self.steps_per_epoch,
-            start_epoch=a.start_epoch,
-            decay=a.decay,
-            warmup=a.warmup,
+    def _classifier_of_parts(self) -> Any:
+        micro_batches = self.config.optimizer.micro_batches
+        if micro_batches == 1:
+            return self.classifier
+        shape, classes = self.classifier.image_shape, self.classifier.num_classes
+        return create_classifier(
+            self.config, shape, classes, self.given, micro_batches=micro_batches
         )
+
+    @property
+    def _average_rate(self) -> Any:
+        return average_rate_of(self.config, self.steps_per_epoch)
 
     def averaged(self, state: TrainState) -> TrainState:
         """The state whose parameters are the average, with BatchNorm statistics of its own.

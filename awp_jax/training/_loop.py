@@ -7,7 +7,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,35 +23,17 @@ from awp_jax.training._checkpoints import BEST, KEPT, LAST, Checkpoints
 from awp_jax.training._experiment import Experiment, build
 from awp_jax.training._feed import Feed
 from awp_jax.training._initial import check_start, initial_state
+from awp_jax.training._outcome import NonFiniteError, Outcome
 from awp_jax.training._own_batches import OwnBatches, go_on
 from awp_jax.training._selection import Selection, StoppedError
+from awp_jax.training._settings import check_shares
 from awp_jax.training._state import TrainState
-from awp_jax.training._teacher import with_teacher
+from awp_jax.training._teacher import check_same, mark_of, with_teacher
 from awp_jax.training._trackers import trackers
 
 # With optimizer.non_finite "skip", so many skipped steps one after the other stop the run all the
 # same: nothing changes any more but the batch.
 MOST_SKIPPED = 100
-
-
-class NonFiniteError(RuntimeError):
-    """Loss, gradient or weights became NaN or infinite; earlier checkpoints are kept."""
-
-
-class Outcome(NamedTuple):
-    """How a call of ``train`` ended.
-
-    Attributes:
-        state: The last state.
-        finished: Whether all epochs are done.
-        preempted: Whether it was told to stop before that.
-        best: ``{"step", "epoch", "selection", "robust_accuracy"}`` of the best checkpoint, or None.
-    """
-
-    state: TrainState
-    finished: bool
-    best: dict[str, Any] | None
-    preempted: bool = False
 
 
 def train(
@@ -109,12 +91,7 @@ def train(
     config = records.absolute_paths(copy.deepcopy(config))
     experiment = build(config, splits, devices=devices, given=given, streamed=batches is not None)
     own = None if batches is None else OwnBatches(batches, experiment)
-    batch_size, count = experiment.config.batch_size, experiment.mesh.size
-    if batch_size % count:
-        raise ValueError(
-            f"batch_size is {batch_size}, which {count} devices cannot share equally: choose a "
-            "multiple of their number, or fewer devices (--devices)."
-        )
+    check_shares(experiment)
     experiment = with_teacher(experiment)
     start = experiment.config.init_from
     if start and not (workdir / "config.json").exists():  # a started run needs it no more
@@ -146,6 +123,7 @@ class _Run:
         own: OwnBatches | None = None,
     ) -> None:
         self.experiment, self.config, self.own = experiment, experiment.config, own
+        self.teacher = mark_of(experiment)
         self.workdir = workdir
         self.show = progress
         self.should_stop = should_stop
@@ -209,6 +187,7 @@ class _Run:
         state, info = self.checkpoints.restore(
             LAST, self.experiment.abstract_state(), report=lambda text: print(text, file=sys.stderr)
         )
+        check_same(self.teacher, info, self.config.objective.teacher)
         step = int(state.step)
         self.checkpoints.discard_after(step)
         go_on(self.own, step, info, self.workdir)
@@ -295,6 +274,7 @@ class _Run:
         steps = [step for step, _ in self.pending]
         values = jax.device_get([metrics for _, metrics in self.pending])
         self.pending = []
+        scales = [metrics.pop("loss_scale") for metrics in values if "loss_scale" in metrics]
         done = [
             (self.experiment.batch_size_of(step), metrics)
             for step, metrics in zip(steps, values, strict=True)
@@ -312,6 +292,7 @@ class _Run:
                 name: float(np.average([v[name] for _, v in done], weights=[s for s, _ in done]))
                 for name in (done[0][1] if done else ())
             },
+            **({"loss_scale": float(scales[-1])} if scales else {}),
             # Of the epoch so far: the last batch of an epoch takes as long for fewer images.
             "images_per_second": self.images / max(seconds, 1e-9),
         }
@@ -391,7 +372,7 @@ class _Run:
     def _info(self, step: int) -> dict[str, Any]:
         found = {"step": step, "best": self.selection.best, "seed": self.config.seed}
         own = {} if self.own is None else {"batches": self.own.state(step)}
-        return found | own | {"skipped_steps": self.skipped}
+        return found | own | self.teacher | {"skipped_steps": self.skipped}
 
     def _save_once(self, state: TrainState, step: int) -> None:
         if self.checkpoints.steps(LAST)[:1] != [step]:

@@ -61,6 +61,7 @@ def check_settings(experiment: Any) -> None:
         raise ValueError(
             f"objective.rotation_weight needs square images, but those of {d.name} are {shape}."
         )
+    _check_parts(experiment)
     # These check themselves when they are made.
     weight_perturbation(experiment.config, experiment.given)
     training_attack(experiment.config, experiment.given)
@@ -69,6 +70,36 @@ def check_settings(experiment: Any) -> None:
     if parts.own(experiment.config, "optimizer", experiment.given) is not None:
         _check_updates(experiment)
     Regularisation(**experiment.config.regularisation)
+
+
+def check_shares(experiment: Any) -> None:
+    """Raises ``ValueError`` where the devices cannot share a batch, or a part of it, equally."""
+    config, count = experiment.config, experiment.mesh.size
+    batch_size, parts = config.batch_size, config.optimizer.micro_batches
+    if batch_size % count:
+        raise ValueError(
+            f"batch_size is {batch_size}, which {count} devices cannot share equally: choose a "
+            "multiple of their number, or fewer devices (--devices)."
+        )
+    if batch_size // parts % count:
+        raise ValueError(
+            f"optimizer.micro_batches is {parts}, which leaves {batch_size // parts} images for a "
+            f"part, and {count} devices cannot share them equally: choose fewer parts, or fewer "
+            "devices (--devices)."
+        )
+
+
+def _check_parts(experiment: Any) -> None:
+    """The last batch of an epoch is cut too, where it cannot be filled up."""
+    parts = experiment.config.optimizer.micro_batches
+    last = experiment.rows_of(experiment.steps_per_epoch - 1)
+    if experiment.extra is None and last % parts:
+        raise ValueError(
+            f"optimizer.micro_batches is {parts}, but the last batch of an epoch has {last} "
+            "examples, which it does not divide and which cannot be filled up beside mixup and "
+            "CutMix, nor for a model that takes no mask: choose data.train_examples or batch_size "
+            "accordingly."
+        )
 
 
 def _check_teacher(experiment: Any) -> None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from awp_jax.training._class_means import fresh
+from awp_jax.training._loss_scale import LossScale
 from awp_jax.typing import BatchStats, Key, Params, PyTree
 
 
@@ -20,6 +21,7 @@ class TrainState(NamedTuple):
         opt_state: State of the optimiser.
         average: The average of the parameters (SWA or EMA), like them; ``{}`` when none is kept.
         class_means: What is predicted for each class, see ``objectives.ikl``; ``{}`` for others.
+        loss_scale: A dynamic loss scale, and finite steps since it changed; ``{}`` for others.
     """
 
     step: jax.Array
@@ -28,6 +30,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     average: Any = {}
     class_means: Any = {}
+    loss_scale: Any = {}
 
 
 def init_state(
@@ -37,6 +40,7 @@ def init_state(
     *,
     averaged: bool = False,
     class_means: bool = False,
+    loss_scale: Any = None,
 ) -> TrainState:
     """A fresh state: parameters from ``key``, optimiser state, step 0; the average starts there.
 
@@ -46,13 +50,16 @@ def init_state(
         key: One typed key.
         averaged: Whether an average of the parameters is kept.
         class_means: Whether means of classes are, as objectives with a ``class_temperature`` need.
+        loss_scale: As ``make_train_step`` has it.
     """
     params, batch_stats = classifier.init(key)
     # A copy: the step donates the state, and no buffer can be donated twice.
     average = jax.tree.map(jnp.copy, params) if averaged else {}
     opt_state = optimizer.init(params)
     means = fresh(classifier.num_classes) if class_means else {}
-    return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, opt_state, average, means)
+    scale = LossScale(loss_scale).fresh()
+    step = jnp.zeros([], jnp.int32)
+    return TrainState(step, params, batch_stats, opt_state, average, means, scale)
 
 
 def _words(leaf: jax.Array) -> jax.Array:

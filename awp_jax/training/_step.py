@@ -10,15 +10,18 @@ import optax
 from jax.tree_util import Partial
 
 from awp_jax import checks, mapped, streams
-from awp_jax.attacks import cross_entropy
 from awp_jax.objectives import ADVERSARIAL, CLASS_MEANS, CLEAN, HELPER, TEACHER, Objective, helpers
-from awp_jax.random import check_key, example_keys, fold_keys
+from awp_jax.random import check_key, example_keys, fold_keys, keys_at
 from awp_jax.training._alignment import beside
+from awp_jax.training._ascended import losses_fn, losses_in_parts, losses_of
 from awp_jax.training._attack import Crafted, TrainingAttack, make_attack, shrunk
 from awp_jax.training._class_means import of_labels
-from awp_jax.training._descent import BESIDE, Descent, StepModel, weighted
+from awp_jax.training._descent import BESIDE, Descent, StepModel
+from awp_jax.training._loss_scale import LossScale, of_sum
+from awp_jax.training._parts import Parts
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
+from awp_jax.training._step_checks import check_axis, check_parts, check_shareable, check_teacher
 from awp_jax.training._weights import Ascent, WeightPerturbation
 from awp_jax.typing import BatchStats, Displacement, Images, Key, Labels, Params
 from awp_jax.weights._displacement import moved
@@ -37,6 +40,9 @@ def make_train_step(
     average_rate: Callable[..., Any] | None = None,
     skip_non_finite: bool = False,
     steps_per_epoch: int | None = None,
+    micro_batches: int = 1,
+    loss_scale: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
     axis_name: str | None = None,
     unroll: bool | None = None,
 ) -> Callable[..., Any]:
@@ -59,6 +65,17 @@ def make_train_step(
         skip_non_finite: Whether a step whose loss, gradient or result is not finite leaves the
             state as it was, but for the count of steps.
         steps_per_epoch: For objectives with means of classes, which begin anew after so many.
+        micro_batches: Into so many equal contiguous parts the batch is cut, which are attacked and
+            differentiated one after the other, in the memory of one; v and the step are those of
+            the whole batch. The classifier sees one part at a time, so its BatchNorm groups are
+            those of a part: with ``n`` of them the numbers are those of ``micro_batches * n``
+            groups of the whole batch, in the running statistics as well.
+        loss_scale: A number by which losses are multiplied and their gradients divided, for a
+            classifier that computes in float16; ``"dynamic"`` for ``torch.amp.GradScaler``'s rule,
+            with ``skip_non_finite``, and a state from ``init_state(..., loss_scale="dynamic")``;
+            ``None`` for 1. An ``own`` attack or weight perturbation takes its gradients without.
+        mesh: Under plain ``jit`` over several devices, with ``micro_batches``: the mesh whose axis
+            ``"data"`` shares each part.
         axis_name: For a loop of your own that maps the step with ``jax.pmap`` or ``jax.shard_map``
             over an axis of this name: every device gets its equal, contiguous share of the batch,
             and the numbers are those of the whole batch, whatever the number of devices. The
@@ -83,7 +100,7 @@ def make_train_step(
         ``gradient_norm``, ``weight_norm`` (of w before the step), ``perturbation_norm`` (of v),
         ``finite`` (whether loss, gradient, new weights and statistics are), and
         ``robust_accuracy`` and ``clean_accuracy`` (at w + v) for the inputs that the objective
-        looks at.
+        looks at; ``loss_scale`` where there is one.
 
     Raises:
         ValueError: When ``weights`` shares a backward pass that this objective's attack has not;
@@ -107,7 +124,16 @@ def make_train_step(
         checks.positive_integer(steps_per_epoch, f"steps_per_epoch of {objective.name}")
     weights = WeightPerturbation("none") if weights is None else weights
     if weights.shared_backward:
-        _check_shareable(objective, attack)
+        check_shareable(objective, attack)
+    checks.positive_integer(micro_batches, "micro_batches")
+    scaling = LossScale(loss_scale)
+    if scaling.is_dynamic and not skip_non_finite:
+        raise ValueError(
+            "loss_scale is 'dynamic', which skips steps whose gradient is not finite, but "
+            "skip_non_finite is False: True was expected."
+        )
+    parts = Parts(micro_batches, axis_name, mesh, unroll)
+    check_parts(classifier, objective, parts)
     craft, released = make_attack(
         classifier,
         objective,
@@ -121,7 +147,8 @@ def make_train_step(
     story = _Story(
         model=model,
         craft=jax.jit(craft),
-        ascent_losses=functools.partial(_ascent_losses, model),
+        ascent_losses=functools.partial(losses_of, model),
+        ascent_losses_in_parts=functools.partial(losses_in_parts, model, parts),
         descent=Descent(
             model,
             optimizer,
@@ -130,6 +157,8 @@ def make_train_step(
             skip_non_finite,
             released,
             steps_per_epoch,
+            parts,
+            scaling,
         ),
         weights=weights,
         unroll=unroll,
@@ -144,6 +173,7 @@ class _Story(NamedTuple):
     model: StepModel
     craft: Callable[..., Any]
     ascent_losses: Callable[..., Any]
+    ascent_losses_in_parts: Callable[..., Any]
     descent: Descent
     weights: WeightPerturbation
     unroll: bool | None
@@ -161,6 +191,7 @@ class _Batch(NamedTuple):
     weights_key: jax.Array
     mask: jax.Array | None  # False for padding
     beside_keys: Any  # of GradAlign, one for each example
+    places: jax.Array | None  # in the whole batch, of each example of a batch in parts
 
 
 def _step(
@@ -179,38 +210,57 @@ def _step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Attack and ascend, in turns; then descend. See ``make_train_step``."""
     check_key(key)
-    _check_axis(story.model.classifier, state.batch_stats, story.model.axis_name)
-    batch = _drawn(story.model, state, images, labels, key, example_weights, mask)
+    check_axis(story.model.classifier, state.batch_stats, story.model.axis_name)
+    parts = story.descent.parts
+    parts.check(images.shape[0])
+    images, labels, adversarial, example_weights, mask = parts.arranged(
+        (images, labels, adversarial, example_weights, mask)
+    )
+    batch = _drawn(story.model, parts, state, images, labels, key, example_weights, mask)
+    loss_scale = story.descent.loss_scale.of(state.loss_scale)
     method = story.weights if perturb_weights else WeightPerturbation("none")
-    _check_teacher(story.model.objective, teacher)
+    check_teacher(story.model.objective, teacher)
     crafted, batch_stats, v, perturbed = None, state.batch_stats, None, state.params
     attacked = adversarial
     for alternation in range(method.alternations if method.method == "awp" else 1):
         if adversarial is None:
-            crafted = _attack(story, batch, state.step, perturbed, batch_stats, alternation)
+            crafted = _attack(
+                story, batch, state.step, perturbed, batch_stats, alternation, loss_scale
+            )
             attacked, batch_stats = crafted.images, crafted.batch_stats
-        inputs = _inputs(story.model.objective, images, attacked, teacher)
+        inputs = _inputs(story.model.objective, parts, images, attacked, teacher)
         if story.model.objective.class_temperature is not None:
             inputs[CLASS_MEANS] = of_labels(state.class_means, labels)
         # From w with the v so far: it is the whole of v that is projected (eq. 15).
-        v = _ascend(story, method, batch, state.params, batch_stats, inputs, v, crafted)
+        v = _ascend(story, method, batch, state.params, batch_stats, inputs, v, crafted, loss_scale)
         if v is not None:
             perturbed = moved(state.params, v)
     if story.model.objective.gradient_alignment:
         inputs[BESIDE] = _beside(story, batch, state.step)
     # The images of the last alternation, made at the w + v before its ascent (algorithm 2).
     return descend(
-        state, batch_stats, perturbed, inputs, labels, batch.relative, batch.dropout_key, mask
+        state,
+        batch_stats,
+        perturbed,
+        inputs,
+        labels,
+        batch.relative,
+        batch.dropout_key,
+        mask,
+        batch.places,
     )
 
 
-def _inputs(objective: Objective, images: Images, attacked: Any, teacher: Any) -> dict[str, Any]:
+def _inputs(
+    objective: Objective, parts: Parts, images: Images, attacked: Any, teacher: Any
+) -> dict[str, Any]:
     """What the loss looks at, by name: images, and the logits of the teacher."""
     inputs = {CLEAN: images, ADVERSARIAL: attacked}
     if objective.teacher is not None:
         # Once for all that ascends and descends, and constant there.
         teacher = teacher if isinstance(teacher, Partial) else Partial(teacher)
-        inputs[TEACHER] = _asked(teacher, inputs[objective.teacher])
+        asked = functools.partial(_asked, teacher)
+        inputs[TEACHER] = parts.rows(asked, inputs[objective.teacher])
     if HELPER in objective.inputs:
         inputs[HELPER] = helpers(images, attacked, objective.helper_scale)
     return inputs
@@ -224,6 +274,7 @@ def _asked(teacher: Any, images: Images) -> jax.Array:
 
 def _drawn(
     model: StepModel,
+    parts: Parts,
     state: TrainState,
     images: Images,
     labels: Labels,
@@ -233,7 +284,8 @@ def _drawn(
 ) -> _Batch:
     """The batch with its keys: folded by step and by place in the whole batch."""
     step_key = jax.random.fold_in(key, state.step)
-    first = mapped.first_example(images.shape[0], model.axis_name)
+    count = images.shape[0]
+    places = None if parts.count == 1 else parts.places(count)
     relative = None
     if mask is not None:
         counts = 1.0 if example_weights is None else example_weights
@@ -242,7 +294,10 @@ def _drawn(
     if example_weights is not None:
         # Relative to their mean, so that the plain mean of weighted losses is the weighted mean.
         relative = example_weights / mapped.mean(example_weights.mean(), model.axis_name)
-    keys = example_keys(step_key, images.shape[0], first)
+    if places is None:
+        keys = example_keys(step_key, count, mapped.first_example(count, model.axis_name))
+    else:
+        keys = keys_at(step_key, places)
     aligned = model.objective.gradient_alignment
     return _Batch(
         images=images,
@@ -253,6 +308,7 @@ def _drawn(
         weights_key=jax.random.fold_in(step_key, streams.STEP_WEIGHTS),
         mask=mask,
         beside_keys=fold_keys(keys, streams.EXAMPLE_ALIGNMENT) if aligned else None,
+        places=places,
     )
 
 
@@ -263,15 +319,32 @@ def _attack(
     params: Params,
     batch_stats: BatchStats,
     alternation: int,
+    loss_scale: Any,
 ) -> Crafted:
     """Adversarial images at w + v."""
+    parts, rows = story.descent.parts, batch.images.shape[0]
     # Each alternation starts anew (line 6 of algorithm 2), from a point of its own.
     keys = fold_keys(batch.keys, alternation)
-    dropout_keys = story.model.dropout_keys(batch.dropout_key, batch.images.shape[0])
     scale = None if story.attack.scale is None else story.attack.scale(step)
-    return story.craft(
-        params, batch_stats, batch.images, batch.labels, keys, dropout_keys, batch.mask, scale
+    loss_scale = of_sum(loss_scale, rows * mapped.devices(story.model.axis_name))
+    count = None
+    if batch.mask is not None and parts.count > 1:
+        # Of the mean part: the mean over parts is then that of all examples.
+        count = mapped.mean(batch.mask.sum(), story.model.axis_name) / parts.count
+
+    def part(images: Images, labels: Labels, keys: Key, mask: Any, places: Any) -> Any:
+        dropout = story.model.dropout_keys(batch.dropout_key, images.shape[0], places=places)
+        made = story.craft(
+            params, batch_stats, images, labels, keys, dropout, mask, scale, count, loss_scale
+        )
+        return made.weight_gradient, made.batch_stats, made.images
+
+    gradient, batch_stats, images = parts.mean(
+        part, batch.images, batch.labels, keys, batch.mask, batch.places, mask=batch.mask
     )
+    if parts.count > 1 and gradient is not None:  # the same on all devices, as it was in each part
+        gradient = mapped.mean(gradient, story.model.axis_name)
+    return Crafted(images, batch_stats, gradient)
 
 
 def _beside(story: _Story, batch: _Batch, step: jax.Array) -> Any:
@@ -290,95 +363,36 @@ def _ascend(
     inputs: dict[str, Any],
     v: Displacement,
     crafted: Crafted | None,
+    loss_scale: Any,
 ) -> Any:
     """The displacement of the weights on the attacked images, or ``None``."""
+    parts, over_parts = story.descent.parts, None
+    rows = inputs, batch.labels, batch.relative, batch.mask, batch.places
+    losses = story.ascent_losses if parts.count == 1 else story.ascent_losses_in_parts
     # Its arrays are leaves: RWP's step, compiled outside jit, serves every batch.
-    losses_fn = Partial(
-        story.ascent_losses,
-        batch_stats,
-        inputs,
-        batch.labels,
-        batch.relative,
-        batch.dropout_key,
-        batch.mask,
-    )
+    whole = losses_fn(losses, batch_stats, batch.dropout_key, *rows)
+    if parts.count > 1:
+
+        def over_parts(gradient_fn: Callable[..., Any]) -> Any:
+            def part(*rows: Any) -> Any:
+                own = losses_fn(story.ascent_losses, batch_stats, batch.dropout_key, *rows)
+                return gradient_fn(own), (), ()
+
+            return parts.mean(part, *rows)[0]
+
     return method.displace(
         Ascent(
             params=params,
             displacement=v,
-            losses_fn=losses_fn,
+            losses_fn=whole,
             shared=None if crafted is None else crafted.weight_gradient,
             key=batch.weights_key,
             unroll=story.unroll,
             axis_name=story.model.axis_name,
+            over_parts=over_parts,
+            loss_scale=loss_scale,
         )
     )
-
-
-def _ascent_losses(
-    model: StepModel,
-    batch_stats: BatchStats,
-    inputs: dict[str, Any],
-    labels: Labels,
-    relative: jax.Array | None,
-    dropout_key: jax.Array,
-    mask: jax.Array | None,
-    params: Params,
-) -> tuple[jax.Array, jax.Array]:
-    # Batch statistics, as the released proxy; the running ones never see it.
-    values, (logits, _) = model.losses(
-        "batch", params, batch_stats, inputs, labels, dropout_key, mask
-    )
-    # RWP compares the cross-entropy of the adversarial images, for TRADES too.
-    last = logits[model.objective.attacked]
-    criterion = cross_entropy(last, labels)
-    if mask is not None:  # no range of losses selects padding
-        criterion = jnp.where(mask, criterion, jnp.inf)
-    return weighted(values, relative), criterion
-
-
-def _check_teacher(objective: Objective, teacher: Any) -> None:
-    if objective.teacher is not None and not callable(teacher):
-        raise ValueError(
-            f"teacher is {teacher!r}, but {objective.name} learns from one: images -> logits was "
-            "expected, such as classifier.logits_fn(params, batch_stats)."
-        )
-    if objective.teacher is None and teacher is not None:
-        raise ValueError(f"A teacher was given, but {objective.name} learns from none.")
-
-
-def _check_axis(classifier: Any, batch_stats: BatchStats, axis_name: str | None) -> None:
-    if axis_name is None:
-        return
-    known = getattr(classifier, "axis_name", None)
-    if jax.tree.leaves(batch_stats) and known != axis_name:
-        raise ValueError(
-            f"axis_name is {axis_name!r}, but BatchNorm of {classifier.name} has {known!r}: make "
-            "the classifier with the same axis_name."
-        )
-    if classifier.is_random and classifier.has_dropout:
-        raise ValueError(
-            f"{classifier.name} draws noise and has dropout, which a mapped step cannot draw as "
-            "the whole batch would: use plain jax.jit."
-        )
-
-
-def _check_shareable(objective: Objective, attack: TrainingAttack) -> None:
-    """The attack's gradient must be that of the loss that weights ascend, in the same mode."""
-    if not objective.attacks_its_loss:
-        raise ValueError(
-            f"shared_backward needs an attack that ascends what the weights ascend, as that of AT; "
-            f"{objective.name} attacks another loss."
-        )
-    if attack.own is not None:
-        raise ValueError("shared_backward takes its gradient from PGD's last step, not from own.")
-    if attack.batch_norm == "running" or attack.early_stop is not None or attack.steps < 1:
-        raise ValueError(
-            "shared_backward takes its gradient from the last step of the attack in batch "
-            "statistics, so it needs attack steps of at least 1, no early_stop and batch_norm "
-            f"'batch' or 'released', not steps {attack.steps}, early_stop {attack.early_stop} and "
-            f"batch_norm {attack.batch_norm!r}."
-        )
 
 
 def augmentation_keys(key: Key, step: jax.Array, batch: int) -> jax.Array:

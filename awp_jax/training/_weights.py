@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from awp_jax import checks
+from awp_jax import checks, mapped
 from awp_jax.balls._protocol import check_step_size
 from awp_jax.typing import Displacement, Key, Params, Radius
 from awp_jax.weights import (
@@ -35,6 +35,11 @@ class Ascent(NamedTuple):
         key: Of the step.
         unroll: See ``awp_jax.ascent.loop``.
         axis_name: The mapped axis over which the batch is split, or ``None``.
+        over_parts: ``over_parts(gradient_fn)`` is the mean of ``gradient_fn(losses_fn)`` over the
+            parts of the batch, each with a ``losses_fn`` of its own, in the memory of a part.
+            ``losses_fn`` above is of the whole batch: there a batch in parts costs one more forward
+            pass, which takes the place of what a backward pass would keep.
+        loss_scale: By which losses are multiplied while they are differentiated, or ``None``.
     """
 
     params: Params
@@ -44,6 +49,8 @@ class Ascent(NamedTuple):
     key: Key
     unroll: bool | None
     axis_name: str | None = None
+    over_parts: Callable[..., Any] | None = None
+    loss_scale: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +147,23 @@ def _awp(settings: WeightPerturbation, ascent: Ascent) -> Any:
     }
     if settings.shared_backward:
         return perturb(ascent.params, ascent.shared, ball=ball, **where)
+
+    def gradient(params: Params) -> Any:
+        scale, axis_name = ascent.loss_scale, ascent.axis_name
+        if ascent.over_parts is None:
+            return loss_range_gradient(
+                ascent.losses_fn, params, low, high, axis_name=axis_name, loss_scale=scale
+            )
+        # Devices are averaged once, after all parts.
+        at = mapped.vary(params, axis_name)
+        found = ascent.over_parts(
+            lambda losses_fn: loss_range_gradient(losses_fn, at, low, high, loss_scale=scale)
+        )
+        return mapped.mean(found, axis_name)
+
     return adversarial_displacement(
         ascent.params,
-        lambda params: loss_range_gradient(
-            ascent.losses_fn, params, low, high, axis_name=ascent.axis_name
-        ),
+        gradient,
         ball,
         steps=settings.steps,
         unroll=ascent.unroll,
@@ -161,6 +180,7 @@ def _rwp(settings: WeightPerturbation, ascent: Ascent) -> Any:
         steps=settings.steps,
         axis_name=ascent.axis_name,
         unroll=ascent.unroll,
+        loss_scale=ascent.loss_scale,
     )
 
 

@@ -29,7 +29,7 @@ def check_c_min(c_min: Any) -> Any:
 
 
 def _evaluate(
-    losses_fn: Callable[..., Any], params: Params
+    losses_fn: Callable[..., Any], params: Params, scale: Any = None
 ) -> tuple[Callable[..., Any], jax.Array]:
     """``mask -> gradient`` of the masked losses over the whole batch, and the criterion."""
 
@@ -44,8 +44,16 @@ def _evaluate(
             f"losses_fn returned losses of shape {losses.shape} and a criterion of shape "
             f"{criterion.shape}, but [batch] and [batch] were expected: one loss per example."
         )
+
     # One forward pass gives both; as released, the mean is over all examples, selected or not.
-    return lambda mask: pullback(mask.astype(losses.dtype) / losses.size)[0], criterion
+    def gradient(mask: jax.Array) -> Any:
+        counts = mask.astype(losses.dtype) / losses.size
+        if scale is None:
+            return pullback(counts)[0]
+        large = pullback(counts * jnp.asarray(scale, counts.dtype))[0]
+        return jax.tree.map(lambda leaf: leaf / jnp.asarray(scale, leaf.dtype), large)
+
+    return gradient, criterion
 
 
 def loss_range_gradient(
@@ -55,6 +63,7 @@ def loss_range_gradient(
     high: Any,
     *,
     axis_name: str | None = None,
+    loss_scale: Any = None,
 ) -> Any:
     """The gradient over the examples in a range of loss (the loss stationary condition, LSC).
 
@@ -69,6 +78,8 @@ def loss_range_gradient(
         low: Least loss that counts, in nats.
         high: Least loss that counts no more, in nats.
         axis_name: Under ``pmap`` or ``shard_map``: the batch is that of all devices together.
+        loss_scale: By which losses are multiplied, and their gradient is divided, where a model
+            that computes in float16 would underflow; ``None`` for 1.
 
     Returns:
         The gradient, like ``params``; zero when no example lies in the range.
@@ -80,7 +91,7 @@ def loss_range_gradient(
         >>> print(loss_range_gradient(losses_fn, jnp.array(1.0), 0.0, 2.0))  # 1 of two examples
         0.5
     """
-    gradient, criterion = _evaluate(losses_fn, vary(params, axis_name))
+    gradient, criterion = _evaluate(losses_fn, vary(params, axis_name), loss_scale)
     return mean(gradient((criterion >= low) & (criterion < high)), axis_name)
 
 
@@ -91,6 +102,7 @@ def _accumulate(
     size: Any,
     c_min: Any,
     summed: Any,
+    scale: Any = None,
     *,
     axis_name: str | None,
     lazy: bool,
@@ -99,7 +111,7 @@ def _accumulate(
     ball = from_argument(ball)
     v = ball.step(params, ball.start(None, params), summed, size)
     perturbed = vary(moved(params, v), axis_name)
-    gradient, criterion = _evaluate(losses_fn, perturbed)
+    gradient, criterion = _evaluate(losses_fn, perturbed, scale)
     mask = criterion <= c_min
     selected = mask.any()
     if axis_name is not None:
@@ -126,6 +138,7 @@ def robust_displacement(
     step_size: Radius = None,
     axis_name: str | None = None,
     unroll: bool | None = None,
+    loss_scale: Any = None,
 ) -> Any:
     """Robust weight perturbation (RWP, IJCAI 2022, eq. 8 and algorithm 1).
 
@@ -156,6 +169,7 @@ def robust_displacement(
         axis_name: Under ``pmap`` or ``shard_map``: the batch is that of all devices together.
         unroll: Inside ``jit``: ``None`` for the rule above, ``True`` for an unrolled loop that
             computes every step, ``False`` for ``lax.while_loop``.
+        loss_scale: As in ``loss_range_gradient``.
 
     Returns:
         The displacement v, like ``params``, on the sphere of the ball, or zero.
@@ -199,7 +213,7 @@ def robust_displacement(
 
         def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
             index, summed, _ = state
-            return index + 1, *add(summed)
+            return index + 1, *add(summed, loss_scale)
 
         def go_on(state: tuple[Any, ...]) -> jax.Array:
             return (state[0] < steps) & state[2]
@@ -210,7 +224,7 @@ def robust_displacement(
     # cache would keep the outer tracers that losses_fn closes over.
     step = jax.jit(add) if traced else add
     for _ in range(steps):
-        summed, selected = step(summed)
+        summed, selected = step(summed, loss_scale)
         if not traced and not selected:
             break
     return ball.step(params, ball.start(None, params), summed, size)

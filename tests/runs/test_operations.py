@@ -1,5 +1,7 @@
 """Floating-point operations, against counts by hand and published ones."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -66,7 +68,7 @@ def test_published_numbers(name, expected):
     assert operations(forward, *state, shaped(1, 224, 224, 3)) / 2 == pytest.approx(expected, 3e-3)
 
 
-def described(**changes):
+def described(what="operations", **changes):
     config = default()
     config.data.name, config.data.path = "digits", None
     config.model.name, config.model.normalize = "linear", False
@@ -74,7 +76,7 @@ def described(**changes):
     for path, value in changes.items():
         group, _, key = path.partition("_")
         config[group][key] = value
-    return runs.describe(training.build(config)).operations
+    return getattr(runs.describe(training.build(config)), what)
 
 
 def test_a_step_of_each_kind():
@@ -88,3 +90,54 @@ def test_a_step_of_each_kind():
     assert described(attack_name="n-fgsm")["step"] == 10 * one * (2 + 2 + 2)
     assert described(objective_name="trades")["step"] == 10 * one * (10 * 2 + 4 + 4)
     assert described(objective_name="natural", weights_method="none")["step"] == 10 * one * 2
+    assert described(weights_method="random")["step"] == 10 * one * (10 * 2 + 2)
+    # In parts AWP costs what it did; RWP's K2 = 10 steps have a forward pass more.
+    assert described(optimizer_micro_batches=5)["step"] == described()["step"]
+    assert described(weights_method="rwp")["step"] == 10 * one * (10 * 2 + 20 + 2)
+    parts = described(weights_method="rwp", optimizer_micro_batches=5)
+    assert parts["step"] == 10 * one * (10 * 2 + 30 + 2)
+
+
+def test_gradients_that_are_aligned_are_counted():
+    """Forward and backward of two images, and the way back through both to the weights."""
+    one, changes = 2 * 64 * 10, {"attack_name": "n-fgsm", "weights_method": "none"}
+    plain = described(**changes)["step"]
+    aligned = described(**changes, objective_gradient_alignment=0.2)["step"]
+    # Each is 2 passes; the backward pass of a backward pass has two products for each of its one,
+    # and the forward pass has one more.
+    assert aligned - plain == 10 * one * 2 * (2 + 2 + 1)
+
+
+def test_parts_keep_less_for_the_backward_pass():
+    """One hidden layer of 128: what it keeps grows with the images of a part."""
+
+    def kept(parts):
+        memory = described("memory", model_name="mlp", optimizer_micro_batches=parts)
+        (key,) = [key for key in memory if key.startswith("kept for")]
+        return key, memory[key]
+
+    (whole, most), (part, least) = kept(1), kept(5)
+    assert whole == "kept for the backward pass of 10 images"
+    assert part == "kept for the backward pass of 2 images, one of 5 parts of a batch"
+    assert least == pytest.approx(most / 5, rel=0.01)
+
+
+def test_a_teacher_is_counted_while_it_is_there(tmp_path):
+    config = default()
+    config.data.name, config.data.validation_examples = "digits", 100
+    config.model.name, config.model.normalize = "linear", False
+    config.objective.name, config.weights.method, config.batch_size = "natural", "none", 10
+    files = tmp_path / "teacher"
+    files.mkdir()
+    (files / "config.json").write_text(json.dumps(training.plain(config)))
+    config.objective.name, config.objective.teacher = "ard", str(files)
+
+    def found():
+        return runs.describe(training.build(config))
+
+    one = 2 * 64 * 10
+    assert found().operations["step"] == 10 * one * (10 * 2 + 2 * 2 + 1)
+    assert found().memory["teacher, linear"] == 4 * 650
+    (files / "config.json").unlink()
+    assert found().operations["step"] == 10 * one * (10 * 2 + 2 * 2)
+    assert found().memory["teacher, which is not there and not counted"] == 0

@@ -201,6 +201,27 @@ def test_what_cannot_teach_is_refused_before_anything_is_written(tmp_path, tiny_
     )
 
 
+def test_a_teacher_that_has_changed_is_refused(tmp_path, tiny_config, teacher):
+    moved = tmp_path / "teacher"
+    shutil.copytree(teacher, moved)
+    config = taught_config(tiny_config, "hat", moved)
+    config.epochs = 2
+    train(copy.deepcopy(config), tmp_path / "student", progress=None, max_steps=3)
+    shutil.rmtree(moved)
+    other = taught_config(tiny_config, "hat", teacher)
+    other.objective.name, other.objective.teacher, other.epochs = "natural", None, 1
+    other.model.width, other.weights.method = 64, "none"
+    train(other, moved, progress=None)
+    found = "whose weights have the digest [0-9a-f]{8}, but this run has learnt from weights of"
+    with pytest.raises(ValueError, match=found) as refused:
+        train(copy.deepcopy(config), tmp_path / "student", progress=None)
+    assert "\n" not in str(refused.value)
+    assert training.Checkpoints(tmp_path / "student" / "checkpoints").steps("last") == [3]
+    shutil.rmtree(moved)
+    shutil.copytree(teacher, moved)
+    assert train(config, tmp_path / "student", progress=None).finished
+
+
 def test_a_student_outlives_its_teacher(tmp_path, tiny_config, teacher):
     from awp_jax import runs
 

@@ -353,10 +353,11 @@ def test_a_ball_of_ones_own_everywhere():
     assert float(Positive().distance(params, v)["hidden"]["kernel"]) == pytest.approx(0.1)
 
 
-def test_parts_of_a_batch_give_the_step_of_the_whole():
+@pytest.mark.parametrize("unroll", [None, False])
+def test_parts_of_a_batch_give_the_step_of_the_whole(unroll):
     params, optimizer = mlp(), awp(optax.sgd(0.1), gamma=0.01)
     whole = jax.grad(mlp_loss)
-    parts = accumulated(jax.grad(mlp_loss), 4, X, Y)
+    parts = accumulated(jax.grad(mlp_loss), 4, X, Y, unroll=unroll)
     np.testing.assert_allclose(
         whole(params)["hidden"]["kernel"], parts(params)["hidden"]["kernel"], atol=1e-6
     )
@@ -367,7 +368,7 @@ def test_parts_of_a_batch_give_the_step_of_the_whole():
     def with_aux(p, x, y):
         return jax.grad(mlp_loss)(p, x, y), x.sum()
 
-    gradient, aux = accumulated(with_aux, 4, X, Y, has_aux=True)(params)
+    gradient, aux = jax.jit(accumulated(with_aux, 4, X, Y, has_aux=True, unroll=unroll))(params)
     np.testing.assert_allclose(aux, X.reshape(4, -1).sum(axis=1), rtol=1e-5)
     value, _ = accumulated(jax.value_and_grad(mlp_loss), 2, X, Y)(params)
     np.testing.assert_allclose(value, mlp_loss(params), rtol=1e-6)
