@@ -91,7 +91,7 @@ def _machine() -> dict[str, str]:
         memory = f", {limit / 2**30:.0f} GiB each for JAX" if limit else ""
         found[f"{devices[0].platform} devices"] = f"{len(devices)} x {kind}{memory}"
     cache = getattr(jax.config, "jax_compilation_cache_dir", None)
-    if cache and pathlib.Path(cache).is_dir():
+    if jax.config.jax_enable_compilation_cache and cache and pathlib.Path(cache).is_dir():
         sizes = [file.stat().st_size for file in pathlib.Path(cache).iterdir() if file.is_file()]
         found["compilation cache"] = f"{len(sizes)} files, {sum(sizes) / 2**20:.0f} MiB in {cache}"
     else:
