@@ -49,8 +49,8 @@ def use_compilation_cache() -> None:
 
     The folder is ``awp_jax/xla/...`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; to delete it is always
     safe. A user's choice stays: ``JAX_COMPILATION_CACHE_DIR`` or its setting in ``jax.config``
-    wins, and ``JAX_ENABLE_COMPILATION_CACHE=false`` turns it off. Commands and ``awp_jax.runs`` call
-    this; importing the library does not.
+    wins, and ``JAX_ENABLE_COMPILATION_CACHE=false`` turns it off. Commands and ``awp_jax.runs``
+    call this; importing the library does not.
 
     JAX finds a program by its text, its options, ``XLA_FLAGS``, the version of jaxlib and the kind
     of device. On a CPU the last is not enough: machines with other instructions may share a home.
