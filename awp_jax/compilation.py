@@ -59,8 +59,7 @@ def use_compilation_cache() -> None:
     Warns:
         UserWarning: When the folder cannot be written; the work goes on without it.
     """
-    config = jax.config
-    if not config.jax_enable_compilation_cache or config.jax_compilation_cache_dir is not None:
+    if not keeps_programs() or _setting("jax_compilation_cache_dir") is not None:
         return
     try:
         root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
@@ -74,11 +73,20 @@ def use_compilation_cache() -> None:
             stacklevel=2,
         )
         return
-    config.update("jax_compilation_cache_dir", str(folder))
-    if config.jax_persistent_cache_min_compile_time_secs == _JAX_KEEPS_FROM:
-        config.update("jax_persistent_cache_min_compile_time_secs", _KEEPS_FROM)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if _setting("jax_persistent_cache_min_compile_time_secs") == _JAX_KEEPS_FROM:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _KEEPS_FROM)
     # JAX looks for a folder when it first compiles, which a notebook may have done long ago.
     compilation_cache.reset_cache()
+
+
+def keeps_programs() -> bool:
+    """Whether JAX keeps what it compiles where it has a folder for it."""
+    return bool(_setting("jax_enable_compilation_cache"))
+
+
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name, None)  # which type checkers do not know
 
 
 def _machine() -> str:
