@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import programs_of
 from jax.tree_util import Partial
 
 from awp_jax.attacks import (
@@ -365,23 +366,6 @@ def test_a_plain_attack_may_join():
         attacks=[("pgd-20", PGD(0.1, 20))],
     )  # fmt: skip
     assert result.rows[1].name == "pgd-20" and result.accuracy < 1
-
-
-def programs_of(call):
-    """How many programs ``call`` has XLA compile, where nothing was compiled before."""
-    jax.clear_caches()
-    found = []
-
-    def compiled(event, seconds, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(compiled)
-    try:
-        call()
-    finally:
-        jax.monitoring.unregister_event_duration_listener(compiled)
-    return len(found)
 
 
 @pytest.mark.parametrize(
