@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from awp_jax import checks
@@ -129,21 +130,23 @@ def loop(
         unroll = jax.default_backend() == "cpu" and not (traced and steps > _MOST_UNROLLED)
     body = body if isinstance(body, Partial) else Partial(body)
     watch = None if traced else _WATCH.get()
+    # Of NumPy outside jit: making one of JAX's own would be a program more.
+    integer: Any = jnp.int32 if traced else np.int32
     if not unroll:
         rolled = _rolled if traced else _compiled_rolled
         if watch is None:
-            return rolled(body, jnp.int32(first), steps, state)
+            return rolled(body, integer(first), steps, state)
         # In equal parts, as far as they go: each length is compiled once.
         length = -(-steps // -(-steps // _MOST_UNSEEN))
         for start in range(0, steps, length):
             count = min(length, steps - start)
-            state = rolled(body, jnp.int32(first + start), count, state)
+            state = rolled(body, integer(first + start), count, state)
             watch.stepped(count, state)
         return state
     # Compiled even inside an outer trace: XLA inlines it, and the body is traced only once.
     call = jax.jit(lambda *args: body(*args)) if traced else functools.partial(_call, body)
     for index in range(first, first + steps):
-        state = call(jnp.int32(index), state)
+        state = call(integer(index), state)
         if watch is not None:
             watch.stepped(1, state)
     return state

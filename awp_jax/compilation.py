@@ -5,15 +5,20 @@ import hashlib
 import os
 import pathlib
 import platform
+import tempfile
+import warnings
 from typing import Any
 
 import jax
 import jaxlib
+from jax.experimental.compilation_cache import compilation_cache
 
 _CONVOLUTIONS = "xla_cpu_experimental_ynn_fusion_type"
 # The releases that know the CPU flags set here and in the tests; others end the process for them.
 _KNOWN_RELEASES = "0.10."
-
+# Seconds of compilation from which a program is kept: attacks have many that take less than JAX's
+# own limit.
+_KEEPS_FROM, _JAX_KEEPS_FROM = 0.2, 1.0
 
 _compiled = [0.0]
 
@@ -40,26 +45,59 @@ def knows_cpu_flags() -> bool:
 
 
 def use_compilation_cache() -> None:
-    """Points JAX to the user's cache directory, unless the user has chosen one already.
+    """Has JAX keep what it compiles in the user's cache directory, from now on.
 
-    ``JAX_COMPILATION_CACHE_DIR`` wins, and ``JAX_ENABLE_COMPILATION_CACHE=false`` turns it off.
-    Code for a CPU runs on that kind of CPU only, so the folder is named after the machine.
+    The folder is ``awp_jax/xla/...`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; to delete it is always
+    safe. A user's choice stays: ``JAX_COMPILATION_CACHE_DIR`` or its setting in ``jax.config``
+    wins, and ``JAX_ENABLE_COMPILATION_CACHE=false`` turns it off. Commands and ``awp_jax.runs``
+    call this; importing the library does not.
+
+    JAX finds a program by its text, its options, ``XLA_FLAGS``, the version of jaxlib and the kind
+    of device. On a CPU the last is not enough: machines with other instructions may share a home.
+    So the folder is named after the machine.
+
+    Warns:
+        UserWarning: When the folder cannot be written; the work goes on without it.
     """
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
+    if not keeps_programs() or _setting("jax_compilation_cache_dir") is not None:
         return
+    try:
+        root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        folder = root / "awp_jax" / "xla" / _machine()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        warnings.warn(
+            f"Nothing is kept of what is compiled, so every start takes longer: {error}.",
+            stacklevel=2,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if _setting("jax_persistent_cache_min_compile_time_secs") == _JAX_KEEPS_FROM:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _KEEPS_FROM)
+    # JAX looks for a folder when it first compiles, which a notebook may have done long ago.
+    compilation_cache.reset_cache()
+
+
+def keeps_programs() -> bool:
+    """Whether JAX keeps what it compiles where it has a folder for it."""
+    return bool(_setting("jax_enable_compilation_cache"))
+
+
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name, None)  # which type checkers do not know
+
+
+def _machine() -> str:
+    """What CPU code depends on, as the name of a folder."""
     machine = platform.platform() + platform.machine()
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         machine += next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         pass
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    folder = root / "awp_jax" / "xla" / hashlib.sha256(machine.encode()).hexdigest()[:16]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # a home that cannot be written is no reason to stop
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return hashlib.sha256(machine.encode()).hexdigest()[:16]
 
 
 def use_fast_convolutions() -> None:

@@ -226,9 +226,13 @@ class APGD(SteppedAttack):
         )
         return rule.checked(index, s, loss)
 
-    def candidate(self, state: APGDState) -> Any:
+    def candidates(self, state: APGDState) -> tuple[Any, Any, Any]:
         """The latest misclassified iterate, else the one with the highest loss."""
-        return choose(state.success, state.found, state.best)
+        return state.success, state.found, state.best
+
+    def candidate(self, state: APGDState) -> Any:
+        """Chosen from ``candidates``."""
+        return choose(*self.candidates(state))
 
     def highest_loss(self, state: APGDState, loss: jax.Array) -> jax.Array:
         """The highest cross-entropy on the way, when that is what was ascended."""

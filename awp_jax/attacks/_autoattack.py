@@ -12,17 +12,12 @@ from jax.tree_util import Partial
 from awp_jax import checks, parallel
 from awp_jax.attacks._apgd import APGD
 from awp_jax.attacks._autoattack_result import AutoAttackResult, AutoAttackState, Row
-from awp_jax.attacks._confirmed import check_finite, confirmed
+from awp_jax.attacks._confirmed import check_finite, confirmed, verdicts
 from awp_jax.attacks._ensemble import ensemble, is_random, runnable
 from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
 from awp_jax.attacks._model import as_pytree_function, check_examples, in_float32, number_of_classes
 from awp_jax.attacks._stepped import SteppedAttack
-from awp_jax.attacks._survivors import (
-    attack_keys,
-    attack_survivors,
-    batch_sizes,
-    evaluate,
-)
+from awp_jax.attacks._survivors import attack_survivors, batch_sizes
 from awp_jax.attacks._told import Progress, Teller, robust_counts
 from awp_jax.balls import InputBall
 from awp_jax.progress import check_show
@@ -74,10 +69,9 @@ def start_state(
     images, labels = np.asarray(in_float32(images)), np.asarray(labels)
     function = as_pytree_function(logits_fn)
     _classes(plan, function, images, labels, batch_size)
-    keys = example_keys(key, len(labels))
-    judging = _judging(plan)
-    sizes = batch_sizes(min(batch_size, len(labels)), parallel.shards(function))
-    wrong, loss, said = evaluate(function, judging, keys, images, labels, sizes)
+    keys = example_keys(key, len(labels)) if is_random(plan) else None
+    size = batch_sizes(min(batch_size, len(labels)), parallel.shards(function))[0]
+    wrong, loss, said = verdicts(_judging(plan), function, keys, images, labels, size)
     check_finite(loss, "clean")
     row = Row("clean", float(np.mean(~wrong)), int(wrong.sum()), None, time.perf_counter() - began)
     # A copy, because `images` may be the caller's own array.
@@ -92,7 +86,7 @@ def _classes(
     ball = _ball(plan)
     check_examples(images, labels, ball)
     if isinstance(ball, InputBall):
-        ball.check(images)
+        jax.eval_shape(ball.check, images)  # of shapes alone, and no program
     # Only shapes are asked for: the model is not run, and any key will do.
     key = jax.random.key(0) if is_random(plan) else None
     few = jax.ShapeDtypeStruct((min(batch_size, len(labels)), *images.shape[1:]), images.dtype)
@@ -193,8 +187,9 @@ def _stage(
     found = attack_survivors(
         attack,
         function,
+        keys,
         # By the place in the plan: a run that goes on draws what an unbroken one would.
-        attack_keys(keys, number),
+        number,
         images,
         labels,
         state.robust,
@@ -247,8 +242,8 @@ def autoattack(
     """Robust accuracy by AutoAttack: every attack sees only what is still robust.
 
     Not to be jitted: it drops broken examples between and during attacks, and compiles each attack
-    for at most three batch sizes. A fixed key gives the same result for any ``batch_size``, up to
-    what the rounding of a differently shaped matrix product changes.
+    for at most two batch sizes (your own for three). A fixed key gives the same result for any
+    ``batch_size``, up to what the rounding of a differently shaped matrix product changes.
 
     Args:
         logits_fn: ``images -> logits [batch, classes]``; for ``rand`` and other attacks with

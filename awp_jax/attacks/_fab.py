@@ -271,9 +271,13 @@ class FAB(SteppedAttack):
             bounds.append(bound)
         return bounds[0], bounds[1]
 
-    def candidate(self, state: FABState) -> jax.Array:
+    def candidates(self, state: FABState) -> tuple[Any, Any, Any]:
         """The nearest misclassified image where it is inside epsilon, else the clean image."""
-        return choose(state.success, state.best, state.images)
+        return state.success, state.best, state.images
+
+    def candidate(self, state: FABState) -> jax.Array:
+        """Chosen from ``candidates``."""
+        return choose(*self.candidates(state))
 
     def nearest(
         self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels

@@ -91,6 +91,14 @@ class SteppedAttack(InBall):
         """The images to be judged."""
         raise NotImplementedError
 
+    def candidates(self, state: Any) -> tuple[Any, Any, Any]:
+        """``(mask, first, second)``: the candidate is ``first`` where ``mask``, else ``second``.
+
+        Parts of the state as they are, for ``autoattack``, which chooses on the host.
+        """
+        images = self.candidate(state)
+        return state.success, images, images
+
     def highest_loss(self, state: Any, loss: jax.Array) -> jax.Array:
         """The highest cross-entropy that was seen, given that of the candidate."""
         del state

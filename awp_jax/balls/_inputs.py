@@ -321,8 +321,8 @@ class InputBall:
 
     def per_feature(self, centre: Inputs) -> bool:
         """Whether features of one example have radii of their own."""
-        centres = [jnp.asarray(leaf) for leaf in jax.tree.leaves(centre)]
-        radii = self._radii(centres)
+        # Shapes alone: eagerly each array made would be a program.
+        radii = jax.eval_shape(lambda c: self._radii(jax.tree.leaves(c)), centre)
         return any(r.ndim > 0 and any(n > 1 for n in r.shape[1:]) for r in radii)
 
     def check(self, centre: Inputs) -> None:

@@ -40,6 +40,8 @@ _TASKS = {
 COMMANDS = {name: text for task in _TASKS.values() for name, text in task.items()}
 # Long work that ends with a figure: what draws it had better be there from the start.
 _DRAWING = ("diagnose", "flatness", "landscape", "report")
+# How warnings of JAX's compilation cache begin.
+_CACHE_FAILS = ("Error reading persistent", "Error writing persistent")
 
 
 def _usage() -> str:
@@ -65,6 +67,8 @@ def _plain_warnings() -> None:
             ordinary(message, category, filename, lineno, file, line)
         # A radius is read more than once on its way: "epsilon is 8, above 1", then 8.0.
         value = text.partition(" is ")[2].partition(",")[0].removesuffix(".0") or text
+        # JAX says for every program that its entry is damaged, or that the disk is full.
+        value = next((start for start in _CACHE_FAILS if text.startswith(start)), value)
         if category is UserWarning and value not in shown:
             shown.add(value)
             print(f"awp-jax: warning: {text}", file=sys.stderr)
@@ -137,11 +141,11 @@ def _run(command: str, run: Callable[[Sequence[str]], int], argv: Sequence[str])
     from awp_jax.training import NonFiniteError
 
     use_fast_convolutions()
-    use_compilation_cache()
     absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax logs what it raises as well, at length
     try:
         with warnings.catch_warnings():
             _plain_warnings()
+            use_compilation_cache()
             status = run(argv)
             sys.stdout.flush()
             return status

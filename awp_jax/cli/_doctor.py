@@ -17,6 +17,7 @@ import awp_jax
 from awp_jax.attacks import PGD
 from awp_jax.cli._command import Command
 from awp_jax.cli._flags import declare_json, print_json
+from awp_jax.compilation import keeps_programs
 from awp_jax.data import DataError, dataset_names, load
 from awp_jax.extras import BROUGHT_BY
 from awp_jax.weights import awp
@@ -91,7 +92,7 @@ def _machine() -> dict[str, str]:
         memory = f", {limit / 2**30:.0f} GiB each for JAX" if limit else ""
         found[f"{devices[0].platform} devices"] = f"{len(devices)} x {kind}{memory}"
     cache = getattr(jax.config, "jax_compilation_cache_dir", None)
-    if cache and pathlib.Path(cache).is_dir():
+    if keeps_programs() and cache and pathlib.Path(cache).is_dir():
         sizes = [file.stat().st_size for file in pathlib.Path(cache).iterdir() if file.is_file()]
         found["compilation cache"] = f"{len(sizes)} files, {sum(sizes) / 2**20:.0f} MiB in {cache}"
     else:

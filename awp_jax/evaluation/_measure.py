@@ -42,6 +42,18 @@ class Measurement:
         results.save_plain(path, self.as_dict())
 
 
+# One program each: made eagerly, every operation on every shape would be one.
+@jax.jit
+def _cut_out(images: Any, labels: Any, keys: Any, indices: Any) -> tuple[Any, Any, Any]:
+    return as_float(images[indices]), labels[indices], keys[indices]
+
+
+@jax.jit
+def _added(correct: Any, loss: Any, mask: Any, error: Any, losses: Any) -> tuple[Any, Any]:
+    correct = correct + jnp.sum(jnp.where(mask, 1.0 - error, 0.0))
+    return correct, loss + jnp.sum(jnp.where(mask, losses, 0.0)).astype(jnp.float32)
+
+
 def measure(
     logits_fn: Callable,
     images: Any,
@@ -104,7 +116,7 @@ def measure(
             jax.block_until_ready(loss)
             on_batch(done)
         batch, batch_labels, batch_keys = parallel.follow(
-            logits_fn, (as_float(images[indices]), labels[indices], keys[indices])
+            logits_fn, _cut_out(images, labels, keys, indices)
         )
         if attack is not None:
             result = outcome(attack(logits_fn, batch_keys, batch, batch_labels), attack)
@@ -112,7 +124,6 @@ def measure(
         # An attack's result has the verdict already, but of a randomised model only one lucky draw.
         if attack is None or eot:
             error, losses, _ = judge_passes(logits_fn, batch_keys, batch, batch_labels, eot)
-        correct += jnp.sum(jnp.where(mask, 1.0 - error, 0.0))
-        loss += jnp.sum(jnp.where(mask, losses, 0.0)).astype(jnp.float32)
+        correct, loss = _added(correct, loss, mask, error, losses)
         done += int(mask.sum())
     return Measurement(float(correct) / n, float(loss) / n, n)

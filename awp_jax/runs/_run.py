@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from awp_jax import checks
 from awp_jax import config as schema
+from awp_jax.compilation import use_compilation_cache
 from awp_jax.evaluation import PerImage
 from awp_jax.parts import Parts, record
 from awp_jax.progress import Show
@@ -154,6 +155,7 @@ def open(
         WorkdirError: When it is no run directory.
         ValueError: When its config does not fit this version.
     """
+    use_compilation_cache()
     return Run(workdir, _parts(given), devices=devices, dtype=dtype, data_path=data_path)
 
 
@@ -191,6 +193,7 @@ def train(
         ValueError: As ``awp_jax.training.train``.
     """
     found = _parts(given)
+    use_compilation_cache()
     run_training(
         record(schema.from_dict(config), found),
         workdir,

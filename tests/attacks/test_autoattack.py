@@ -1,9 +1,12 @@
 """The ensemble: survivors, resuming, verdicts, bad input."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import programs_of
 from jax.tree_util import Partial
 
 from awp_jax.attacks import (
@@ -363,3 +366,24 @@ def test_a_plain_attack_may_join():
         attacks=[("pgd-20", PGD(0.1, 20))],
     )  # fmt: skip
     assert result.rows[1].name == "pgd-20" and result.accuracy < 1
+
+
+@pytest.mark.parametrize(
+    ("norm", "epsilon", "most"), [("linf", 0.005, 12), ("l2", 0.02, 13), ("linf", 0.1, 18)]
+)
+def test_a_standard_run_compiles_few_programs(norm, epsilon, most):
+    # 1,000 images in batches of 256, with all runs of every attack and fewer steps. Of the first
+    # two most are robust; of the last so few that long attacks go on in a smaller batch.
+    function, images, labels = problem(1000)
+    short = {"apgd-ce": 20, "apgd-t": 200, "fab-t": 200, "square": 600}
+    plan = [
+        (name, dataclasses.replace(attack, steps=short[name]))
+        for name, attack in ensemble(norm=norm, epsilon=epsilon)
+    ]
+    arguments = (function, KEY, images, labels)
+    kwargs = {"norm": norm, "epsilon": epsilon, "version": "custom", "attacks": plan}
+    results = []
+    count = programs_of(lambda: results.append(autoattack(*arguments, **kwargs, batch_size=256)))
+    robust = results[0].robust.sum()
+    assert robust < 86 if epsilon == 0.1 else robust > 512
+    assert count <= most

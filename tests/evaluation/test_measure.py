@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import programs_of
 
 from awp_jax.attacks import FGSM, PGD
 from awp_jax.evaluation import attack_by_name, measure
@@ -87,3 +88,18 @@ def test_attacks_by_name():
     for name in ("pgd", "pgd-0", "pdg-20", "FGSM"):
         with pytest.raises(ValueError, match="Unknown attack"):
             attack_by_name(name)
+
+
+def test_clean_and_attacked_share_what_is_compiled():
+    # The model is compiled twice: for the verdict, clean and attacked, and for a step.
+    def logits_fn(images):
+        return images.mean((1, 2)) * jnp.array([[1.0, -1.0]])
+
+    images, labels = np.full((30, 4, 4, 1), 100, np.uint8), np.zeros(30, np.int32)
+
+    def both():
+        key = jax.random.key(0)
+        measure(logits_fn, images, labels, batch_size=8)
+        measure(logits_fn, images, labels, PGD("8/255", steps=3), key=key, batch_size=8)
+
+    assert programs_of(both) <= 26
