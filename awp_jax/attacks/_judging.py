@@ -67,8 +67,8 @@ def evaluate(
     Returns:
         ``(success, loss, said)`` as NumPy arrays.
     """
-    success, loss = np.zeros(len(labels), bool), np.zeros(len(labels), np.float64)
-    said = np.zeros(len(labels), np.int32)
+    kinds = (bool, np.float64, np.int32)
+    wholes: list[np.ndarray] = [np.zeros(len(labels), kind) for kind in kinds]
     for part, rows in filled(len(labels), size):
         arrays = parallel.follow(function, (images[rows], labels[rows]))
         if keys is not None:
@@ -76,9 +76,10 @@ def evaluate(
         else:
             arrays = (None, 0, *arrays)
         found = parallel.to_host(_look(goal, function, *arrays))
-        for whole, values in zip((success, loss, said), found, strict=True):
+        for whole, values in zip(wholes, found, strict=True):
             if values is not None:
                 whole[part] = values[: len(part)]
+    success, loss, said = wholes
     return success, loss, said
 
 
