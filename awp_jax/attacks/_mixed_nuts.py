@@ -25,7 +25,7 @@ class MixedNUTS:
     With z the robust network's logits, less their mean and divided by their deviation, and e the
     one-hot prediction of the accurate one, the logits of both together are
 
-        log((1 - alpha) e + alpha softmax(scale |g|^power sign(g))),    g = GELU(z + bias)
+        log((1 - alpha) e + alpha softmax(scale abs(g)^power sign(g))),    g = GELU(z + bias)
 
     as in ``NonLinMixedClassifier`` and ``LNClampPowerScaleMap`` of RobustBench. The one-hot
     prediction is a softmax at a sharpness of 1e6, as there where gradients are taken: they are 0

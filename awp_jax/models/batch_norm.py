@@ -68,7 +68,8 @@ class BatchNorm(nnx.Module):
         """Normalises ``inputs`` ([batch, ..., features], floating) as ``context.mode`` says.
 
         ``activation``, an elementwise function, comes behind it: handed in, both are one function
-        with a backward pass of its own, wherever the batch is one group without a mask.
+        with a backward pass of its own, wherever the batch is one group without a mask. That is
+        differentiable as often as needed, but by reverse mode alone.
         """
         if self._is_simple(context):
             return self._fused(inputs, context, activation or _identity)
