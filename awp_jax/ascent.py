@@ -96,6 +96,11 @@ def is_traced(*values: Any) -> bool:
     return not checks.is_concrete((values, jnp.zeros(())))
 
 
+def unrolls(steps: int, traced: bool) -> bool:
+    """Whether so many turns are better written one behind the other, by the rule of ``loop``."""
+    return jax.default_backend() == "cpu" and not (traced and steps > _MOST_UNROLLED)
+
+
 def loop(
     body: Callable[[Any, Any], Any],
     state: Any,
@@ -127,7 +132,7 @@ def loop(
         return state
     traced = is_traced(body, state)
     if unroll is None:
-        unroll = jax.default_backend() == "cpu" and not (traced and steps > _MOST_UNROLLED)
+        unroll = unrolls(steps, traced)
     body = body if isinstance(body, Partial) else Partial(body)
     watch = None if traced else _WATCH.get()
     # Of NumPy outside jit: making one of JAX's own would be a program more.

@@ -65,6 +65,7 @@ NAMES |= {
     "__cudnn$convBackwardFilter": "convolution",
     "__cudnn$convBiasActivationForward": "convolution",
 }
+SHOWN = ("convolution", "reduction", "elementwise")  # kinds with a column of their own
 KEY = ("model", "batch", "objective", "method", "dtype", "label")
 
 
@@ -165,16 +166,12 @@ def table(rows):
     header = [*KEY, "kernels", "GB", "ms by bytes", "convolutions", "reductions", "elementwise"]
     cells = []
     for row in rows:
-        counts = [row["kinds"].get(k, {}).get("kernels", 0) for k in header_kinds()]
+        counts = [row["kinds"].get(k, {}).get("kernels", 0) for k in SHOWN]
         cells.append(
             [*(str(row[name]) for name in KEY), f"{row['kernels']:,}"]
             + [f"{row['gigabytes']:.1f}", f"{row['milliseconds']:.1f}", *map(str, counts)]
         )
     return markdown_table(header, cells)
-
-
-def header_kinds():
-    return "convolution", "reduction", "elementwise"
 
 
 def main():

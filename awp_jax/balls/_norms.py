@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-PARTS = 256  # that a GPU takes a large array in, to keep its processors busy
+from awp_jax.reductions import PARTS, parts_of
 
 
 def is_float(array: Any) -> bool:
@@ -127,10 +127,8 @@ def _in_stages(
     def over_parts(reduce: Callable[..., Any], values: list[jax.Array]) -> jax.Array:
         rows = []
         for value in values:
-            parts = PARTS
-            while value.size % parts:
-                parts //= 2
-            row = reduce(value.reshape(parts, -1), axis=1) if value.size else value.reshape(-1)[:0]
+            row = value.reshape(parts_of(value.size), -1)
+            row = reduce(row, axis=1) if value.size else row[0, :0]
             rows.append(jnp.pad(row, (0, PARTS - row.shape[0])))  # zeros, which change neither
         found = reduce(jnp.stack(rows), axis=1)
         return jnp.broadcast_to(reduce(found), found.shape) if together else found

@@ -11,6 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def check_images(images: jax.Array | np.ndarray, who: str) -> None:
+    """Raises ``ValueError`` for a batch that is not of uint8 images in three channels."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise ValueError(
+            f"{who} takes uint8 images [batch, height, width, 3], not "
+            f"{images.dtype} of shape {images.shape}."
+        )
+
+
 def affine(matrix: list[jax.Array | float], image: jax.Array) -> jax.Array:
     """Nearest neighbour of ``(a x + b y + c, d x + e y + f)``, in Pillow's 16-bit fixed point."""
     height, width, _ = image.shape

@@ -43,11 +43,7 @@ def trivialaugment(keys: jax.Array, images: jax.Array | np.ndarray) -> jax.Array
     Raises:
         ValueError: for images that are not uint8 in three channels.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(
-            "TrivialAugment takes uint8 images [batch, height, width, 3], not "
-            f"{images.dtype} of shape {images.shape}."
-        )
+    _pillow.check_images(images, "TrivialAugment")
     draws = jax.vmap(lambda key: jax.random.uniform(key, (3,), jnp.float32))(
         fold_keys(keys, streams.AUGMENT_TRIVIAL)
     )

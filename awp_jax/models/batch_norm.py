@@ -73,8 +73,8 @@ class BatchNorm(nnx.Module):
         """
         if self._is_simple(context):
             return self._fused(inputs, context, activation or _identity)
-        normalised = self._plain(inputs, context)
-        return normalised if activation is None else activation(normalised)
+        outputs = self._plain(inputs, context)
+        return outputs if activation is None else activation(outputs)
 
     def _is_simple(self, context: Context) -> bool:
         return (

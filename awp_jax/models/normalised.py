@@ -19,10 +19,9 @@ from jax import Array, lax
 
 from awp_jax.batch_norm import EPSILON
 from awp_jax.models.layer_norm import along_last
+from awp_jax.reductions import parts_of, sums
 
-# Parts of the rows in the first stage of a sum: as many as a GPU has processors to keep busy.
-_PARTS = 256
-_LEAST_ROWS = 128  # of a part
+_LEAST_ROWS = 128  # of a part in the first stage of a sum
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -57,24 +56,26 @@ def _forward(
     factor = inverse * scale
     # Centred before it is scaled, which loses nothing where the mean is large.
     z = along_last(factor, wide) * (wide - along_last(mean, wide)) + along_last(bias, wide)
-    # Where z is 0, for ReLU; behind a factor of 0 all of x, or nothing, lies above.
-    border, rises = mean - bias / factor, factor >= 0
-    kept = x, mean, inverse, factor, bias, border, rises
-    return (activation(z).astype(x.dtype), mean, variance), kept
+    border = None
+    if activation is jax.nn.relu:
+        # Where z is 0; behind a factor of 0 all of x, or nothing, lies above.
+        border = mean - bias / factor, factor >= 0
+    return (activation(z).astype(x.dtype), mean, variance), (x, mean, inverse, factor, bias, border)
 
 
 def _backward(
     activation: Callable[[Array], Array], kept: Any, cotangents: Any
 ) -> tuple[Array, Array, Array, Array]:
     # Computed again from x, behind a barrier: else XLA keeps what the forward pass has made.
-    x, mean, inverse, factor, bias, border, rises = lax.optimization_barrier(kept)
+    x, mean, inverse, factor, bias, border = lax.optimization_barrier(kept)
     count, wide = math.prod(x.shape[:-1]), x.astype(factor.dtype)
     centred, g = wide - along_last(mean, wide), cotangents[0].astype(factor.dtype)
-    if activation is jax.nn.relu:
+    if border is not None:
         # A comparison for each number and nothing else: short enough for XLA to do it twice, in
         # place of a kernel that writes a mask.
+        zero, rises = border
         shape = (1,) * (x.ndim - 1) + (-1,)
-        g = jnp.where((wide > along_last(border, wide)) == rises.reshape(shape), g, 0)
+        g = jnp.where((wide > along_last(zero, wide)) == rises.reshape(shape), g, 0)
     else:
         z = along_last(factor, wide) * centred + along_last(bias, wide)
         (g,) = jax.vjp(activation, z)[1](g)
@@ -120,17 +121,12 @@ def _apart(first: Array, second: Array) -> tuple[Array, Array]:
 def _together(first: Array, second: Array) -> tuple[Array, Array]:
     """By one reduction with two results, in two stages of as many parts as keep a GPU busy."""
     channels = first.shape[-1]
-    rows, parts = first.size // channels, _PARTS
-    while parts > 1 and (rows % parts or rows // parts < _LEAST_ROWS):
-        parts //= 2
-    zero = jnp.zeros((), first.dtype)
-
-    def add(x: Any, y: Any) -> Any:
-        return x[0] + y[0], x[1] + y[1]
-
+    rows = first.size // channels
+    parts = parts_of(rows, _LEAST_ROWS)
     shape = (parts, rows // parts, channels)
-    partial = lax.reduce((first.reshape(shape), second.reshape(shape)), (zero, zero), add, (1,))
-    return lax.reduce(partial, (zero, zero), add, (0,))
+    partial = sums((first.reshape(shape), second.reshape(shape)), 1)
+    one, other = sums(partial, 0)
+    return one, other
 
 
 def _sums_forward(first: Array, second: Array) -> tuple[tuple[Array, Array], Any]:

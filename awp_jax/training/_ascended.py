@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from awp_jax.attacks import cross_entropy
 from awp_jax.training._descent import StepModel, weighted
@@ -14,30 +13,18 @@ from awp_jax.training._parts import Parts
 from awp_jax.typing import BatchStats, Labels, Params
 
 
-def losses_fn(
-    losses: Callable[..., Any],
-    batch_stats: BatchStats,
-    dropout_key: Any,
-    inputs: dict[str, Any],
-    labels: Labels,
-    relative: jax.Array | None,
-    mask: jax.Array | None,
-    places: jax.Array | None,
-) -> Partial:
-    return Partial(losses, batch_stats, inputs, labels, relative, dropout_key, mask, places)
-
-
 def losses_of(
     model: StepModel,
     batch_stats: BatchStats,
+    dropout_key: jax.Array,
     inputs: dict[str, Any],
     labels: Labels,
     relative: jax.Array | None,
-    dropout_key: jax.Array,
     mask: jax.Array | None,
     places: jax.Array | None,
     params: Params,
 ) -> tuple[jax.Array, jax.Array]:
+    """Losses and criterion ``[batch]`` of a batch, or of a part of one."""
     # Batch statistics, as the released proxy; the running ones never see it.
     values, (logits, _) = model.losses(
         "batch", params, batch_stats, inputs, labels, dropout_key, mask, places
@@ -51,22 +38,15 @@ def losses_of(
 
 
 def losses_in_parts(
-    model: StepModel,
-    parts: Parts,
-    batch_stats: BatchStats,
-    inputs: dict[str, Any],
-    labels: Labels,
-    relative: jax.Array | None,
-    dropout_key: jax.Array,
-    mask: jax.Array | None,
-    places: jax.Array | None,
-    params: Params,
+    model: StepModel, parts: Parts, batch_stats: BatchStats, dropout_key: Any, *given: Any
 ) -> tuple[jax.Array, jax.Array]:
+    """As ``losses_of``, of the whole batch part by part."""
+    *rows, params = given
+    one: Callable[..., Any] = functools.partial(losses_of, model, batch_stats, dropout_key)
+
     # Nothing is kept of a part for the backward pass, which computes it again.
     @jax.checkpoint
     def part(params: Params, *rows: Any) -> Any:
-        return losses_fn(functools.partial(losses_of, model), batch_stats, dropout_key, *rows)(
-            params
-        )
+        return one(*rows, params)
 
-    return parts.rows(functools.partial(part, params), inputs, labels, relative, mask, places)
+    return parts.rows(functools.partial(part, params), *rows)

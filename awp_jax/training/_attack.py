@@ -14,8 +14,8 @@ from awp_jax.attacks._in_ball import InBall, check_start, starting_point
 from awp_jax.attacks._result import images_of
 from awp_jax.balls._protocol import scaled
 from awp_jax.objectives import Objective, check_losses
+from awp_jax.scaling import over, times
 from awp_jax.training._descent import counted
-from awp_jax.training._loss_scale import over, times
 from awp_jax.typing import BatchStats, Images, Inputs, Key, Labels, Logits, Params, Radius
 
 

@@ -21,9 +21,10 @@ from awp_jax.objectives import (
     self_supervised,
 )
 from awp_jax.random import example_keys, keys_at
+from awp_jax.scaling import over, times
 from awp_jax.training import _class_means
 from awp_jax.training._alignment import misalignment
-from awp_jax.training._loss_scale import LossScale, over, times
+from awp_jax.training._loss_scale import LossScale
 from awp_jax.training._norms import norms
 from awp_jax.training._parts import WHOLE, Parts
 from awp_jax.training._regularisation import Regularisation

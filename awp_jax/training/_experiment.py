@@ -229,7 +229,7 @@ class Experiment:
             attack=training_attack(self.config, self.given, self.steps_per_epoch),
             weights=weights,
             regularisation=Regularisation(**self.config.regularisation),
-            average_rate=self._average_rate,
+            average_rate=average_rate_of(self.config, self.steps_per_epoch),
             skip_non_finite=self.config.optimizer.non_finite == "skip",
             steps_per_epoch=self.steps_per_epoch,
             micro_batches=self.config.optimizer.micro_batches,
@@ -291,10 +291,6 @@ class Experiment:
         return create_classifier(
             self.config, shape, classes, self.given, micro_batches=micro_batches
         )
-
-    @property
-    def _average_rate(self) -> Any:
-        return average_rate_of(self.config, self.steps_per_epoch)
 
     def averaged(self, state: TrainState) -> TrainState:
         """The state whose parameters are the average, with BatchNorm statistics of its own.

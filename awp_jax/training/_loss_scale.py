@@ -70,25 +70,9 @@ class LossScale:
         }
 
 
-def times(values: jax.Array, scale: Any) -> jax.Array:
-    """Losses times the scale, where there is one."""
-    return values if scale is None else values * _as(scale, values)
-
-
-def over(tree: Any, scale: Any) -> Any:
-    """Gradients divided by the scale, where there is one."""
-    if scale is None:
-        return tree
-    return jax.tree.map(lambda leaf: leaf / _as(scale, leaf), tree)
-
-
 def of_sum(scale: Any, batch: int) -> Any:
     """The scale of a sum over examples that a mean over ``batch`` has, but for a power of two.
 
     So that a sum overflows no sooner than the mean, and the factor stays a power of two.
     """
     return None if scale is None else scale / 2.0 ** math.ceil(math.log2(batch))
-
-
-def _as(scale: Any, leaf: jax.Array) -> jax.Array:
-    return jnp.asarray(scale, leaf.dtype)

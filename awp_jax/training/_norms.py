@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from awp_jax.balls._norms import PARTS
+from awp_jax.reductions import parts_of, sums
 
 _SMALL = 1 << 14  # leaves below are joined to one vector
 
@@ -46,22 +46,10 @@ def _together(*trees: Any) -> tuple[jax.Array, ...]:
     if not partial:
         return tuple(jnp.zeros(()) for _ in trees)
     rows = [jnp.concatenate(column) for column in zip(*partial, strict=True)]
-    return tuple(jnp.sqrt(jnp.stack(_sums(rows, 0))))
+    return tuple(jnp.sqrt(jnp.stack(sums(rows, 0))))
 
 
 def _partial(group: tuple[jax.Array, ...]) -> list[jax.Array]:
     """Sums of squares ``[parts]`` of one leaf of every tree."""
-    parts = PARTS
-    while group[0].size % parts:
-        parts //= 2
-    return _sums([jnp.square(leaf.reshape(parts, -1)) for leaf in group], 1)
-
-
-def _sums(arrays: list[jax.Array], axis: int) -> list[jax.Array]:
-    """By one reduction with a result for each."""
-    zeros = [jnp.zeros((), array.dtype) for array in arrays]
-
-    def add(x: Any, y: Any) -> Any:
-        return [a + b for a, b in zip(x, y, strict=True)]
-
-    return lax.reduce(arrays, zeros, add, (axis,))
+    parts = parts_of(group[0].size)
+    return sums([jnp.square(leaf.reshape(parts, -1)) for leaf in group], 1)

@@ -83,9 +83,10 @@ class Parts:
         def weighed(part: tuple[Any, ...]) -> tuple[Any, Any]:
             batch, mask = part
             means, batch_stats, rows = one(*batch)
-            counts = jnp.ones(()) if mask is None else jnp.any(mask).astype(jnp.float32)
+            counts = jnp.ones(())
             if mask is not None:
-                counts = jnp.ceil(mapped.mean(counts, self.axis_name))
+                some = jnp.any(mask).astype(jnp.float32)
+                counts = jnp.ceil(mapped.mean(some, self.axis_name))
             kept = jax.tree.map(lambda leaf: leaf * counts.astype(leaf.dtype), batch_stats)
             return (means, kept, counts), rows
 

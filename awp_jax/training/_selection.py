@@ -88,9 +88,7 @@ class Selection:
             StoppedError: When the run was told to stop meanwhile; nothing has changed then.
         """
         settings, splits = self._config.evaluation, self._experiment.splits
-        sets: dict[str, data.Dataset | data.StoredImages] = {
-            "test": data.subset(splits.test, settings.test_examples)
-        }
+        sets: _Sets = {"test": data.subset(splits.test, settings.test_examples)}
         if splits.validation is not None:
             sets["validation"] = splits.validation
         if settings.train_examples:
@@ -113,9 +111,7 @@ class Selection:
             }
         return record, improved
 
-    def _measure(
-        self, state: TrainState, sets: dict[str, data.Dataset | data.StoredImages]
-    ) -> dict[str, Any]:
+    def _measure(self, state: TrainState, sets: _Sets) -> dict[str, Any]:
         """Clean and robust accuracy and loss of a state on each set."""
         logits_fn = self._experiment.classifier.logits_fn(state.params, state.batch_stats)
         # One random pass is enough for a curve; `awp-jax evaluate` averages over many.

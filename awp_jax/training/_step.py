@@ -13,7 +13,7 @@ from awp_jax import checks, mapped, streams
 from awp_jax.objectives import ADVERSARIAL, CLASS_MEANS, CLEAN, HELPER, TEACHER, Objective, helpers
 from awp_jax.random import check_key, example_keys, fold_keys, keys_at
 from awp_jax.training._alignment import beside
-from awp_jax.training._ascended import losses_fn, losses_in_parts, losses_of
+from awp_jax.training._ascended import losses_in_parts, losses_of
 from awp_jax.training._attack import Crafted, TrainingAttack, make_attack, shrunk
 from awp_jax.training._class_means import of_labels
 from awp_jax.training._descent import BESIDE, Descent, StepModel
@@ -370,12 +370,12 @@ def _ascend(
     rows = inputs, batch.labels, batch.relative, batch.mask, batch.places
     losses = story.ascent_losses if parts.count == 1 else story.ascent_losses_in_parts
     # Its arrays are leaves: RWP's step, compiled outside jit, serves every batch.
-    whole = losses_fn(losses, batch_stats, batch.dropout_key, *rows)
+    whole = Partial(losses, batch_stats, batch.dropout_key, *rows)
     if parts.count > 1:
 
         def over_parts(gradient_fn: Callable[..., Any]) -> Any:
             def part(*rows: Any) -> Any:
-                own = losses_fn(story.ascent_losses, batch_stats, batch.dropout_key, *rows)
+                own = Partial(story.ascent_losses, batch_stats, batch.dropout_key, *rows)
                 return gradient_fn(own), (), ()
 
             return parts.mean(part, *rows)[0]

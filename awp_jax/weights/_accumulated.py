@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax import checks, mapped
-from awp_jax.ascent import is_traced
+from awp_jax.ascent import is_traced, unrolls
 from awp_jax.typing import Params
-
-_MOST_UNROLLED = 32  # as in awp_jax.ascent: compilation takes longer with each
 
 
 def summed(
@@ -33,9 +31,9 @@ def summed(
         ``(sums, kept)``; what is kept has a leading axis of parts.
     """
     count = jax.tree.leaves(parts)[0].shape[0]
-    if unroll is None:
-        unroll = jax.default_backend() == "cpu" and count <= _MOST_UNROLLED
     traced = is_traced(parts)
+    if unroll is None:
+        unroll = unrolls(count, traced)
     if traced and not unroll:
         # scan needs its carry before the first part is computed.
         shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], parts))[0]

@@ -12,6 +12,7 @@ from awp_jax import checks
 from awp_jax.ascent import is_traced
 from awp_jax.mapped import mean, vary
 from awp_jax.pytrees import as_argument, from_argument
+from awp_jax.scaling import over, times
 from awp_jax.typing import Params, Radius
 from awp_jax.weights._displacement import as_weight_ball, default_step, moved
 
@@ -48,10 +49,7 @@ def _evaluate(
     # One forward pass gives both; as released, the mean is over all examples, selected or not.
     def gradient(mask: jax.Array) -> Any:
         counts = mask.astype(losses.dtype) / losses.size
-        if scale is None:
-            return pullback(counts)[0]
-        large = pullback(counts * jnp.asarray(scale, counts.dtype))[0]
-        return jax.tree.map(lambda leaf: leaf / jnp.asarray(scale, leaf.dtype), large)
+        return over(pullback(times(counts, scale))[0], scale)
 
     return gradient, criterion
 

@@ -1,5 +1,10 @@
 """A run small enough for tests: real digits, a tiny network, real optimiser state."""
 
+import copy
+
+import jax
+import numpy as np
+
 from awp_jax import config as schema
 from awp_jax import training
 
@@ -49,6 +54,20 @@ def image_config(path, **changes):
     config.evaluation.train_examples = 4
     config.evaluation.test_examples = 6
     return config
+
+
+def goes_on_bit_by_bit(config, tmp_path, stopped_after=17):
+    """Trains in ``whole``, and in ``cut`` with a stop: both end with the same state."""
+
+    def run(workdir, **options):
+        return training.train(copy.deepcopy(config), workdir, progress=None, **options)
+
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "cut", max_steps=stopped_after)
+    again = run(tmp_path / "cut")
+    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    return whole
 
 
 def poison(monkeypatch, after, change):

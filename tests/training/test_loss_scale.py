@@ -1,6 +1,5 @@
 """Loss scaling: its numbers are PyTorch's, and powers of two change no bit of float32."""
 
-import copy
 import dataclasses
 import functools
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_run import goes_on_bit_by_bit
 
 from awp_jax import models, objectives
 from awp_jax.training import (
@@ -18,7 +18,6 @@ from awp_jax.training import (
     init_state,
     make_train_step,
     read_metrics,
-    train,
 )
 from awp_jax.training._loss_scale import LossScale
 
@@ -210,15 +209,7 @@ def test_a_run_in_float16_goes_on_bit_by_bit(tmp_path, tiny_config, parts, monke
     config.optimizer.update(
         learning_rate=0.3, loss_scale="dynamic", non_finite="skip", micro_batches=parts
     )
-
-    def run(workdir, **options):
-        return train(copy.deepcopy(config), workdir, progress=None, **options)
-
-    whole = run(tmp_path / "whole")
-    run(tmp_path / "cut", max_steps=5)
-    again = run(tmp_path / "cut")
-    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
-        np.testing.assert_array_equal(a, b)
+    whole = goes_on_bit_by_bit(config, tmp_path, 5)
     records = [r for r in read_metrics(tmp_path / "cut") if r["kind"] == "train"]
     skipped = records[-1]["skipped_steps"]
     assert 1 <= skipped < 10

@@ -1,6 +1,5 @@
 """A batch in parts: the step of the whole batch, in the memory of a part."""
 
-import copy
 import functools
 
 import jax
@@ -10,6 +9,7 @@ import optax
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from small_run import goes_on_bit_by_bit
 
 from awp_jax import models, objectives
 from awp_jax.parts import Parts as Given
@@ -295,15 +295,7 @@ def test_a_run_in_parts_goes_on_bit_by_bit(tmp_path, tiny_config):
     config.epochs, config.data.train_examples = 12, 400
     config.optimizer.micro_batches, config.optimizer.learning_rate = 4, 0.3
     config.schedule.name, config.weights.gamma = "cyclic", "0.005"
-
-    def run(workdir, **options):
-        return train(copy.deepcopy(config), workdir, progress=None, **options)
-
-    whole = run(tmp_path / "whole")
-    run(tmp_path / "cut", max_steps=17)
-    again = run(tmp_path / "cut")
-    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
-        np.testing.assert_array_equal(a, b)
+    goes_on_bit_by_bit(config, tmp_path)
     last = [r for r in read_metrics(tmp_path / "whole") if r["kind"] == "evaluation"][-1]
     assert last["test"]["clean_accuracy"] > 0.7
 

@@ -1,13 +1,12 @@
 """What today's recipes are made of: optimisers, clipping, schedules, averages, warm-ups."""
 
-import copy
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import torch
+from small_run import goes_on_bit_by_bit
 from torch import nn
 
 from awp_jax import config as schema
@@ -22,7 +21,6 @@ from awp_jax.training import (
     make_train_step,
     read_metrics,
     schedule,
-    train,
 )
 from awp_jax.training._attack import make_attack
 from awp_jax.training._configured import training_attack
@@ -353,15 +351,7 @@ def test_a_recipe_learns_and_goes_on_bit_by_bit(tmp_path, tiny_config, recipe):
     config.attack.epsilon, config.attack.step_size = "0.05", "0.03"
     config.epochs, config.data.train_examples = 12, 400
     config.update_from_flattened_dict(RECIPES[recipe])
-
-    def run(workdir, **options):
-        return train(copy.deepcopy(config), workdir, progress=None, **options)
-
-    whole = run(tmp_path / "whole")
-    run(tmp_path / "cut", max_steps=17)
-    again = run(tmp_path / "cut")
-    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
-        np.testing.assert_array_equal(a, b)
+    goes_on_bit_by_bit(config, tmp_path)
     last = [r for r in read_metrics(tmp_path / "whole") if r["kind"] == "evaluation"][-1]
     for measured in (last, last["average"]) if recipe == "sgd" else (last,):
         assert measured["test"]["clean_accuracy"] > 0.7

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_run import goes_on_bit_by_bit
 
 from awp_jax import models, objectives, training
 from awp_jax.training import TrainState, WeightPerturbation, make_train_step, train
@@ -138,15 +139,7 @@ def taught_config(tiny_config, name, teacher):
 @pytest.mark.parametrize("name", ["ard", "hat"])
 def test_a_student_learns_and_goes_on_bit_by_bit(tmp_path, tiny_config, teacher, name):
     config = taught_config(tiny_config, name, teacher)
-
-    def run(workdir, **options):
-        return train(copy.deepcopy(config), workdir, progress=None, **options)
-
-    whole = run(tmp_path / "whole")
-    run(tmp_path / "cut", max_steps=17)
-    again = run(tmp_path / "cut")
-    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
-        np.testing.assert_array_equal(a, b)
+    goes_on_bit_by_bit(config, tmp_path)
     assert training.read_metrics(teacher)[-1]["test"]["clean_accuracy"] > 0.8
     last = [r for r in training.read_metrics(tmp_path / "whole") if r["kind"] == "evaluation"][-1]
     assert last["test"]["clean_accuracy"] > 0.7
