@@ -22,7 +22,13 @@ def check_combinations(config: ConfigDict) -> None:
     mixes = "data.mixup" if d.mixup else "data.cutmix" if d.cutmix else ""
     soft = mixes or "objective.label_smoothing"
     shared = w.shared_backward and w.method == "awp"
+    saves, at_once = config.checkpoint.every_steps, config.training.steps_per_call
     for wrong, sentence in (
+        (
+            0 < saves < at_once,
+            f"checkpoint.every_steps is {saves}, but training.steps_per_call {at_once}, and nothing "
+            "is saved in the middle of a call: choose a multiple of it, or fewer steps.",
+        ),
         (
             d.name == "digits" and d.path is not None,
             f"data.path is {d.path!r}, but digits comes with scikit-learn and is read from no "

@@ -40,6 +40,16 @@ GROUPS = (
         ),
     ),
     group(
+        "training",
+        "How the loop runs; the numbers stay the same, to rounding.",
+        (
+            "steps_per_call",
+            1,
+            integer(1),
+            "Optimiser steps that are one compiled program; for small models on GPUs and TPUs.",
+        ),
+    ),
+    group(
         "checkpoint",
         "What is kept of a run.",
         ("every_epochs", 1, integer(1), "How often it is saved, in epochs."),

@@ -13,21 +13,13 @@ from awp_jax.config import validate
 from awp_jax.training._averaging import estimate_batch_stats
 from awp_jax.training._batch import batch_function
 from awp_jax.training._classifier import create_classifier, with_statistics
-from awp_jax.training._configured import (
-    average_rate_of,
-    loss_scale_of,
-    objective_of,
-    splits_of,
-    training_attack,
-    weight_perturbation,
-)
+from awp_jax.training._compiled import compiled, runs_in_parts, several, step_of
+from awp_jax.training._configured import loss_scale_of, objective_of, splits_of
 from awp_jax.training._optimizers import make_optimizer
-from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._schedules import schedule
 from awp_jax.training._settings import check_settings
 from awp_jax.training._state import TrainState, init_state
-from awp_jax.training._step import make_train_step
-from awp_jax.typing import Images, Key, Labels
+from awp_jax.typing import Key
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -221,66 +213,44 @@ class Experiment:
         It is compiled once per ``batch_size``, see ``rows_of`` (and once more when weight
         perturbation starts later).
         """
-        weights = weight_perturbation(self.config, self.given)
-        train = make_train_step(
-            self._classifier_of_parts,
-            objective_of(self.config, self.given),
-            self.optimizer,
-            attack=training_attack(self.config, self.given, self.steps_per_epoch),
-            weights=weights,
-            regularisation=Regularisation(**self.config.regularisation),
-            average_rate=average_rate_of(self.config, self.steps_per_epoch),
-            skip_non_finite=self.config.optimizer.non_finite == "skip",
-            steps_per_epoch=self.steps_per_epoch,
-            micro_batches=self.config.optimizer.micro_batches,
-            loss_scale=loss_scale_of(self.config),
-            mesh=self.mesh,
-        )
+        return compiled(self, self._step)
+
+    @functools.cached_property
+    def steps(self) -> Any:
+        """``steps_per_call`` steps as one program, with the arguments of ``step``.
+
+        Where ``on_host``, images and labels are tuples, the batches of these steps; metrics have an
+        axis of the steps.
+        """
+        return compiled(self, several(self._step, self.on_host, self.steps_per_call))
+
+    @property
+    def steps_per_call(self) -> int:
+        """How many steps ``steps`` makes; 1 where a step is no single program."""
+        return 1 if runs_in_parts(self) else self.config.training.steps_per_call
+
+    @functools.cached_property
+    def _step(self) -> Any:
         _, gather = self._batch_functions
-        # Both change the shape of the program, and each takes two values in a run at most.
-        static = ("batch_size", "perturb_weights")
-        # On CPU RWP stops early only outside jit; the parts of the step are compiled there.
-        in_parts = weights.method == "rwp" and jax.default_backend() == "cpu"
-        if in_parts:
-            everywhere = parallel.replicated(self.mesh)
-            gather = jax.jit(gather, static_argnames="batch_size", out_shardings=everywhere)
+        return step_of(self, self._classifier_of_parts, gather)
 
-        def step(
-            state: Any,
-            images: Images,
-            labels: Labels,
-            order: Any,
-            key: Key,
-            *,
-            batch_size: Any,
-            perturb_weights: Any,
-            teacher: Any = None,
-        ) -> Any:
-            batch = gather(state.step, images, labels, order, key, batch_size=batch_size)
-            return train(
-                state,
-                batch.images,
-                batch.labels,
-                key,
-                perturb_weights=perturb_weights,
-                example_weights=batch.weights,
-                mask=batch.mask,
-                teacher=teacher,
-            )
+    def steps_of_call(self, step: int, end: int) -> int:
+        """How many steps, from ``step`` to below ``end`` at most, the next call makes: all, or one.
 
-        # An argument: as a constant of the program its weights would be there twice.
-        taught = {} if self.teacher is None else {"teacher": self.teacher}
-        if in_parts:
-            return functools.partial(step, **taught)
-        # Donated: the old state is not read again, and its memory serves the new one. Replicated,
-        # as it came in, so that the next step compiles nothing.
-        compiled = jax.jit(
-            step,
-            donate_argnums=0,
-            static_argnames=static,
-            out_shardings=parallel.replicated(self.mesh),
-        )
-        return functools.partial(compiled, **taught) if taught else compiled
+        Calls of all begin with an epoch or behind a checkpoint in its middle, one behind the other,
+        and what is left is made one by one: two programs serve all. A function of the step, so that
+        a run that goes on makes the same calls.
+        """
+        count, every = self.steps_per_call, self.config.checkpoint.every_steps
+        first = step - step % self.steps_per_epoch
+        last = first + self.steps_per_epoch
+        if every:
+            first = max(first, step - step % every)
+            last = min(last, step - step % every + every)
+        if (step - first) % count or step + count > min(last, end):
+            return 1
+        shapes = {(self.rows_of(s), self.perturbs_weights(s)) for s in (step, step + count - 1)}
+        return count if len(shapes) == 1 else 1
 
     @property
     def _classifier_of_parts(self) -> Any:

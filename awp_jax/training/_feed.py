@@ -32,7 +32,8 @@ class Feed:
     def __init__(self, experiment: Any, own: OwnBatches | None = None) -> None:
         self._experiment, self._own = experiment, own
         self._rows: dict[int, Any] = {}
-        self._next: tuple[int, Future[Any]] | None = None
+        # Batches that are made ahead, by their step: as many as one call takes.
+        self._next: dict[int, Future[Any]] = {}
         self._worker: ThreadPoolExecutor | None = None
         self._decoded: DecodedBatches | None = None
         if experiment.on_host:
@@ -68,15 +69,20 @@ class Feed:
         """Images and labels that ``experiment.step`` takes for a step of this epoch."""
         if self._worker is None:
             return self._pool
-        if self._next is not None and self._next[0] == step:
-            batch = self._next[1].result()
-        else:
-            batch = self._batch(step)
-        self._next = None
-        if step + 1 in self._rows:
-            # While the device computes this step; one thread, so at most one batch lies ready.
-            self._next = (step + 1, self._worker.submit(self._batch, step + 1))
+        ahead = self._next.pop(step, None)
+        batch = self._batch(step) if ahead is None else ahead.result()
+        # While the device computes; in their order, as there is one thread.
+        for later in range(step + 1, step + 1 + self._experiment.steps_per_call):
+            if later in self._rows and later not in self._next:
+                self._next[later] = self._worker.submit(self._batch, later)
         return batch
+
+    def several(self, steps: range) -> tuple[Any, Any]:
+        """The same for ``experiment.steps``."""
+        if self._worker is None:
+            return self._pool
+        images, labels = zip(*map(self, steps), strict=True)
+        return images, labels
 
     def close(self) -> None:
         """Ends the thread, and the processes that decode."""
@@ -85,10 +91,10 @@ class Feed:
             self._worker.shutdown(cancel_futures=True)
 
     def _forget(self) -> None:
-        if self._next is not None:
-            self._next[1].cancel()
-            wait([self._next[1]])
-            self._next = None
+        for made in self._next.values():
+            made.cancel()
+        wait(self._next.values())
+        self._next = {}
         if self._decoded is not None:
             self._decoded.close()
             self._decoded = None

@@ -25,6 +25,7 @@ from awp_jax.training._feed import Feed
 from awp_jax.training._initial import check_start, initial_state
 from awp_jax.training._outcome import NonFiniteError, Outcome
 from awp_jax.training._own_batches import OwnBatches, go_on
+from awp_jax.training._pending import Pending, Told
 from awp_jax.training._selection import Selection, StoppedError
 from awp_jax.training._settings import check_shares
 from awp_jax.training._state import TrainState
@@ -64,10 +65,10 @@ def train(
         splits: Data to use in place of what ``config.data`` names.
         max_steps: Stop (and save) after this step; ``None`` for the end.
         devices: Use the first so many; ``None`` for all. The batch must divide by their number.
-        should_stop: Asked after every step, and between the batches of an evaluation (which is then
-            made when the run goes on); once it says so, the run is saved and returns. With
-            several processes the notice of preemption that JAX's service passes on counts instead,
-            and an evaluation is finished first.
+        should_stop: Asked after every step (or call, with ``training.steps_per_call``), and between
+            the batches of an evaluation (which is then made when the run goes on); once it says so,
+            the run is saved and returns. With several processes the notice of preemption that JAX's
+            service passes on counts instead, and an evaluation is finished first.
         progress: ``None`` for none, ``"text"`` for lines, ``"bar"``, ``"auto"`` for a bar on a
             terminal and lines elsewhere, or a function that gets an ``awp_jax.progress.Moment``.
         extend: Whether a run in ``workdir`` may go on to more epochs than it was begun with, with
@@ -132,7 +133,8 @@ class _Run:
         self.checkpoints = Checkpoints(workdir / "checkpoints")
         self.selection = Selection(experiment, workdir, self.checkpoints, should_stop)
         self.clean_accuracy: float | None = None
-        self.pending: list[Any] = []  # metrics still on the device, with their step
+        self.pending = Pending()
+        self.calls = 0  # to the compiled step or steps
         self.skipped = self.in_a_row = 0  # steps that were not finite
         self.seconds = time.perf_counter()  # since when the images of this epoch are counted
         self.images = 0
@@ -143,7 +145,7 @@ class _Run:
         total = experiment.total_steps
         self.end = total if max_steps is None else min(total, max_steps)
         state = self._first_state()
-        step = int(state.step)
+        step = self.calls = int(state.step)
         self.feed = Feed(experiment, self.own)
         self.progress = Progress(total, step, show=self.show)
         measured = self.selection.is_measured(step)
@@ -210,28 +212,31 @@ class _Run:
         self.seconds, self.images = time.perf_counter(), 0
         every = config.checkpoint.every_steps
         while step < min(last_of_epoch, self.end):
-            state, metrics = experiment.step(
+            count = experiment.steps_of_call(step, self.end)
+            done = range(step, step + count)
+            state, metrics = (experiment.step if count == 1 else experiment.steps)(
                 state,
-                *self.feed(step),
+                *(self.feed(step) if count == 1 else self.feed.several(done)),
                 order,
                 experiment.key,
                 batch_size=experiment.rows_of(step),
                 perturb_weights=experiment.perturbs_weights(step),
             )
-            self.pending.append((step, metrics))
-            step += 1
+            self.pending.add(done, metrics)
+            step, self.calls = step + count, self.calls + 1
             first = self.started is not None
             if self.started is not None:
                 jax.block_until_ready(metrics)
                 took = time.perf_counter() - self.started
-                self.progress.line(f"First step done after {took:.1f} s, compilation included.")
+                what = "First step" if count == 1 else f"First {count} steps"
+                self.progress.line(f"{what} done after {took:.1f} s, compilation included.")
                 self.started = None
             if len(self.pending) >= config.logging.every_steps:
-                self._log()
+                self._log(config.logging.every_steps)
             if first and step < min(last_of_epoch, self.end):  # compiling is no rate
                 self.seconds = time.perf_counter()
-                self.images = -sum(experiment.batch_size_of(done) for done, _ in self.pending)
-            if self._stop_requested(step):
+                self.images = -sum(map(experiment.batch_size_of, self.pending.sent))
+            if self._stop_requested():
                 self.end, self.preempted = step, True
             if every and step % every == 0 and step < min(last_of_epoch, self.end):
                 self._save(state, step)
@@ -262,25 +267,27 @@ class _Run:
             self._save_once(state, step)
             self.checkpoints.save(BEST, state, self._info(step))
 
-    def _stop_requested(self, step: int) -> bool:
+    def _stop_requested(self) -> bool:
         if jax.process_count() > 1:  # all of them must stop after the same step
-            return multihost_utils.reached_preemption_sync_point(step)
+            # Counted in calls, as JAX asks for numbers that follow one another.
+            return multihost_utils.reached_preemption_sync_point(self.calls)
         return self.should_stop is not None and self.should_stop()
 
-    def _log(self) -> None:
-        """Fetches what the device has computed, checks it, and writes one line."""
-        if not self.pending:
-            return
-        steps = [step for step, _ in self.pending]
-        values = jax.device_get([metrics for _, metrics in self.pending])
-        self.pending = []
+    def _log(self, every: int = 0) -> None:
+        """Fetches what the device has computed, checks it, and writes lines, see ``Pending``."""
+        self.images += sum(map(self.experiment.batch_size_of, self.pending.fetch()))
+        for told in self.pending.tell(every):
+            self._tell(told)
+
+    def _tell(self, found: Told) -> None:
+        """One line of these steps."""
+        steps, values = [step for step, _ in found], [metrics for _, metrics in found]
         scales = [metrics.pop("loss_scale") for metrics in values if "loss_scale" in metrics]
         done = [
             (self.experiment.batch_size_of(step), metrics)
             for step, metrics in zip(steps, values, strict=True)
             if self._is_finite(step, metrics)
         ]
-        self.images += sum(self.experiment.batch_size_of(step) for step in steps)
         seconds = time.perf_counter() - self.seconds
         record: dict[str, Any] = {
             "kind": "train",

@@ -11,7 +11,7 @@ import numpy as np
 
 from awp_jax.data import DataError, Dataset
 
-_KEPT = 3  # positions: of the batch that is computed on, and of those fetched ahead
+_KEPT = 2  # positions: of the batch that is computed on, and the next; more are fetched ahead
 
 
 class OwnBatches:
@@ -95,7 +95,7 @@ class OwnBatches:
     def _keep(self, step: int) -> None:
         if self._has_state:
             self._states[step] = _encoded(self._iterator.get_state())
-            self._states.pop(step - _KEPT, None)
+            self._states.pop(step - _KEPT - self._experiment.steps_per_call, None)
 
 
 def go_on(own: OwnBatches | None, step: int, info: Mapping[str, Any], workdir: Path) -> None:
