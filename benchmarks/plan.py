@@ -1,7 +1,7 @@
 """Compiles a training step for a GPU on a machine that has none, and lists what would run there.
 
     python3.12 -m venv .venv-gpu && .venv-gpu/bin/pip install -e '.[train]' 'jax[cuda13]'  # 3 GB
-    .venv-gpu/bin/python benchmarks/plan.py [--model=preact-resnet-18] [--batch=128]
+    .venv-gpu/bin/python benchmarks/plan.py [--model=preact-resnet-18] [--image=32] [--batch=128]
         [--objective=at] [--method=awp|none] [--dtype=bfloat16] [--label=TEXT] [--quick]
 
 XLA's compiler for GPUs needs no GPU, but a description of one (``jax.experimental.topologies``),
@@ -66,7 +66,7 @@ NAMES |= {
     "__cudnn$convBiasActivationForward": "convolution",
 }
 SHOWN = ("convolution", "reduction", "elementwise")  # kinds with a column of their own
-KEY = ("model", "batch", "objective", "method", "dtype", "label")
+KEY = ("model", "image", "batch", "objective", "method", "dtype", "label")
 
 
 def kernels(found, name="ENTRY", times=1):
@@ -96,7 +96,7 @@ def _kind(operation, line):
 
 
 def compiled_step(o):
-    """The text of the program of a step on one H100."""
+    """The program of a step on one H100."""
     from jax.experimental import topologies
 
     topology = topologies.get_topology_desc(
@@ -106,8 +106,8 @@ def compiled_step(o):
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     classifier = models.create(
         o.model,
-        image_shape=(32, 32, 3),
-        num_classes=10,
+        image_shape=(o.image, o.image, 3),
+        num_classes=10 if o.image == 32 else 1000,
         dtype=o.dtype,
         mean=(0.49, 0.48, 0.45),
         std=(0.25, 0.24, 0.26),
@@ -122,20 +122,27 @@ def compiled_step(o):
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda k: training.init_state(classifier, optimizer, k), key)
-    images = jax.ShapeDtypeStruct((o.batch, 32, 32, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((o.batch, o.image, o.image, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((o.batch,), jnp.int32)
     arguments = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
         (state, images, labels, key),
     )
     traced = jax.jit(step, donate_argnums=0, out_shardings=place).trace(*arguments)
-    return traced.lower(lowering_platforms=("cuda",)).compile().as_text()
+    return traced.lower(lowering_platforms=("cuda",)).compile()
+
+
+def held(memory):
+    """Bytes on the device while the step runs: state, batch and what is needed on the way."""
+    ends = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return ends - memory.alias_size_in_bytes + memory.temp_size_in_bytes
 
 
 def plan(o):
     """One row of ``plan.json``."""
     began = time.perf_counter()
-    text = compiled_step(o)
+    program = compiled_step(o)
+    text, memory = program.as_text(), program.memory_analysis()
     if o.hlo:
         pathlib.Path(o.hlo).write_text(text)
     kinds = collections.defaultdict(lambda: [0, 0, 0.0])
@@ -153,6 +160,7 @@ def plan(o):
         "kernels": total[0],
         "gigabytes": round(total[1] / 1e9, 3),
         "milliseconds": round(1e3 * total[2], 3),
+        "memory_gigabytes": round(held(memory) / 1e9, 3),
         "kinds": {
             kind: {"kernels": r, "gigabytes": round(b / 1e9, 3), "milliseconds": round(1e3 * s, 3)}
             for kind, (r, b, s) in ordered
@@ -163,13 +171,15 @@ def plan(o):
 
 def table(rows):
     """Of all plans, for README.md."""
-    header = [*KEY, "kernels", "GB", "ms by bytes", "convolutions", "reductions", "elementwise"]
+    header = [*KEY, "kernels", "GB moved", "ms by bytes", "GB held", *(f"{k}s" for k in SHOWN)]
     cells = []
     for row in rows:
         counts = [row["kinds"].get(k, {}).get("kernels", 0) for k in SHOWN]
         cells.append(
             [*(str(row[name]) for name in KEY), f"{row['kernels']:,}"]
-            + [f"{row['gigabytes']:.1f}", f"{row['milliseconds']:.1f}", *map(str, counts)]
+            + [f"{row['gigabytes']:.1f}", f"{row['milliseconds']:.1f}"]
+            + [f"{row['memory_gigabytes']:.1f}" if "memory_gigabytes" in row else ""]
+            + list(map(str, counts))
         )
     return markdown_table(header, cells)
 
@@ -177,6 +187,7 @@ def table(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="preact-resnet-18")
+    parser.add_argument("--image", type=int, default=32, help="width; beside 32: 1000 classes")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--objective", default="at")
     parser.add_argument("--method", default="awp")
@@ -212,8 +223,9 @@ def write_tables(rows):
     words = (
         "## Plans for an H100\n\n`python benchmarks/plan.py` (its head says what is needed):\n"
         "kernels of one training step, how often each runs, and the bytes they move, from the\n"
-        "program that XLA compiles for a GPU that is only described. Not a measurement: it\n"
-        f"compares versions of the step, here with jax {rows[0]['jax']}.\n\n"
+        "program that XLA compiles for a GPU that is only described; and what the device holds\n"
+        "while it runs. Not a measurement: it compares versions of the step, here with jax\n"
+        f"{rows[0]['jax']}.\n\n"
     )
     write_section("plan", words + table(rows))
 

@@ -3,7 +3,7 @@
 from awp_jax.evaluation._corruptions import CorruptionAccuracy, corruption_accuracy
 from awp_jax.evaluation._diagnose import Diagnosis, diagnose
 from awp_jax.evaluation._evaluate import Evaluation, evaluate
-from awp_jax.evaluation._measure import Measurement, measure
+from awp_jax.evaluation._measure import Measurement, measure, measure_each
 from awp_jax.evaluation._names import attack_by_name, attacks_by_name
 from awp_jax.evaluation._outcomes import Outcome
 from awp_jax.evaluation._partial import PartialResults
@@ -27,6 +27,7 @@ __all__ = [
     "diagnose",
     "evaluate",
     "measure",
+    "measure_each",
     "predict",
     "read_per_image",
     "write_arrays",

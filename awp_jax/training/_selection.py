@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from awp_jax import data, parallel, streams
-from awp_jax.evaluation import measure
+from awp_jax.evaluation import measure_each
 from awp_jax.training import _records as records
 from awp_jax.training._checkpoints import AVERAGE, Checkpoints
 from awp_jax.training._configured import evaluation_attack
@@ -126,9 +126,9 @@ class Selection:
         found = {}
         for name, stored in sets.items():
             part = stored.in_memory()
-            arguments = (logits_fn, part.images, part.labels)
-            clean = measure(*arguments, **options)
-            robust = measure(*arguments, attack, **options)
+            attacks = {"clean": None, "robust": attack}
+            both = measure_each(logits_fn, part.images, part.labels, attacks, **options)
+            clean, robust = both["clean"], both["robust"]
             found[name] = {
                 "clean_accuracy": clean.accuracy,
                 "clean_loss": clean.loss,

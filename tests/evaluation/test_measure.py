@@ -7,7 +7,7 @@ import pytest
 from compiled import programs_of
 
 from awp_jax.attacks import FGSM, PGD
-from awp_jax.evaluation import attack_by_name, measure
+from awp_jax.evaluation import _measure, attack_by_name, measure, measure_each
 
 WEIGHTS = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
 
@@ -103,3 +103,67 @@ def test_clean_and_attacked_share_what_is_compiled():
         measure(logits_fn, images, labels, PGD("8/255", steps=3), key=key, batch_size=8)
 
     assert programs_of(both) <= 26
+
+
+@pytest.mark.parametrize("one_program", [False, True])
+def test_several_attacks_in_one_pass_are_as_each_alone(batch, one_program, monkeypatch):
+    monkeypatch.setattr(_measure, "_is_one_program", lambda attacks: one_program)
+    images, labels = batch
+    attacks = {
+        "clean": None,
+        "pgd": PGD(0.05, steps=3, restarts=2, unroll=False),
+        "l2": PGD(0.5, norm="l2", steps=2, step_size=0.3, momentum=0.9, unroll=False),
+    }
+    options = {"key": jax.random.key(3), "batch_size": 8}
+    together = measure_each(logits_fn, images, labels, attacks, **options)
+    assert list(together) == list(attacks)
+    for name, attack in attacks.items():
+        alone = measure(logits_fn, images, labels, attack, **options)
+        assert together[name].accuracy == alone.accuracy
+        assert together[name].loss == pytest.approx(alone.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("one_program", [False, True])
+def test_a_randomised_model_in_one_pass(batch, one_program, monkeypatch):
+    monkeypatch.setattr(_measure, "_is_one_program", lambda attacks: one_program)
+    images, labels = batch
+
+    def noisy(images, key):
+        return logits_fn(images + 0.1 * jax.random.normal(key, images.shape))
+
+    attacks = {"clean": None, "pgd": PGD(0.05, steps=2, eot=3, unroll=False)}
+    options = {"key": jax.random.key(3), "batch_size": 8, "eot": 4}
+    together = measure_each(noisy, images, labels, attacks, **options)
+    for name, attack in attacks.items():
+        alone = measure(noisy, images, labels, attack, **options)
+        assert together[name].as_dict() == pytest.approx(alone.as_dict(), rel=1e-6)
+    assert together["pgd"].accuracy not in (0.0, 1.0)
+
+
+def test_on_an_accelerator_clean_and_pgd_are_one_program(monkeypatch):
+    def logits_fn(images):
+        return images.mean((1, 2)) * jnp.array([[1.0, -1.0]])
+
+    images, labels = np.full((30, 4, 4, 1), 100, np.uint8), np.zeros(30, np.int32)
+    attacks = {"clean": None, "robust": PGD("8/255", steps=3, unroll=False)}
+
+    def both():
+        measure_each(logits_fn, images, labels, attacks, key=jax.random.key(0), batch_size=8)
+
+    from_python = programs_of(both)
+    monkeypatch.setattr(_measure, "_is_one_program", lambda attacks: True)
+    assert programs_of(both) <= 10 < from_python
+
+
+def test_a_model_of_nan_is_told_of_inside_a_program_too(monkeypatch, batch):
+    monkeypatch.setattr(_measure, "_is_one_program", lambda attacks: True)
+    attacks = {"clean": None, "pgd": PGD(0.05, steps=1)}
+    with pytest.raises(ValueError, match="The model returns NaN"):
+        measure_each(lambda x: logits_fn(x) * jnp.nan, *batch, attacks, key=jax.random.key(0))
+
+
+def test_what_is_one_program():
+    pgd = PGD(0.05)
+    cpu = jax.default_backend() == "cpu"
+    assert _measure._is_one_program((None, pgd)) != cpu
+    assert not _measure._is_one_program((None, lambda *_: None))

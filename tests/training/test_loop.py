@@ -88,9 +88,9 @@ def test_stopped_while_an_epoch_is_measured_it_loses_nothing(
     whole, tmp_path, tiny_config, monkeypatch, way
 ):
     config, (undisturbed, workdir) = tiny_config(), whole
-    counted = Counted(_selection.measure, batch_size=16)
-    monkeypatch.setattr(_selection, "measure", counted)
-    calls_in_an_epoch = 6  # three sets, clean and attacked
+    counted = Counted(_selection.measure_each, batch_size=16)
+    monkeypatch.setattr(_selection, "measure_each", counted)
+    calls_in_an_epoch = 3  # three sets
 
     def in_the_second_epoch():
         if counted.calls <= calls_in_an_epoch + 1:
