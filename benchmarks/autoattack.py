@@ -7,6 +7,11 @@ is 100%, and the default epsilon is small enough that many images stay robust, w
 time. On a GPU ours crafts in bfloat16; the verdict is of the returned images, in float32.
 torchattacks runs in float32 on the same weights. Ours runs once before on one batch, which compiles
 nearly everything. ``--quick`` shows that it runs, on any device.
+
+    python benchmarks/autoattack.py --plan
+
+computes how long 10,000 images would take on a GPU that is not there: the FLOPs of the passes that
+each attack makes on the images that are left to it, over a share of the device's peak.
 """
 
 import argparse
@@ -24,6 +29,7 @@ from readme import write_section  # noqa: E402
 
 from awp_jax import models  # noqa: E402
 from awp_jax.attacks import autoattack, ensemble  # noqa: E402
+from awp_jax.attacks._work import work  # noqa: E402
 from awp_jax.compilation import use_fast_convolutions  # noqa: E402
 from awp_jax.evaluation import measure  # noqa: E402
 from awp_jax.reporting import markdown_table  # noqa: E402
@@ -33,6 +39,43 @@ def seconds(function):
     began = time.perf_counter()
     value = function()
     return time.perf_counter() - began, value
+
+
+# Of what a plan assumes. Peak: bfloat16 matrix products measured on an H200; use: what a step
+# reaches at most is not known, 30 % were measured at batch 512 (README.md). Left: the share of
+# images that come to each attack, of a model as robust as AT-AWP's WideResNet in the paper.
+PEAK, USE, LEFT = 790e12, 0.35, (0.86, 0.59, 0.54, 0.54)
+
+
+def planned(images=10_000):
+    """``(attack, images, passes of each, seconds)`` of every attack, by arithmetic."""
+    classifier = models.create("preact-resnet-18", image_shape=(32, 32, 3), num_classes=10)
+    state = jax.eval_shape(classifier.init, jax.random.key(0))
+    one = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
+    forward = jax.jit(lambda state, x: classifier.logits_fn(*state)(x)).lower(state, one)
+    flops = forward.compile().cost_analysis()["flops"]
+    rows = []
+    for (name, attack), left in zip(ensemble(epsilon="8/255"), LEFT, strict=True):
+        count, passes = round(left * images), work(attack)
+        rows.append((name, count, passes, count * passes * flops / (PEAK * USE)))
+    return flops, rows
+
+
+def plan_section(images=10_000):
+    flops, rows = planned(images)
+    seconds = sum(row[-1] for row in rows)
+    cells = [[n, f"{c:,}", f"{p:,.0f}", f"{s:.0f}"] for n, c, p, s in rows]
+    cells.append(["all", "", "", f"{seconds:.0f}"])
+    header = ["attack", "images left", "passes of each", "seconds"]
+    return f"""## AutoAttack on 10,000 images, by arithmetic
+
+`python benchmarks/autoattack.py --plan`: standard version, PreActResNet-18, a forward pass of
+{flops / 1e9:.2f} GFLOP (XLA's count), a gradient in the images for two, {100 * USE:.0f} % of {PEAK / 1e12:.0f}
+TFLOP/s (an H200 in bfloat16), and as many images left as to a WideResNet of AT-AWP. Not measured;
+compilation comes on top, and in float32 (TF32), in which `awp-jax evaluate` judges, it is twice the time.
+
+{markdown_table(header, cells)}
+"""
 
 
 def main():
@@ -48,7 +91,13 @@ def main():
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--readme", default=None, help="where the table goes, for trying")
     parser.add_argument("--quick", action="store_true", help="a few images and steps")
+    parser.add_argument("--plan", action="store_true", help="arithmetic only")
     options = parser.parse_args()
+    if options.plan:
+        text = plan_section(options.images)
+        print(text)
+        write_section("autoattack-plan", text, options.readme)
+        return
     on_gpu = jax.default_backend() == "gpu"
     if options.quick:
         options.images, options.peer_images, options.batch = 8, 8, 8
