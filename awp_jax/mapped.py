@@ -21,6 +21,19 @@ def vary(tree: Any, axis_name: str | None) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), tree)
 
 
+def varies_over(leaf: Any) -> tuple[str, ...]:
+    """The mapped axes over which ``shard_map`` knows an array to differ from device to device."""
+    return tuple(sorted(getattr(jax.typeof(leaf), "vma", ())))
+
+
+def everywhere(flag: jax.Array, axes: Any) -> jax.Array:
+    """Whether a flag holds on all devices of mapped axes, such as those of split weights."""
+    names = (axes,) if isinstance(axes, str) else tuple(axes or ())
+    if varies_over(flag):  # what is the same on all devices has no minimum over them
+        names = tuple(name for name in names if name in varies_over(flag))
+    return jax.lax.pmin(flag.astype("int32"), names) > 0 if names else flag
+
+
 def mean(tree: Any, axis_name: str | None) -> Any:
     """The mean over a mapped axis."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

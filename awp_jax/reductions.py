@@ -1,13 +1,38 @@
 """Sums as a GPU computes them well: of several arrays at once, and in parts that keep it busy."""
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from awp_jax.explicit import explicit_mesh
+
 PARTS = 256  # most that an array is taken in: as many as a GPU has processors to keep busy
+
+_SPLIT = contextvars.ContextVar("split", default=False)
+
+
+@contextlib.contextmanager
+def of_split_weights(split: bool = True) -> Iterator[None]:
+    """Traced inside, sums of weights keep their axes: reshaped, those on many devices would move.
+
+    Args:
+        split: Whether weights lie in parts on several devices.
+    """
+    token = _SPLIT.set(split)
+    try:
+        yield
+    finally:
+        _SPLIT.reset(token)
+
+
+def keeps_axes(arrays: Any) -> bool:
+    """Whether ``arrays`` may be split among devices, so that they are summed as they are."""
+    return _SPLIT.get() or explicit_mesh(arrays) is not None
 
 
 def parts_of(count: int, least: int = 1) -> int:

@@ -15,6 +15,7 @@ from awp_jax.attacks._in_ball import OF_THE_BALL, ball_of
 from awp_jax.attacks._model import as_pytree_function, bounds_of
 from awp_jax.attacks._result import AttackResult, choose
 from awp_jax.attacks._stepped import SteppedAttack
+from awp_jax.explicit import on_any_mesh
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
 from awp_jax.words import KnownNames
@@ -202,6 +203,7 @@ class FeatureAttack(KnownNames):
             success=self.success,
         )
 
+    @on_any_mesh("logits_fn")
     def __call__(
         self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
     ) -> AttackResult:

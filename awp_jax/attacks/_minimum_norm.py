@@ -18,6 +18,7 @@ from awp_jax.balls import InputBall, input_norms
 from awp_jax.balls._input_norms import per_example
 from awp_jax.balls._inputs import NORMS
 from awp_jax.balls._norms import reciprocal
+from awp_jax.explicit import on_any_mesh
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.random import fold_keys
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn
@@ -101,6 +102,7 @@ class MinimumNorm(KnownNames):
         """The next norm and point."""
         raise NotImplementedError
 
+    @on_any_mesh("logits_fn")
     def __call__(
         self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
     ) -> NearestResult:

@@ -23,6 +23,7 @@ from awp_jax.attacks._model import (
 from awp_jax.attacks._result import AttackResult, worse
 from awp_jax.balls import InputBall
 from awp_jax.balls._protocol import check_step_size, scaled
+from awp_jax.explicit import on_any_mesh
 from awp_jax.pytrees import pytree_dataclass
 from awp_jax.random import example_keys, fold_keys
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
@@ -109,6 +110,7 @@ class PGD(InBall):
             return self.step_size
         return scaled(self.ball.radius, 2.5 / max(self.steps, 1))
 
+    @on_any_mesh("logits_fn")
     def perturb(self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels) -> Any:
         """One run without the verdict.
 
@@ -135,6 +137,7 @@ class PGD(InBall):
         velocity = jax.tree.map(jnp.zeros_like, images) if self.momentum else None
         return loop(body, (point, velocity), self.steps, unroll=self.unroll)[0]
 
+    @on_any_mesh("logits_fn")
     def __call__(
         self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
     ) -> AttackResult:

@@ -13,6 +13,7 @@ from awp_jax.attacks._gradient import model_key
 from awp_jax.attacks._in_ball import InBall
 from awp_jax.attacks._model import check_logits, prepare, ranked_verdict
 from awp_jax.attacks._result import AttackResult, Ranked, worse
+from awp_jax.explicit import on_any_mesh
 from awp_jax.random import fold_keys
 from awp_jax.typing import Inputs, Key, Labels, Logits, LogitsFn, Radius
 
@@ -104,6 +105,7 @@ class SteppedAttack(InBall):
         del state
         return loss
 
+    @on_any_mesh("logits_fn")
     def __call__(
         self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
     ) -> AttackResult:

@@ -16,10 +16,12 @@ from awp_jax.attacks._model import (
 from awp_jax.attacks._result import AttackResult, choose, outcome
 from awp_jax.attacks._stepped import judged
 from awp_jax.balls import InputBall
+from awp_jax.explicit import on_any_mesh
 from awp_jax.random import example_keys
 from awp_jax.typing import Inputs, Key, Labels
 
 
+@on_any_mesh("surrogate_fn", "target_fn")
 def transfer(
     attack: Callable[..., Any],
     surrogate_fn: Callable[..., Any],

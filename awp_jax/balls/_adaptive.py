@@ -26,6 +26,7 @@ class AdaptiveWeightBall:
         radius: Rho, without unit.
         eta: Keeps small weights moving, in the units of the weights (0.01, the authors' code).
         mask: What is perturbed, ``None`` for ``everything``; see ``WeightBall``.
+        axis_name: Under ``shard_map`` or ``pmap`` with split weights; see ``WeightBall``.
 
     Raises:
         ValueError: For a radius or eta that is negative or no number.
@@ -44,6 +45,7 @@ class AdaptiveWeightBall:
     radius: Radius = 0.5
     eta: Any = 0.01
     mask: Any = None
+    axis_name: Any = None
 
     def __post_init__(self) -> None:
         for name in ("radius", "eta"):
@@ -54,7 +56,8 @@ class AdaptiveWeightBall:
     @property
     def _plain(self) -> WeightBall:
         # What v / T_w moves in.
-        return WeightBall(radius=self.radius, scope="global", mask=self.mask)
+        settings = {"mask": self.mask, "axis_name": self.axis_name}
+        return WeightBall(radius=self.radius, scope="global", **settings)
 
     def _scales(self, centre: Params) -> Any:
         def scale(path: tuple[Any, ...], w: Any) -> jax.Array:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from awp_jax.reductions import PARTS, parts_of
+from awp_jax.reductions import PARTS, keeps_axes, parts_of
 
 
 def is_float(array: Any) -> bool:
@@ -62,6 +62,7 @@ def sizes(
     *,
     together: bool = False,
     one_pass: bool = False,
+    split: Sequence[tuple[str, ...]] | None = None,
 ) -> Sizes:
     """Norms as a power of two, by which entries may be divided, and the norm of what that leaves.
 
@@ -75,7 +76,10 @@ def sizes(
         one_pass: Whether to try on CPU without scaling first: a fifth of AWP's step on large dense
             layers. Not inside an attack's loop, whose convolutions XLA makes slower beside a
             condition.
+        split: Under ``shard_map`` or ``pmap``, for each array the mapped axes over which it is
+            split; ``None``: none is.
     """
+    mapped = split or [()] * len(arrays)
 
     def over(combine: Callable[..., Any], values: list[jax.Array]) -> list[jax.Array]:
         if not together:
@@ -85,15 +89,20 @@ def sizes(
             total = combine(total, value)
         return [total] * len(values)
 
+    def everywhere(combine: Callable[..., Any], values: list[jax.Array]) -> list[jax.Array]:
+        pairs = zip(values, mapped, strict=True)
+        return [combine(value, names) if names else value for value, names in pairs]
+
     def summed(parts: list[jax.Array]) -> list[jax.Array]:
         sums = [_power_sum(p, kind, along) for p, along in zip(parts, axes, strict=True)]
-        return over(jnp.add, sums)
+        return over(jnp.add, everywhere(jax.lax.psum, sums))
 
     def scaled() -> tuple[list[jax.Array], list[jax.Array]]:
         # Divided before it is squared: neither 1e-30 nor 1e30 would survive that in float32.
         most = [largest(a, along) for a, along in zip(arrays, axes, strict=True)]
         # Together by one power of two, without which their sums could not be added.
-        powers = [power_of_two(value) for value in over(jnp.maximum, most)]
+        most = over(jnp.maximum, everywhere(jax.lax.pmax, most))
+        powers = [power_of_two(value) for value in most]
         parts = [a / p.astype(a.dtype) for a, p in zip(arrays, powers, strict=True)]
         return powers, summed(parts)
 
@@ -110,7 +119,9 @@ def sizes(
     if not arrays:
         return Sizes([], [])
     whole = all(along is None for along in axes) and len({a.dtype for a in arrays}) == 1
-    if one_pass:
+    whole = whole and not keeps_axes(arrays)
+    # Devices that talk to each other inside a condition would have to agree on it first.
+    if one_pass and not any(mapped):
         # On a GPU a condition costs more than a pass: the host would wait to know it.
         on_gpu = in_stages if whole else scaled
         powers, sums = jax.lax.platform_dependent(cpu=on_cpu, tpu=scaled, default=on_gpu)

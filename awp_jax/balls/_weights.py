@@ -15,6 +15,7 @@ from awp_jax.balls._norms import (
     reciprocal,
     sizes,
 )
+from awp_jax.mapped import varies_over
 from awp_jax.pytrees import flatten, is_function, pytree_dataclass
 from awp_jax.random import leaf_keys
 from awp_jax.typing import Displacement, Gradients, Key, Params, PyTree, Radius
@@ -48,13 +49,19 @@ class WeightBall:
         mask: What is perturbed: ``None`` for ``kernels_only``; a pytree of bools or a prefix of
             one; a function from the parameters to one, such as ``everything``,
             ``matching("head/*")``, ``kernels_without(*EMBEDDINGS)``; or shell patterns of paths.
+        axis_name: Under ``shard_map`` or ``pmap`` with weights that are split among the devices of
+            a mapped axis: its name, or several; norms are then those of the whole weights. Leaves
+            that ``shard_map`` knows to be the same everywhere count once; ``pmap``, and
+            ``shard_map`` with ``check_vma=False``, know nothing, and all count as split. ``()``
+            takes what each device has for the whole. Arrays sharded under plain ``jit`` need none.
 
     Numbers of gamma and radius may be traced, sharded and mapped: they compile nothing anew.
 
     Raises:
         ValueError: For an unknown size or scope, a radius that is negative or no number, gamma and
-            radius together, or several radii where the scope is ``"global"``; when used, for a mask
-            or radii that do not fit the weights.
+            radius together, several radii where the scope is ``"global"``, or an ``axis_name`` where
+            it is ``"filter"``; when used, for a mask or radii that do not fit the weights, and for
+            weights that differ between devices of a mapped axis without an ``axis_name``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -72,10 +79,16 @@ class WeightBall:
     scope: str = "leaf"
     mask: Any = None
     radius: Radius = None
+    axis_name: Any = None
 
     def __post_init__(self) -> None:
         checks.choice(self.size, SIZES, "size")
         checks.choice(self.scope, SCOPES, "scope")
+        if self.axis_name and self.scope == "filter":
+            raise ValueError(
+                f"axis_name is {self.axis_name!r}, but scope 'filter' does not know which axis of "
+                "a kernel is split: gather the weights first, or use scope 'leaf' or 'global'."
+            )
         if self.gamma is not None and self.radius is not None:
             raise ValueError(
                 f"gamma is {self.gamma!r} and radius {self.radius!r}, but one of them was "
@@ -295,7 +308,32 @@ class WeightBall:
             tuple(range(leaf.ndim - 1)) if self.scope == "filter" and leaf.ndim > 1 else None
             for leaf in leaves
         ]
-        return sizes(leaves, self.size, axes, together=self.scope == "global", one_pass=True)
+        return sizes(
+            leaves,
+            self.size,
+            axes,
+            together=self.scope == "global",
+            one_pass=True,
+            split=self._split(centre),
+        )
+
+    def _split(self, centre: Params) -> list[tuple[str, ...]]:
+        """For each leaf that moves the mapped axes over which it is split."""
+        varying = [varies_over(leaf) for leaf in self._moving(centre, centre)]
+        given = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name
+        if given is None:
+            first = next(filter(None, varying), None)
+            if first is not None:
+                raise ValueError(
+                    f"Weights differ between the devices of axis {first[0]!r}, as parts of them "
+                    "do, whose norms would be taken for those of the whole: give "
+                    f"ball=WeightBall(..., axis_name={first[0]!r}); or axis_name=() where each "
+                    "device has weights of its own."
+                )
+            return [()] * len(varying)
+        if not any(varying):  # nobody knows
+            return [tuple(given)] * len(varying)
+        return [tuple(name for name in given if name in names) for names in varying]
 
     def _lengths(self, centre: Params) -> list[jax.Array]:
         """What the radius is relative to: the weights' norms, or 1."""

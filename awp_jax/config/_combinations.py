@@ -26,8 +26,8 @@ def check_combinations(config: ConfigDict) -> None:
     for wrong, sentence in (
         (
             0 < saves < at_once,
-            f"checkpoint.every_steps is {saves}, but training.steps_per_call {at_once}, and nothing "
-            "is saved in the middle of a call: choose a multiple of it, or fewer steps.",
+            f"checkpoint.every_steps is {saves}, but training.steps_per_call {at_once}, and "
+            "nothing is saved in the middle of a call: choose a multiple of it, or fewer steps.",
         ),
         (
             d.name == "digits" and d.path is not None,

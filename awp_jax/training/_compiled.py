@@ -94,7 +94,7 @@ def several(step: Callable[..., Any], batches_differ: bool, count: int) -> Calla
     def steps(state: Any, images: Any, labels: Any, *rest: Any, **settings: Any) -> Any:
         each = None
         if batches_differ:
-            each = jax.tree.map(lambda *of_steps: jnp.stack(of_steps), *zip(images, labels))
+            each = jnp.stack(images), jnp.stack(labels)
 
         def body(state: Any, batch: Any) -> Any:
             return step(state, *(batch or (images, labels)), *rest, **settings)

@@ -213,16 +213,16 @@ class _Run:
         every = config.checkpoint.every_steps
         while step < min(last_of_epoch, self.end):
             count = experiment.steps_of_call(step, self.end)
-            done = range(step, step + count)
+            steps = range(step, step + count)
             state, metrics = (experiment.step if count == 1 else experiment.steps)(
                 state,
-                *(self.feed(step) if count == 1 else self.feed.several(done)),
+                *(self.feed(step) if count == 1 else self.feed.several(steps)),
                 order,
                 experiment.key,
                 batch_size=experiment.rows_of(step),
                 perturb_weights=experiment.perturbs_weights(step),
             )
-            self.pending.add(done, metrics)
+            self.pending.add(steps, metrics)
             step, self.calls = step + count, self.calls + 1
             first = self.started is not None
             if self.started is not None:

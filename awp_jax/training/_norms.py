@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from awp_jax.reductions import parts_of, sums
+from awp_jax.reductions import keeps_axes, parts_of, sums
 
 _SMALL = 1 << 14  # leaves below are joined to one vector
 
@@ -25,6 +25,8 @@ def norms(*trees: Any) -> tuple[jax.Array, ...]:
         A scalar for each, to rounding ``optax.tree.norm`` of it, and where launches cost nothing
         (CPU, TPU) that itself.
     """
+    if keeps_axes(trees):
+        return _apart(*trees)
     return lax.platform_dependent(*trees, cpu=_apart, tpu=_apart, default=_together)
 
 

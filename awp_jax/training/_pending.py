@@ -34,9 +34,9 @@ class Pending:
         told, sent, self._sent = self.sent, self._sent, []
         values = jax.device_get([metrics for _, metrics in sent])
         for (steps, _), found in zip(sent, values, strict=True):
-            several = len(steps) > 1  # then they have an axis of the steps
             for place, step in enumerate(steps):
-                self._fetched.append((step, {k: v[place] if several else v for k, v in found.items()}))
+                at = place if len(steps) > 1 else ...  # several have an axis of the steps
+                self._fetched.append((step, {name: value[at] for name, value in found.items()}))
         return told
 
     def tell(self, every: int) -> Iterator[Told]:

@@ -10,6 +10,7 @@ import optax
 from awp_jax import checks
 from awp_jax.balls import AdaptiveWeightBall, Ball, WeightBall
 from awp_jax.balls._protocol import check_ball, check_step_size
+from awp_jax.mapped import everywhere
 from awp_jax.pytrees import is_function
 from awp_jax.typing import GradFn, Params, PyTree, Radius
 from awp_jax.weights._displacement import (
@@ -155,8 +156,9 @@ def around(
             _only_floats(grads), state.inner, _only_floats(perturbed_params), **extra_args
         )
         # Only this decides: v is zero where the gradient at w is not finite, and a step is taken.
-        known = all_finite(grads)
-        finite = known if updates is None else known & all_finite(updates)
+        split = getattr(ball_now, "axis_name", None)
+        known = everywhere(all_finite(grads), split)
+        finite = known if updates is None else known & everywhere(all_finite(updates), split)
         # Selected, not multiplied: NaN times 0 is NaN.
         step = jax.tree.map(lambda u: jnp.where(known, u, jnp.zeros_like(u)), step)
         inner_state = jax.tree.map(

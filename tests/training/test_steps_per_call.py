@@ -95,7 +95,9 @@ def test_two_programs_serve_all_steps_and_metrics_keep_their_axis():
     assert (experiment.step._cache_size(), experiment.steps._cache_size()) == (1, 1)
 
 
-@pytest.mark.parametrize("changes", [{}, {"checkpoint.every_steps": 5}, {"data.device_megabytes": 0}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"checkpoint.every_steps": 5}, {"data.device_megabytes": 0}]
+)
 def test_a_stopped_run_goes_on_bit_by_bit(tmp_path, changes):
     goes_on_bit_by_bit(config_of(4, **changes), tmp_path, stopped_after=14)  # the end of a call
 
@@ -122,8 +124,12 @@ def test_given_batches_are_read_ahead_and_their_position_is_kept(tmp_path):
 
     def run(workdir, count, **options):
         batches = iter(dataset.to_iter_dataset())
-        return trained(config_of(count, **{"data.train_examples": 320}), tmp_path / workdir,
-                       batches=batches, **options)
+        return trained(
+            config_of(count, **{"data.train_examples": 320}),
+            tmp_path / workdir,
+            batches=batches,
+            **options,
+        )
 
     one, many = run("1", 1), run("4", 4)
     assert_same_run(one, many, tmp_path)

@@ -1,0 +1,169 @@
+"""Meshes of ``AxisType.Explicit``, where the sharding of an array is part of its type.
+
+There an operation on arrays of different shardings is an error, which whoever writes a model wants
+to see, but which says nothing of use about the inside of an attack. So what the library computes on
+such arrays it computes in Auto mode, in which XLA chooses, the user's functions run in Explicit
+mode as they were written, and results are sharded as the inputs they belong to.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, reshard, use_abstract_mesh
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import Partial
+
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
+
+
+def explicit_mesh(tree: Any) -> Any:
+    """The mesh with explicit axes that an array of ``tree`` is sharded over; ``None`` for none."""
+    for leaf in jax.tree.leaves(tree):
+        sharding = _sharding(leaf)
+        if sharding is not None and AxisType.Explicit in sharding.mesh.axis_types:
+            return sharding.mesh
+    return None
+
+
+def on_any_mesh(*functions: str, of: str = "images") -> Callable[[AnyFunction], AnyFunction]:
+    """Decorates what takes a user's functions and arrays, so that these may lie on explicit meshes.
+
+    Args:
+        functions: Names of the arguments that are a user's functions of inputs, such as
+            ``"logits_fn"``; each is called with inputs like ``of``, and perhaps a key.
+        of: Name of the argument that holds the inputs, arrays ``[batch, ...]``.
+    """
+
+    def decorate(function: AnyFunction) -> AnyFunction:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            mesh = explicit_mesh((args, kwargs))
+            if mesh is None:
+                return function(*args, **kwargs)
+            given = signature.bind(*args, **kwargs)
+            concrete = _concrete_mesh((args, kwargs))
+            inputs = given.arguments[of]
+            with _entered(mesh, concrete):
+                auto = mesh.update_axis_types({name: AxisType.Auto for name in mesh.axis_names})
+                with use_abstract_mesh(auto):
+                    for name, value in given.arguments.items():
+                        if name in functions and value is not None:
+                            given.arguments[name] = _as_explicit(value, inputs, mesh)
+                        else:
+                            given.arguments[name] = _cast(value)
+                    found = function(*given.args, **given.kwargs)
+                return _like(found, inputs)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def _sharding(leaf: Any) -> NamedSharding | None:
+    """Of an array or tracer, as its type says it."""
+    if not isinstance(leaf, jax.Array):
+        return None
+    sharding = getattr(jax.typeof(leaf), "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) and not sharding.mesh.empty else None
+
+
+def _spec(leaf: Any) -> Any:
+    sharding = _sharding(leaf)
+    return P() if sharding is None else sharding.spec
+
+
+def _concrete_mesh(tree: Any) -> Any:
+    """The devices themselves, where arrays are no tracers."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+            if _sharding(leaf) is not None and isinstance(leaf.sharding, NamedSharding):
+                return leaf.sharding.mesh
+    return None
+
+
+def _entered(mesh: AbstractMesh, concrete: Any) -> Any:
+    """The mesh as that of the context, where the caller has set none."""
+    if not jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    return use_abstract_mesh(mesh) if concrete is None else jax.set_mesh(concrete)
+
+
+def _cast(tree: Any) -> Any:
+    """Arrays of explicit axes as those of the Auto mesh of the context; nothing moves."""
+
+    def cast(leaf: Any) -> Any:
+        return leaf if _sharding(leaf) is None else reshard(leaf, P(*[None] * leaf.ndim))
+
+    return jax.tree.map(cast, tree)
+
+
+def _as_explicit(function: Any, inputs: Any, mesh: AbstractMesh) -> Partial:
+    """A function that is called in Auto mode, and runs in Explicit mode."""
+    whole = function if isinstance(function, Partial) else Partial(function)
+    leaves, structure = jax.tree.flatten(whole)
+    shaped = jax.tree.leaves(inputs)
+    specs = tuple(_spec(leaf) for leaf in leaves)
+    wrapped = _InExplicitMode(structure, specs, tuple(_spec(leaf) for leaf in shaped), mesh)
+    return Partial(wrapped, *map(_cast, leaves))
+
+
+class _InExplicitMode:
+    """Known by its parts, so that it is the key of what is compiled."""
+
+    def __init__(self, structure: Any, specs: Any, inputs: Any, mesh: AbstractMesh) -> None:
+        self._parts = (structure, specs, inputs, mesh)
+
+    def __hash__(self) -> int:
+        return hash(self._parts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _InExplicitMode) and self._parts == other._parts
+
+    def __call__(self, *args: Any) -> Any:
+        structure, specs, shaped, mesh = self._parts
+        leaves, (inputs, *more) = args[: len(specs)], args[len(specs) :]
+        places = [
+            _dividing(spec, leaf.shape, mesh)
+            for spec, leaf in zip(shaped, jax.tree.leaves(inputs), strict=True)
+        ]
+        whole = jax.tree.unflatten(jax.tree.structure(inputs), places)
+
+        def run(leaves: Any, inputs: Any, *more: Any) -> Any:
+            return jax.tree.unflatten(structure, leaves)(inputs, *more)
+
+        beside = [jax.tree.map(lambda _: P(), value) for value in more]
+        entered = jax.sharding.explicit_axes(run, in_sharding=(list(specs), whole, *beside))
+        return entered(list(leaves), inputs, *more)
+
+
+def _dividing(spec: Any, shape: tuple[int, ...], mesh: AbstractMesh) -> Any:
+    """``spec`` for other sizes of the batch: whole where an axis does not divide."""
+    kept = []
+    for names, size in zip((*spec, *[None] * len(shape))[: len(shape)], shape, strict=True):
+        count = 1
+        for name in (names,) if isinstance(names, str) else names or ():
+            count *= mesh.shape[name]
+        kept.append(names if size % count == 0 else None)
+    return P(*kept)
+
+
+def _like(found: Any, inputs: Any) -> Any:
+    """Results in Explicit mode: what has the shape of inputs is sharded as they are."""
+    shaped = {leaf.shape: _spec(leaf) for leaf in jax.tree.leaves(inputs)}
+    (batch, *_), rows = next(((s, p) for s, p in shaped.items() if len(s)), ((None,), P()))
+
+    def place(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        spec = shaped.get(leaf.shape)
+        if spec is None:
+            spec = P(*rows[:1]) if leaf.ndim and leaf.shape[0] == batch else P()
+        return reshard(leaf, P(*spec, *[None] * (leaf.ndim - len(spec))))
+
+    return jax.tree.map(place, found)
