@@ -70,9 +70,10 @@ def plan_section(images=10_000):
     return f"""## AutoAttack on 10,000 images, by arithmetic
 
 `python benchmarks/autoattack.py --plan`: standard version, PreActResNet-18, a forward pass of
-{flops / 1e9:.2f} GFLOP (XLA's count), a gradient in the images for two, {100 * USE:.0f} % of {PEAK / 1e12:.0f}
-TFLOP/s (an H200 in bfloat16), and as many images left as to a WideResNet of AT-AWP. Not measured;
-compilation comes on top, and in float32 (TF32), in which `awp-jax evaluate` judges, it is twice the time.
+{flops / 1e9:.2f} GFLOP (XLA's count), a gradient in the images for two, {100 * USE:.0f} % of
+{PEAK / 1e12:.0f} TFLOP/s (an H200 in bfloat16), and as many images left as to a WideResNet of
+AT-AWP. Not measured; compilation comes on top, and in float32 (TF32), in which `awp-jax evaluate`
+judges, it is twice the time.
 
 {markdown_table(header, cells)}
 """

@@ -4,6 +4,7 @@ import copy as copying
 import importlib.util
 import itertools
 import pathlib
+import warnings
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ import yaml
 from awp_jax import config as schema
 from awp_jax import models
 from awp_jax.config._inputs import ACTIVATIONS
+from awp_jax.runs._method import method_name
 from awp_jax.training import schedule
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -398,3 +400,27 @@ def test_fine_tuning_takes_over_what_the_run_is_of(tmp_path):
 def test_unknown_cells_are_one_sentence(name, argument, message):
     with pytest.raises(ValueError, match=message):
         get(name, argument)
+
+
+def test_what_never_begins_is_told():
+    config = schema.default()
+    config.epochs, config.weights.start_epoch = 2, 2
+    with pytest.warns(UserWarning, match="weights.start_epoch is 2, but the run has 2 epochs"):
+        schema.validate(config)
+    assert method_name(config) == "AT"
+    config.weights.start_epoch = 1
+    assert method_name(config) == "AT-AWP"
+    config.averaging.update(name="ema", start_epoch=10)
+    with pytest.warns(UserWarning, match="averaging.start_epoch is 10.*nothing is averaged"):
+        schema.validate(config)
+
+
+def test_float16_without_a_loss_scale_is_told():
+    config = schema.default()
+    config.model.dtype = "float16"
+    with pytest.warns(UserWarning, match="without a loss scale"):
+        schema.validate(config)
+    config.optimizer.loss_scale = "1024"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schema.validate(config)

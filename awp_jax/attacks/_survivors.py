@@ -51,9 +51,23 @@ def batch_sizes(batch_size: int, multiple: int = 1) -> tuple[int, ...]:
     return tuple(sorted(sizes, reverse=True))
 
 
-def _stepping_sizes(attack: SteppedAttack, runs: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """The sizes that a step is compiled for: a second one where many steps gain by it."""
-    return sizes[: 2 if attack.passes * runs >= _LONG else 1]
+def stepping_sizes(sizes: tuple[int, ...], steps: int, left: int, multiple: int) -> tuple[int, ...]:
+    """The sizes that a step is compiled for: a second one where many steps gain by it.
+
+    Where all that is left fits into one batch, the second is the least of a third, a half and two
+    thirds that holds it: a third alone would let one example too many cost the whole batch.
+
+    Args:
+        sizes: See ``batch_sizes``.
+        steps: Of all runs.
+        left: Examples.
+        multiple: The number of devices.
+    """
+    if steps < _LONG:
+        return sizes[:1]
+    held = [-(-sizes[0] * share // (6 * multiple)) * multiple for share in (2, 3, 4)]
+    second = next((size for size in held if size >= left), min(held))
+    return (sizes[0], second) if second < sizes[0] else sizes[:1]
 
 
 @jax.jit
@@ -97,7 +111,8 @@ def attack_survivors(
     stepped = isinstance(attack, SteppedAttack)
     runs = attack.runs(classes) if stepped else [(0, 0)]  # type: ignore[attr-defined]
     if stepped:
-        sizes = _stepping_sizes(attack, len(runs), sizes)  # type: ignore[arg-type]
+        steps = attack.passes * len(runs)  # type: ignore[attr-defined]
+        sizes = stepping_sizes(sizes, steps, int(robust.sum()), parallel.shards(function))
     else:
         keys = fold_keys(keys, place)
     known = True

@@ -59,9 +59,9 @@ class WeightBall:
 
     Raises:
         ValueError: For an unknown size or scope, a radius that is negative or no number, gamma and
-            radius together, several radii where the scope is ``"global"``, or an ``axis_name`` where
-            it is ``"filter"``; when used, for a mask or radii that do not fit the weights, and for
-            weights that differ between devices of a mapped axis without an ``axis_name``.
+            radius together, several radii where the scope is ``"global"``, or an ``axis_name``
+            where it is ``"filter"``; when used, for a mask or radii that do not fit the weights,
+            and for weights that differ between devices of a mapped axis without ``axis_name``.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,5 +1,7 @@
 """What keys of a config must have in common."""
 
+import warnings
+
 from ml_collections import ConfigDict
 
 
@@ -94,6 +96,30 @@ def check_combinations(config: ConfigDict) -> None:
     ):
         if wrong:
             raise ValueError(sentence)
+    _warn(config)
+
+
+def _warn(config: ConfigDict) -> None:
+    """What is allowed, but hardly meant: the first thing that people shorten are the epochs."""
+    for part, used in (
+        ("weights", config.weights.method != "none"),
+        ("averaging", config.averaging.name != "none"),
+    ):
+        start = config[part].start_epoch
+        if used and start >= config.epochs:
+            what = "weights are never perturbed" if part == "weights" else "nothing is averaged"
+            warnings.warn(
+                f"{part}.start_epoch is {start}, but the run has {config.epochs} epochs, so that "
+                f"{what}: shorten it as well.",
+                stacklevel=2,
+            )
+    if config.model.dtype == "float16" and config.optimizer.loss_scale is None:
+        warnings.warn(
+            "model.dtype is 'float16' without a loss scale, so that small gradients become zero: "
+            "set optimizer.loss_scale to 'dynamic' (with optimizer.non_finite 'skip'), or "
+            "model.dtype to 'bfloat16'.",
+            stacklevel=2,
+        )
 
 
 def _check_parts(config: ConfigDict) -> None:

@@ -108,7 +108,8 @@ def validate(config: ConfigDict) -> ConfigDict:
         ValueError: One sentence naming the key, the value and what was expected.
 
     Warns:
-        UserWarning: For a step size above 1 (2 instead of 2/255), or a large L2 radius.
+        UserWarning: For a step size above 1 (2 instead of 2/255), a large L2 radius, a method or an
+            average that begins behind the last epoch, or float16 without a loss scale.
     """
     config = from_dict(config)
     for path, key in keys():

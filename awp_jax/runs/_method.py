@@ -12,7 +12,8 @@ def method_name(config: Any) -> str:
     name = "RST" if d.extra and objective.name == "trades" else short(objective.name).upper()
     name += "-PNI" if config.model.pni else ""
     known = {"none": "", "awp": "-AWP", "rwp": "-RWP", "random": "-RandomWP"}
-    name += known.get(w.method, f"-{short(w.method)}")
+    # What never began is no part of the name: a run that was shortened to try it, say.
+    name += known.get(w.method, f"-{short(w.method)}") if w.start_epoch < config.epochs else ""
     regularisation, optimizer = config.regularisation, config.optimizer
     extras = {
         "shared backward": w.shared_backward,

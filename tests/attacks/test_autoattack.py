@@ -22,7 +22,7 @@ from awp_jax.attacks import (
     run_stage,
     start_state,
 )
-from awp_jax.attacks._survivors import batch_sizes, batches, padded
+from awp_jax.attacks._survivors import batch_sizes, batches, padded, stepping_sizes
 from awp_jax.attacks._told import Account, padded_count
 from awp_jax.balls import InputBall, input_norms
 
@@ -331,6 +331,19 @@ def test_compiles_for_no_new_parameters():
     autoattack(Partial(counted, 1.0 * weights), jax.random.key(1), images, labels, **kwargs)
     sizes = {shape[0] for shape in traces}
     assert len(traces) - before <= 3 * 4 and sizes <= {20, 7, 3}
+
+
+def test_few_examples_are_not_padded_to_the_whole_batch():
+    def second(left, steps=900, multiple=1):
+        return stepping_sizes(batch_sizes(64, multiple), steps, left, multiple)
+
+    assert [second(left) for left in (5, 22, 23, 32, 33, 43)] == [
+        (64, 22), (64, 22), (64, 32), (64, 32), (64, 43), (64, 43)
+    ]  # fmt: skip
+    assert second(44) == second(1000) == (64, 22)  # a tail, or what is left when more are broken
+    assert second(23, multiple=8) == (64, 24)
+    assert second(23, steps=100) == (64,)
+    assert stepping_sizes((1,), 900, 1, 1) == (1,)
 
 
 @pytest.mark.parametrize(
