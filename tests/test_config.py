@@ -74,6 +74,7 @@ PYTHONS_WORDS = (" at 0x", "malformed", "invalid literal", "could not convert")
 
 @pytest.mark.core
 @pytest.mark.filterwarnings("ignore:.*meant")
+@pytest.mark.filterwarnings("ignore:(weights|averaging).start_epoch", "ignore:model.dtype")
 def test_every_key_refuses_nonsense_in_one_sentence():
     accepted, default = [], schema.default()
     for (path, key), value in itertools.product(dict(schema.keys()).items(), NONSENSE):

@@ -5,7 +5,7 @@ The defaults are AT-AWP of PreActResNet-18 on CIFAR-10 (NeurIPS 2020, Table 1).
 
 from awp_jax.config._inputs import INPUTS
 from awp_jax.config._keys import group
-from awp_jax.config._kinds import RADIUS, STEP, choice, integer, optional, tracked
+from awp_jax.config._kinds import RADIUS, STEP, choice, integer, mesh, optional, tracked
 from awp_jax.config._method import METHOD
 
 GROUPS = (
@@ -37,6 +37,17 @@ GROUPS = (
             "validation",
             choice("validation", "test"),
             "On which images the best checkpoint is picked (and which are reported).",
+        ),
+    ),
+    group(
+        "parallel",
+        "How many devices are used; the numbers stay the same, to rounding.",
+        (
+            "mesh",
+            "data:-1",
+            mesh(),
+            "The devices, -1 for what is left: data:2,fsdp:4 splits weights, moments and averages "
+            "among four, and batches among all eight.",
         ),
     ),
     group(

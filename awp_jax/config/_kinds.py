@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from awp_jax import checks
+from awp_jax.parallel import axes_of
 from awp_jax.parts import is_reference
 
 _NOTHING = ("null", "None")  # as YAML writes it, and Python; "none" is a value of some keys
@@ -153,6 +154,15 @@ def tracked() -> Kind:
             raise ValueError(f"{name} is {value!r}, but {expected} was expected.")
 
     return Kind(str, expected, check)
+
+
+def mesh() -> Kind:
+    """The axes of a mesh of devices, and how many each has."""
+
+    def check(value, name, config):
+        axes_of(value)
+
+    return Kind(str, "data:2,fsdp:4", check)
 
 
 OWN = "package.module:function"

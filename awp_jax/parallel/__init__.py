@@ -1,18 +1,26 @@
 """From one device to many: the mesh, who holds what, and how a process joins the others.
 
-Everything is one program with the global view: ``jax.jit`` over a mesh with the one axis
-``"data"``, batches split along it, all else replicated. JAX inserts the communication.
+Everything is one program with the global view: ``jax.jit`` over a mesh with the axis ``"data"``,
+batches split along it, all else replicated, or weights and what belongs to them split along a
+second axis ``"fsdp"``. JAX inserts the communication.
 """
 
 from awp_jax.parallel._mesh import (
     AXIS,
+    FSDP,
+    ONLY_DATA,
+    axes_of,
+    batch_axes,
     batch_sharding,
     data_mesh,
     follow,
+    gathered,
     mesh_of,
     place,
     replicated,
     shards,
+    splits_weights,
+    state_sharding,
     to_host,
 )
 from awp_jax.parallel._processes import (
@@ -29,11 +37,16 @@ from awp_jax.parallel._processes import (
 __all__ = [
     "AXIS",
     "DistributedError",
+    "FSDP",
     "HEARTBEAT",
     "LOST",
+    "ONLY_DATA",
+    "axes_of",
+    "batch_axes",
     "batch_sharding",
     "data_mesh",
     "follow",
+    "gathered",
     "initialize",
     "is_main",
     "leave",
@@ -43,5 +56,7 @@ __all__ = [
     "place",
     "replicated",
     "shards",
+    "splits_weights",
+    "state_sharding",
     "to_host",
 ]

@@ -1,5 +1,6 @@
 """The mesh, and which of its devices hold what."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,23 +10,60 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-AXIS = "data"
+AXIS, FSDP = "data", "fsdp"
+ONLY_DATA = "data:-1"
+# Smaller arrays lie whole on every device: a message costs more than they do.
+_LEAST = 1 << 12
 
 
-def data_mesh(devices: int | None = None) -> Mesh:
+def axes_of(shape: str) -> dict[str, int]:
+    """The axes of a mesh, and how many devices each has: ``{"data": 2, "fsdp": 4}``.
+
+    Args:
+        shape: ``"data:2,fsdp:4"``; -1 for what is left.
+
+    Raises:
+        ValueError: In one sentence, for other names, or numbers that are none.
+    """
+    found: dict[str, int] = {}
+    for part in shape.split(","):
+        name, _, count = part.strip().partition(":")
+        if name not in (AXIS, FSDP) or name in found:
+            raise ValueError(
+                f"parallel.mesh is {shape!r}, which names the axis {name!r}, but data and fsdp, "
+                "each once, were expected, such as data:2,fsdp:4."
+            )
+        if not count.strip().lstrip("-").isdigit() or (int(count) < 1 and int(count) != -1):
+            raise ValueError(
+                f"parallel.mesh is {shape!r}, but a number of devices, or -1 for what is left, was "
+                f"expected behind {name!r}, such as data:2,fsdp:4."
+            )
+        found[name] = int(count)
+    if AXIS not in found or list(found.values()).count(-1) > 1:
+        raise ValueError(
+            f"parallel.mesh is {shape!r}, but an axis data, and -1 once at most, were expected, "
+            "such as data:2,fsdp:-1."
+        )
+    return found
+
+
+def data_mesh(devices: int | None = None, shape: str = ONLY_DATA) -> Mesh:
     """A mesh with the axis ``"data"`` over the devices of all processes.
 
     Args:
         devices: The first so many; ``None`` for all, or for the one that ``jax_default_device``
             names where somebody has chosen one.
+        shape: See ``axes_of``; along ``"fsdp"`` the weights are split (``state_sharding``), and
+            batches along both.
 
     Returns:
         The mesh.
 
     Raises:
-        ValueError: For more devices than there are, or for a part of them in a run of several
-            processes.
+        ValueError: For more devices than there are, a part of them in a run of several processes,
+            or axes that do not come to their number.
     """
+    axes = axes_of(shape)
     there = jax.devices()
     chosen = getattr(jax.config, "jax_default_device", None)
     if devices is None and isinstance(chosen, jax.Device) and jax.process_count() == 1:
@@ -42,7 +80,16 @@ def data_mesh(devices: int | None = None) -> Mesh:
             f"devices is {devices}, but a run of {jax.process_count()} processes uses all "
             f"{len(there)} of theirs."
         )
-    return Mesh(np.array(there[:devices]), (AXIS,), axis_types=(AxisType.Auto,))
+    known = math.prod(count for count in axes.values() if count > 0)
+    free = -1 in axes.values()
+    if devices % known or (not free and known != devices):
+        raise ValueError(
+            f"parallel.mesh is {shape!r}, which is made of {'a multiple of ' if free else ''}"
+            f"{known} devices, but {devices} are there."
+        )
+    sizes = [count if count > 0 else devices // known for count in axes.values()]
+    places = np.array(there[:devices]).reshape(sizes)
+    return Mesh(places, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -57,7 +104,48 @@ def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
     epoch to the size of the others, where ``Experiment.padded`` allows it. Where not, each device
     computes all of that batch, at the cost of at most one step.
     """
-    return NamedSharding(mesh, P(AXIS) if batch % mesh.size == 0 else P())
+    return NamedSharding(mesh, P(batch_axes(mesh)) if batch % mesh.size == 0 else P())
+
+
+def batch_axes(mesh: Mesh) -> Any:
+    """Over which axes of the mesh a batch is split: over all."""
+    return mesh.axis_names[0] if len(mesh.axis_names) == 1 else tuple(mesh.axis_names)
+
+
+def splits_weights(mesh: Mesh) -> bool:
+    """Whether the weights lie in parts on the devices of this mesh."""
+    return mesh.shape.get(FSDP, 1) > 1
+
+
+def state_sharding(mesh: Mesh, tree: Any) -> Any:
+    """Where the arrays of a training state lie: whole, or in parts along ``"fsdp"``.
+
+    The largest axis that divides by the devices of ``"fsdp"`` is split, the last one of those of
+    one size: of weights, and so of the optimiser's moments, averages and displacements. Arrays of
+    fewer than 4096 numbers are whole on every device.
+
+    Args:
+        mesh: From ``data_mesh``.
+        tree: Arrays, or their shapes.
+
+    Returns:
+        A ``NamedSharding`` for each.
+    """
+
+    def place(leaf: Any) -> NamedSharding:
+        shape, count = leaf.shape, mesh.shape.get(FSDP, 1)
+        dividing = [axis for axis, size in enumerate(shape) if size % count == 0]
+        if count == 1 or not dividing or math.prod(shape) < _LEAST:
+            return replicated(mesh)
+        axis = max(dividing, key=lambda a: (shape[a], a))
+        return NamedSharding(mesh, P(*[None] * axis, FSDP))
+
+    return jax.tree.map(place, tree)
+
+
+def gathered(mesh: Mesh, tree: Any) -> Any:
+    """Arrays whole on every device, where the weights of this mesh lie in parts."""
+    return jax.device_put(tree, replicated(mesh)) if splits_weights(mesh) else tree
 
 
 def mesh_of(tree: Any) -> Mesh | None:

@@ -6,6 +6,7 @@ with needed_by("awp_jax.training", "train"):
     from awp_jax.files import StorageError, write_json
     from awp_jax.training._attack import TrainingAttack
     from awp_jax.training._averaging import averaging_rate, estimate_batch_stats
+    from awp_jax.training._batch import augmentation_keys
     from awp_jax.training._checkpoints import (
         AVERAGE,
         BEST,
@@ -40,7 +41,7 @@ with needed_by("awp_jax.training", "train"):
     from awp_jax.training._restore import checkpoint_names, kept_epochs, restore
     from awp_jax.training._schedules import schedule
     from awp_jax.training._state import TrainState, digest, init_state
-    from awp_jax.training._step import augmentation_keys, make_train_step
+    from awp_jax.training._step import make_train_step
     from awp_jax.training._teacher import teacher_of, with_teacher
     from awp_jax.training._weights import Ascent, WeightPerturbation
 

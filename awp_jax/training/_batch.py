@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from awp_jax import data, parallel, streams
-from awp_jax.training._step import augmentation_keys
+from awp_jax.random import example_keys, fold_keys
 from awp_jax.typing import Images, Key, Labels
 
 
@@ -125,3 +125,8 @@ def _fill_up(key: Key, chosen: jax.Array, count: int, limits: tuple[int, int]) -
     draw_key, order_key = jax.random.split(key)
     drawn = jax.random.randint(draw_key, (count,), *limits, dtype=chosen.dtype)
     return jax.random.permutation(order_key, jnp.concatenate([chosen, drawn]))
+
+
+def augmentation_keys(key: Key, step: jax.Array, batch: int) -> jax.Array:
+    """The keys ``[batch]`` with which step ``step`` augments its examples."""
+    return fold_keys(example_keys(jax.random.fold_in(key, step), batch), streams.EXAMPLE_AUGMENT)

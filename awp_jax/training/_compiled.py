@@ -112,12 +112,12 @@ def compiled(experiment: Any, step: Callable[..., Any]) -> Callable[..., Any]:
     taught = {} if experiment.teacher is None else {"teacher": experiment.teacher}
     if runs_in_parts(experiment):
         return functools.partial(step, **taught)
-    # Donated: the old state is not read again, and its memory serves the new one. Replicated, as it
-    # came in, so that the next step compiles nothing.
+    # Donated: the old state is not read again, and its memory serves the new one. In the places
+    # where it came in, so that the next step compiles nothing.
     program = jax.jit(
         step,
         donate_argnums=0,
         static_argnames=_STATIC,
-        out_shardings=parallel.replicated(experiment.mesh),
+        out_shardings=(experiment.places, parallel.replicated(experiment.mesh)),
     )
     return functools.partial(program, **taught) if taught else program

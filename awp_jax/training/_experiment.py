@@ -69,19 +69,23 @@ class Experiment:
 
     def init(self) -> TrainState:
         """A fresh state; ``initial_state`` also looks at ``init_from``."""
-        # Compiled with its place: parameters arise on all devices, and are not copied there.
-        everywhere = parallel.replicated(self.mesh)
-        return jax.jit(self._init, out_shardings=everywhere)(
+        # Compiled with its place: parameters arise where they stay, and are not copied there.
+        return jax.jit(self._init, out_shardings=self.places)(
             jax.random.fold_in(self.key, streams.RUN_PARAMETERS)
         )
 
+    @functools.cached_property
+    def places(self) -> Any:
+        """Where the arrays of the state lie, see ``parallel.state_sharding``."""
+        # Any typed key will do for shapes.
+        return parallel.state_sharding(self.mesh, jax.eval_shape(self._init, self.key))
+
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and places of the state, without computing it."""
-        everywhere = parallel.replicated(self.mesh)
         return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-            # Any typed key will do for shapes.
+            lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
             jax.eval_shape(self._init, self.key),
+            self.places,
         )
 
     def _init(self, key: Key) -> TrainState:
@@ -275,9 +279,8 @@ class Experiment:
             data.as_float(jax.numpy.asarray(train.images[start : start + size]))
             for start in range(0, whole, size)
         )
-        batch_stats = estimate_batch_stats(
-            self.classifier, state.average, state.batch_stats, batches
-        )
+        params, moving = parallel.gathered(self.mesh, (state.average, state.batch_stats))
+        batch_stats = estimate_batch_stats(self.classifier, params, moving, batches)
         return state._replace(params=state.average, batch_stats=batch_stats)
 
 
@@ -294,6 +297,7 @@ def build(
     devices: int | None = None,
     given: parts.Parts = parts.NONE,
     streamed: bool = False,
+    sharded: bool = False,
 ) -> Experiment:
     """Everything that ``config`` stands for.
 
@@ -302,6 +306,9 @@ def build(
         splits: Data to use in place of what ``config.data`` names.
         devices: Use the first so many; ``None`` for all.
         given: Parts to use in place of what the config's names find, see ``awp_jax.parts``.
+        streamed: Whether batches come from a user's own iterator.
+        sharded: Whether the mesh is that of ``config.parallel``, and not of ``"data"`` alone: for
+            what trains. What judges has other devices, and no momentum.
 
     Returns:
         The experiment; nothing is compiled yet.
@@ -310,7 +317,7 @@ def build(
         ValueError: One sentence, for any bad value, unknown name, or missing data.
     """
     config = validate(config)
-    mesh = parallel.data_mesh(devices)
+    mesh = parallel.data_mesh(devices, config.parallel.mesh if sharded else parallel.ONLY_DATA)
     d = config.data
     if splits is None:
         splits = splits_of(config, given)

@@ -44,7 +44,7 @@ def initial_state(experiment: Experiment) -> TrainState:
     if not config.init_from:
         return state
     start = start_from(state, config.init_from, config.init_checkpoint)
-    return jax.device_put(start, parallel.replicated(experiment.mesh))
+    return jax.device_put(start, parallel.state_sharding(experiment.mesh, start))
 
 
 def start_from(state: TrainState, workdir: str, which: str = BEST) -> TrainState:

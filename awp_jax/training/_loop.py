@@ -90,7 +90,9 @@ def train(
     """
     workdir = pathlib.Path(workdir)
     config = records.absolute_paths(copy.deepcopy(config))
-    experiment = build(config, splits, devices=devices, given=given, streamed=batches is not None)
+    experiment = build(
+        config, splits, devices=devices, given=given, streamed=batches is not None, sharded=True
+    )
     own = None if batches is None else OwnBatches(batches, experiment)
     check_shares(experiment)
     experiment = with_teacher(experiment)

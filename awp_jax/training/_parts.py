@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from awp_jax import mapped
-from awp_jax.parallel import AXIS
+from awp_jax.parallel import batch_axes
 from awp_jax.typing import BatchStats
 from awp_jax.weights._accumulated import summed
 
@@ -109,7 +109,7 @@ class Parts:
             if self.mesh is None or self.mesh.size == 1:
                 return parts
             split = parts.shape[1] % self.mesh.size == 0
-            spec = jax.sharding.PartitionSpec(None, AXIS if split else None)
+            spec = jax.sharding.PartitionSpec(None, batch_axes(self.mesh) if split else None)
             return jax.lax.with_sharding_constraint(
                 parts, jax.sharding.NamedSharding(self.mesh, spec)
             )

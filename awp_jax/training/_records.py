@@ -15,6 +15,8 @@ from awp_jax.config import from_dict
 from awp_jax.training._trackers import Tracker, scalars
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
+# Groups of keys that may be other ones each time that a run goes on.
+_HOW = ("parallel", "training")
 
 
 class WorkdirError(ValueError):
@@ -79,6 +81,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict, extend: bool = False) -> bo
     if (workdir / CONFIG).exists():
         # A key that a later version has added counts with its default.
         old = plain(absolute_paths(from_dict(read_config(workdir))))
+        before, old = old, old | {name: values[name] for name in _HOW}
         found = _differences(old, values)
         grown = old | {"epochs": values["epochs"]} == values and values["epochs"] > old["epochs"]
         if grown and extend:
@@ -96,6 +99,8 @@ def claim(workdir: pathlib.Path, config: ConfigDict, extend: bool = False) -> bo
                 f"{workdir} holds a run with another config: {'; '.join(found[:3])}{more}; "
                 "choose another --workdir."
             )
+        if before != values:
+            files.write_json(workdir / CONFIG, values)
         return True
     if (workdir / METRICS).exists() or (workdir / "checkpoints").exists():
         raise WorkdirError(

@@ -113,7 +113,9 @@ class Selection:
 
     def _measure(self, state: TrainState, sets: _Sets) -> dict[str, Any]:
         """Clean and robust accuracy and loss of a state on each set."""
-        logits_fn = self._experiment.classifier.logits_fn(state.params, state.batch_stats)
+        # Whole weights, where they lie in parts: what judges holds nothing else.
+        whole = parallel.gathered(self._experiment.mesh, (state.params, state.batch_stats))
+        logits_fn = self._experiment.classifier.logits_fn(*whole)
         # One random pass is enough for a curve; `awp-jax evaluate` averages over many.
         eot = int(self._experiment.classifier.is_random)
         attack = evaluation_attack(self._config, eot=eot)

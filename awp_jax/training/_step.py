@@ -17,6 +17,7 @@ from awp_jax.training._ascended import losses_in_parts, losses_of
 from awp_jax.training._attack import Crafted, TrainingAttack, make_attack, shrunk
 from awp_jax.training._class_means import of_labels
 from awp_jax.training._descent import BESIDE, Descent, StepModel
+from awp_jax.training._gathered import on_mesh
 from awp_jax.training._loss_scale import LossScale, of_sum
 from awp_jax.training._parts import Parts
 from awp_jax.training._regularisation import Regularisation
@@ -74,8 +75,9 @@ def make_train_step(
             classifier that computes in float16; ``"dynamic"`` for ``torch.amp.GradScaler``'s rule,
             with ``skip_non_finite``, and a state from ``init_state(..., loss_scale="dynamic")``;
             ``None`` for 1. An ``own`` attack or weight perturbation takes its gradients without.
-        mesh: Under plain ``jit`` over several devices, with ``micro_batches``: the mesh whose axis
-            ``"data"`` shares each part.
+        mesh: Under plain ``jit`` over several devices: the mesh over whose axes batches are split.
+            Needed with ``micro_batches``, and with an axis ``"fsdp"``, along which the state is
+            split (``awp_jax.parallel.state_sharding``).
         axis_name: For a loop of your own that maps the step with ``jax.pmap`` or ``jax.shard_map``
             over an axis of this name: every device gets its equal, contiguous share of the batch,
             and the numbers are those of the whole batch, whatever the number of devices. The
@@ -134,6 +136,7 @@ def make_train_step(
         )
     parts = Parts(micro_batches, axis_name, mesh, unroll)
     check_parts(classifier, objective, parts)
+    classifier, on_parts = on_mesh(classifier, mesh)
     craft, released = make_attack(
         classifier,
         objective,
@@ -164,7 +167,7 @@ def make_train_step(
         unroll=unroll,
         attack=attack,
     )
-    return functools.partial(_step, story, jax.jit(story.descent))
+    return on_parts(functools.partial(_step, story, jax.jit(story.descent)))
 
 
 class _Story(NamedTuple):
@@ -393,8 +396,3 @@ def _ascend(
             loss_scale=loss_scale,
         )
     )
-
-
-def augmentation_keys(key: Key, step: jax.Array, batch: int) -> jax.Array:
-    """The keys ``[batch]`` with which step ``step`` augments its examples."""
-    return fold_keys(example_keys(jax.random.fold_in(key, step), batch), streams.EXAMPLE_AUGMENT)

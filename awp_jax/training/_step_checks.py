@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from awp_jax.objectives import Objective
+from awp_jax.parallel import splits_weights
 from awp_jax.training._attack import TrainingAttack
 from awp_jax.training._parts import Parts
 from awp_jax.typing import BatchStats
@@ -53,7 +54,13 @@ def check_shareable(objective: Objective, attack: TrainingAttack) -> None:
 
 
 def check_parts(classifier: Any, objective: Objective, parts: Parts) -> None:
-    """What needs a look at the whole batch has no micro-batches."""
+    """What needs a look at the whole batch has no parts, and what is mapped no split weights."""
+    if parts.axis_name and parts.mesh is not None and splits_weights(parts.mesh):
+        raise ValueError(
+            f"axis_name is {parts.axis_name!r}, but mesh has an axis 'fsdp', along which weights "
+            "are split: under pmap and shard_map each device has to have the whole ones, so use "
+            "plain jit."
+        )
     if parts.count == 1:
         return
     needs = {

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from awp_jax import data
-from awp_jax.training import build
-from awp_jax.training._step import augmentation_keys
+from awp_jax.training import augmentation_keys, build
 
 RANDOM = np.random.default_rng(0)
 

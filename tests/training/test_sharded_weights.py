@@ -1,0 +1,173 @@
+"""Weights in parts on many devices: the same numbers, a part of the memory."""
+
+import copy
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+from small_run import tiny_config
+
+from awp_jax import models, objectives, parallel, runs, training
+
+MESHES = ("data:8", "data:4,fsdp:2", "data:2,fsdp:4", "fsdp:8,data:1")
+
+
+def config_of(mesh="data:-1", **weights):
+    config = tiny_config(width=128, **weights)
+    config.data.train_examples, config.parallel.mesh = 80, mesh
+    config.averaging.name, config.logging.every_steps = "ema", 1
+    return config
+
+
+def state_after(mesh, devices, steps=3, **weights):
+    experiment = training.build(config_of(mesh, **weights), devices=devices, sharded=True)
+    state, pool, order = experiment.init(), experiment.on_devices(), experiment.order(0)
+    for step in range(steps):
+        state, metrics = experiment.step(
+            state, *pool, order, experiment.key, batch_size=32,
+            perturb_weights=experiment.perturbs_weights(step),
+        )  # fmt: skip
+    return state, metrics
+
+
+def bytes_of(state):
+    leaves = jax.tree.leaves(state)
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+
+
+def assert_close(one, other, tolerance):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "weights", [{"method": "awp"}, {"method": "rwp", "c_min": 1e9}, {"method": "random"}],
+    ids=lambda w: w["method"],
+)  # fmt: skip
+def test_three_steps_do_not_depend_on_the_mesh(weights):
+    whole, told = state_after("data:-1", 1, **weights)
+    held = bytes_of(whole)
+    for mesh in MESHES if weights["method"] == "awp" else MESHES[2:3]:
+        state, metrics = state_after(mesh, 8, **weights)
+        assert_close(whole, state, 2e-6)
+        assert_close(told, metrics, 1e-5)
+        count = parallel.axes_of(mesh).get("fsdp", 1)
+        # Biases, the last layer and what is counted stay whole.
+        assert bytes_of(state) < held / count + 25_000
+        kernel = state.params["hidden_0"]["kernel"] if "hidden_0" in state.params else None
+        largest = max(jax.tree.leaves(state.params), key=lambda leaf: leaf.size)
+        assert kernel is None or kernel.shape == largest.shape
+        assert largest.sharding.is_fully_replicated == (count == 1)
+
+
+def test_the_largest_axis_that_divides_is_split():
+    mesh = parallel.data_mesh(8, "data:2,fsdp:4")
+
+    def spec(*shape):
+        return parallel.state_sharding(mesh, jax.ShapeDtypeStruct(shape, np.float32)).spec
+
+    assert spec(3, 3, 64, 128) == P(None, None, None, "fsdp")
+    assert spec(3, 3, 128, 64) == P(None, None, "fsdp")
+    assert spec(64, 64) == P(None, "fsdp")  # of two the last
+    assert spec(4096, 10) == P("fsdp")
+    assert (
+        spec(513, 1001)
+        == spec(
+            64,
+        )
+        == spec()
+        == P()
+    )  # nothing divides, or it is small
+    plain = parallel.data_mesh(8)
+    assert parallel.state_sharding(plain, jax.ShapeDtypeStruct((64, 64), "f4")).spec == P()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ("data:2,fdsp:4", "names the axis 'fdsp', but data and fsdp"),
+        ("data:2,data:4", "names the axis 'data', but data and fsdp, each once"),
+        (
+            "data:2,fsdp:x",
+            "a number of devices, or -1 for what is left, was expected behind 'fsdp'",
+        ),
+        ("data:0,fsdp:8", "expected behind 'data'"),
+        ("data", "expected behind 'data'"),
+        ("fsdp:8", "but an axis data"),
+        ("data:-1,fsdp:-1", "-1 once at most"),
+        ("data:3,fsdp:4", "made of 12 devices, but 8 are there"),
+        ("data:-1,fsdp:3", "made of a multiple of 3 devices, but 8 are there"),
+        ("data:2,fsdp:2", "made of 4 devices, but 8 are there"),
+    ],
+)
+def test_a_bad_mesh_is_one_sentence(shape, said):
+    with pytest.raises(ValueError, match=said) as found:
+        training.build(config_of(shape), devices=8, sharded=True)
+    assert str(found.value).startswith(f"parallel.mesh is {shape!r}") and "\n" not in str(
+        found.value
+    )
+
+
+def test_a_run_goes_on_in_another_mesh(tmp_path):
+    def run(mesh, devices, **options):
+        return training.train(
+            config_of(mesh), tmp_path / "run", devices=devices, progress=None, **options
+        )
+
+    whole = training.train(config_of(), tmp_path / "whole", devices=1, progress=None)
+    run("data:2,fsdp:4", 8, max_steps=2)
+    checkpoints = training.Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
+    in_parts = training.build(config_of("data:2,fsdp:4"), devices=8, sharded=True)
+    kept, info = checkpoints.restore("last", in_parts.abstract_state())
+    for mesh, devices in (("data:-1", 1), ("data:2", 2), ("data:1,fsdp:4", 4), ("data:8", 8)):
+        other = training.build(config_of(mesh), devices=devices, sharded=True)
+        again, told = checkpoints.restore("last", other.abstract_state())
+        assert told["digest"] == info["digest"]
+        for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
+            np.testing.assert_array_equal(a, b)
+    run("data:4,fsdp:2", 8, max_steps=5)  # in the middle of an epoch, after a measured one
+    last = run("data:-1", 1)
+    assert last.finished
+    assert_close(whole.state, last.state, 1e-5)
+    held = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert held["parallel"]["mesh"] == "data:-1"
+    assert last.best["epoch"] == whole.best["epoch"]
+
+
+def test_it_is_judged_on_whatever_devices_there_are(tmp_path):
+    config = config_of("data:2,fsdp:4")
+    config.epochs = 1
+    training.train(config, tmp_path / "run", devices=8, progress=None)
+    found = [
+        runs.open(tmp_path / "run", devices=devices).evaluate(
+            attacks=("pgd-2",), sets=("test",), checkpoints=("last", "average"), progress=None
+        )
+        for devices in (1, 8)
+    ]
+    for which in ("last", "average"):
+        one, eight = (f.values["checkpoints"][which]["test"]["pgd-2"] for f in found)
+        assert one["accuracy"] == eight["accuracy"]
+        assert one["loss"] == pytest.approx(eight["loss"], rel=1e-5)
+
+
+def test_mapped_steps_and_split_weights_are_refused_together():
+    classifier = models.create("mlp", image_shape=(8, 8, 1), num_classes=10, axis_name="data")
+    mesh = parallel.data_mesh(8, "data:2,fsdp:4")
+    with pytest.raises(ValueError, match="axis_name is 'data', but mesh has an axis 'fsdp'"):
+        training.make_train_step(
+            classifier, objectives.at(), optax.sgd(0.1), axis_name="data", mesh=mesh
+        )
+
+
+def test_several_steps_in_one_call(tmp_path):
+    config = config_of("data:2,fsdp:4")
+    config.data.train_examples = 96
+    many = copy.deepcopy(config)
+    many.training.steps_per_call = 3
+    one = training.train(config, tmp_path / "one", devices=8, progress=None)
+    three = training.train(many, tmp_path / "three", devices=8, progress=None)
+    assert_close(one.state, three.state, 1e-5)
