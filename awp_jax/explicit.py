@@ -17,6 +17,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, reshard, use_abs
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
+_ROWS = "data"  # the axis of a mesh along which batches are split, here as in ``parallel``
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
@@ -29,13 +30,13 @@ def explicit_mesh(tree: Any) -> Any:
     return None
 
 
-def on_any_mesh(*functions: str, of: str = "images") -> Callable[[AnyFunction], AnyFunction]:
+def on_any_mesh(**functions: str) -> Callable[[AnyFunction], AnyFunction]:
     """Decorates what takes a user's functions and arrays, so that these may lie on explicit meshes.
 
     Args:
-        functions: Names of the arguments that are a user's functions of inputs, such as
-            ``"logits_fn"``; each is called with inputs like ``of``, and perhaps a key.
-        of: Name of the argument that holds the inputs, arrays ``[batch, ...]``.
+        **functions: The arguments that are a user's functions, and after which arguments theirs are
+            shaped: ``logits_fn="images"``, ``apply_fn="params images"``. Inputs are arrays
+            ``[batch, ...]``; what the functions are called with beside is whole on every device.
     """
 
     def decorate(function: AnyFunction) -> AnyFunction:
@@ -47,18 +48,19 @@ def on_any_mesh(*functions: str, of: str = "images") -> Callable[[AnyFunction], 
             if mesh is None:
                 return function(*args, **kwargs)
             given = signature.bind(*args, **kwargs)
-            concrete = _concrete_mesh((args, kwargs))
-            inputs = given.arguments[of]
-            with _entered(mesh, concrete):
+            before = dict(given.arguments)
+            with _entered(mesh, _concrete_mesh((args, kwargs))):
                 auto = mesh.update_axis_types({name: AxisType.Auto for name in mesh.axis_names})
                 with use_abstract_mesh(auto):
-                    for name, value in given.arguments.items():
+                    for name, value in before.items():
                         if name in functions and value is not None:
-                            given.arguments[name] = _as_explicit(value, inputs, mesh)
+                            shaped = {like: before[like] for like in functions[name].split()}
+                            given.arguments[name] = _as_explicit(value, shaped, mesh)
                         else:
                             given.arguments[name] = _cast(value)
                     found = function(*given.args, **given.kwargs)
-                return _like(found, inputs)
+                shapes = {like for names in functions.values() for like in names.split()}
+                return _like(found, [before[name] for name in sorted(shapes)])
 
         return call  # type: ignore[return-value]
 
@@ -103,21 +105,28 @@ def _cast(tree: Any) -> Any:
     return jax.tree.map(cast, tree)
 
 
-def _as_explicit(function: Any, inputs: Any, mesh: AbstractMesh) -> Partial:
+def _as_explicit(function: Any, shaped: dict[str, Any], mesh: AbstractMesh) -> Partial:
     """A function that is called in Auto mode, and runs in Explicit mode."""
     whole = function if isinstance(function, Partial) else Partial(function)
     leaves, structure = jax.tree.flatten(whole)
-    shaped = jax.tree.leaves(inputs)
     specs = tuple(_spec(leaf) for leaf in leaves)
-    wrapped = _InExplicitMode(structure, specs, tuple(_spec(leaf) for leaf in shaped), mesh)
-    return Partial(wrapped, *map(_cast, leaves))
+    # Images that lie nowhere yet are split as those of the library are.
+    rows = P(_ROWS) if _ROWS in mesh.axis_names else P()
+    likes = tuple(
+        tuple(
+            rows if name != "params" and _sharding(leaf) is None else _spec(leaf)
+            for leaf in jax.tree.leaves(like)
+        )
+        for name, like in shaped.items()
+    )
+    return Partial(_InExplicitMode(structure, specs, likes, mesh), *map(_cast, leaves))
 
 
 class _InExplicitMode:
     """Known by its parts, so that it is the key of what is compiled."""
 
-    def __init__(self, structure: Any, specs: Any, inputs: Any, mesh: AbstractMesh) -> None:
-        self._parts = (structure, specs, inputs, mesh)
+    def __init__(self, structure: Any, specs: Any, likes: Any, mesh: AbstractMesh) -> None:
+        self._parts = (structure, specs, likes, mesh)
 
     def __hash__(self) -> int:
         return hash(self._parts)
@@ -126,20 +135,22 @@ class _InExplicitMode:
         return isinstance(other, _InExplicitMode) and self._parts == other._parts
 
     def __call__(self, *args: Any) -> Any:
-        structure, specs, shaped, mesh = self._parts
-        leaves, (inputs, *more) = args[: len(specs)], args[len(specs) :]
-        places = [
-            _dividing(spec, leaf.shape, mesh)
-            for spec, leaf in zip(shaped, jax.tree.leaves(inputs), strict=True)
-        ]
-        whole = jax.tree.unflatten(jax.tree.structure(inputs), places)
+        structure, specs, likes, mesh = self._parts
+        leaves, given = args[: len(specs)], args[len(specs) :]
 
-        def run(leaves: Any, inputs: Any, *more: Any) -> Any:
-            return jax.tree.unflatten(structure, leaves)(inputs, *more)
+        def places(value: Any, like: Any) -> Any:
+            there, form = jax.tree.flatten(value)
+            pairs = zip(like or [P()] * len(there), there, strict=True)
+            return jax.tree.unflatten(form, [_dividing(s, leaf.shape, mesh) for s, leaf in pairs])
 
-        beside = [jax.tree.map(lambda _: P(), value) for value in more]
-        entered = jax.sharding.explicit_axes(run, in_sharding=(list(specs), whole, *beside))
-        return entered(list(leaves), inputs, *more)
+        beside = [()] * (len(given) - len(likes))
+        wanted = [places(*pair) for pair in zip(given, [*likes, *beside], strict=True)]
+
+        def run(leaves: Any, *given: Any) -> Any:
+            return jax.tree.unflatten(structure, leaves)(*given)
+
+        entered = jax.sharding.explicit_axes(run, in_sharding=(list(specs), *wanted))
+        return entered(list(leaves), *given)
 
 
 def _dividing(spec: Any, shape: tuple[int, ...], mesh: AbstractMesh) -> Any:

@@ -20,6 +20,7 @@ from awp_jax.attacks._stepped import SteppedAttack
 from awp_jax.attacks._survivors import attack_survivors, batch_sizes
 from awp_jax.attacks._told import Progress, Teller, robust_counts
 from awp_jax.balls import InputBall
+from awp_jax.explicit import on_any_mesh
 from awp_jax.progress import check_show
 from awp_jax.random import check_key, example_keys
 from awp_jax.typing import Inputs, Key, Labels, LogitsFn, Radius
@@ -222,6 +223,7 @@ def _stage(
 
 
 @known_names
+@on_any_mesh(logits_fn="images")
 def autoattack(
     logits_fn: LogitsFn,
     key: Key,

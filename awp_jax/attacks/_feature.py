@@ -203,7 +203,7 @@ class FeatureAttack(KnownNames):
             success=self.success,
         )
 
-    @on_any_mesh("logits_fn")
+    @on_any_mesh(logits_fn="images")
     def __call__(
         self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
     ) -> AttackResult:

@@ -102,7 +102,7 @@ class MinimumNorm(KnownNames):
         """The next norm and point."""
         raise NotImplementedError
 
-    @on_any_mesh("logits_fn")
+    @on_any_mesh(logits_fn="images")
     def __call__(
         self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
     ) -> NearestResult:

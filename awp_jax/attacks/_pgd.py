@@ -110,7 +110,7 @@ class PGD(InBall):
             return self.step_size
         return scaled(self.ball.radius, 2.5 / max(self.steps, 1))
 
-    @on_any_mesh("logits_fn")
+    @on_any_mesh(logits_fn="images")
     def perturb(self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels) -> Any:
         """One run without the verdict.
 
@@ -137,7 +137,7 @@ class PGD(InBall):
         velocity = jax.tree.map(jnp.zeros_like, images) if self.momentum else None
         return loop(body, (point, velocity), self.steps, unroll=self.unroll)[0]
 
-    @on_any_mesh("logits_fn")
+    @on_any_mesh(logits_fn="images")
     def __call__(
         self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
     ) -> AttackResult:

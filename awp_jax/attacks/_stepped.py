@@ -105,7 +105,7 @@ class SteppedAttack(InBall):
         del state
         return loss
 
-    @on_any_mesh("logits_fn")
+    @on_any_mesh(logits_fn="images")
     def __call__(
         self, logits_fn: LogitsFn, key: Key, images: Inputs, labels: Labels
     ) -> AttackResult:

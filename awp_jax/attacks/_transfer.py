@@ -21,7 +21,7 @@ from awp_jax.random import example_keys
 from awp_jax.typing import Inputs, Key, Labels
 
 
-@on_any_mesh("surrogate_fn", "target_fn")
+@on_any_mesh(surrogate_fn="images", target_fn="images")
 def transfer(
     attack: Callable[..., Any],
     surrogate_fn: Callable[..., Any],

@@ -22,6 +22,7 @@ from awp_jax.evaluation._outcomes import Outcome, attack_examples, summary, unio
 from awp_jax.evaluation._partial import PartialResults, described
 from awp_jax.evaluation._per_image import PerImage, per_image
 from awp_jax.evaluation._tell import Tell
+from awp_jax.explicit import on_any_mesh
 from awp_jax.panels import accuracy_bars
 from awp_jax.progress import Progress, check_show
 from awp_jax.random import example_keys
@@ -91,6 +92,7 @@ class Evaluation(NamedTuple):
         return axes
 
 
+@on_any_mesh(logits_fn="images", surrogate_fn="images")
 def evaluate(
     logits_fn: Callable,
     key: jax.Array,

@@ -13,6 +13,7 @@ from awp_jax.attacks._model import as_pytree_function, check_examples, check_log
 from awp_jax.attacks._result import outcome
 from awp_jax.data import as_float, padded_batches
 from awp_jax.evaluation._verdict import judge_passes
+from awp_jax.explicit import on_any_mesh
 from awp_jax.random import example_keys
 
 
@@ -137,6 +138,7 @@ def measure(
     return measure_each(logits_fn, images, labels, {"": attack}, key=key, **options)[""]
 
 
+@on_any_mesh(logits_fn="images")
 def measure_each(
     logits_fn: Callable,
     images: Any,

@@ -10,6 +10,7 @@ import numpy as np
 from awp_jax import checks, parallel
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.data import as_float, padded_batches
+from awp_jax.explicit import on_any_mesh
 
 
 @jax.jit
@@ -18,6 +19,7 @@ def _predict(logits_fn, images):
     return probabilities.argmax(axis=1).astype(jnp.int32), probabilities.max(axis=1)
 
 
+@on_any_mesh(logits_fn="images")
 def predict(
     logits_fn: Callable, images: Any, *, batch_size: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from awp_jax import checks, results, streams
+from awp_jax.explicit import on_any_mesh
 from awp_jax.landscape._prepared import prepared
 from awp_jax.landscape._robust_loss import PGD_20, Keep, RobustLoss, mean, stacked
 from awp_jax.panels import losses_against
@@ -61,6 +62,7 @@ class AverageFlatness(NamedTuple):
         return axes
 
 
+@on_any_mesh(apply_fn="params images")
 def average_flatness(
     apply_fn: ApplyFn,
     params: Params,

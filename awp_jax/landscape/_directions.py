@@ -13,6 +13,7 @@ from awp_jax.attacks._model import as_pytree_function, check_examples
 from awp_jax.balls import WeightBall
 from awp_jax.balls._protocol import check_ball, check_step_size
 from awp_jax.data import as_float
+from awp_jax.explicit import on_any_mesh
 from awp_jax.landscape._model import float_images, logits_at, looked_at
 from awp_jax.pytrees import as_argument, from_argument
 from awp_jax.random import check_key, example_keys
@@ -116,6 +117,7 @@ def _loss(params: Params, function: Partial, images: Images, labels: Labels) -> 
 _gradient = jax.jit(jax.grad(_loss))
 
 
+@on_any_mesh(apply_fn="params images")
 def adversarial_directions(
     apply_fn: ApplyFn,
     params: Params,

@@ -7,6 +7,7 @@ import numpy as np
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from awp_jax import checks, results, streams
+from awp_jax.explicit import on_any_mesh
 from awp_jax.landscape._hessian_product import HessianProduct
 from awp_jax.landscape._robust_loss import PGD_20, check_one_key
 from awp_jax.panels import bars
@@ -58,6 +59,7 @@ class HessianSpectrum(NamedTuple):
         return axes
 
 
+@on_any_mesh(apply_fn="params images")
 def hessian_spectrum(
     apply_fn: ApplyFn,
     params: Params,

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from awp_jax import checks, results, streams
+from awp_jax.explicit import on_any_mesh
 from awp_jax.landscape._hessian_product import HessianProduct
 from awp_jax.landscape._robust_loss import PGD_20, check_one_key
 from awp_jax.panels import clean
@@ -102,6 +103,7 @@ class HessianDensity(NamedTuple):
         return axes
 
 
+@on_any_mesh(apply_fn="params images")
 def hessian_trace(
     apply_fn: ApplyFn,
     params: Params,
@@ -156,6 +158,7 @@ def hessian_trace(
     return HessianTrace(float(found.mean()), float(error), found, hessian.size)
 
 
+@on_any_mesh(apply_fn="params images")
 def hessian_density(
     apply_fn: ApplyFn,
     params: Params,

@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from awp_jax import checks, results, streams
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.balls import WeightBall
+from awp_jax.explicit import on_any_mesh
 from awp_jax.landscape._layers import layers_of
 from awp_jax.landscape._perturbed import WEIGHT_DRAWS
 from awp_jax.landscape._robust_loss import (
@@ -84,6 +85,7 @@ class PACBayes(NamedTuple):
         return axes
 
 
+@on_any_mesh(apply_fn="params images")
 def pac_bayes(
     apply_fn: ApplyFn,
     params: Params,

@@ -12,6 +12,7 @@ from awp_jax import checks, results, streams
 from awp_jax.attacks._losses import cross_entropy
 from awp_jax.attacks._model import as_pytree_function
 from awp_jax.balls import WeightBall, kernels_only
+from awp_jax.explicit import on_any_mesh
 from awp_jax.landscape._average_case import moved_at_random
 from awp_jax.landscape._layers import layers_of
 from awp_jax.landscape._model import full_precision, logits_at
@@ -76,6 +77,7 @@ class PerturbedLoss(NamedTuple):
         return axes
 
 
+@on_any_mesh(apply_fn="params images")
 def perturbed_loss(
     apply_fn: ApplyFn,
     params: Params,

@@ -12,6 +12,7 @@ from awp_jax import checks, parallel, results, streams
 from awp_jax.attacks import PGD
 from awp_jax.attacks._model import as_pytree_function, check_examples
 from awp_jax.data import as_float, padded_batches
+from awp_jax.explicit import on_any_mesh
 from awp_jax.landscape._model import full_precision, logits_at, looked_at
 from awp_jax.panels import losses_against
 from awp_jax.random import check_key, example_keys, fold_keys
@@ -68,6 +69,7 @@ class RobustLoss(NamedTuple):
         return axes
 
 
+@on_any_mesh(apply_fn="params images")
 def robust_loss(
     apply_fn: ApplyFn,
     params: Params,

@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from awp_jax import checks, parallel, results
 from awp_jax.attacks._model import as_pytree_function, check_examples, number_of_classes
 from awp_jax.data import as_float, padded_batches
+from awp_jax.explicit import on_any_mesh
 from awp_jax.landscape._model import float_images, full_precision, logits_at, looked_at
 from awp_jax.panels import clean, contour, levels_of
 from awp_jax.random import example_keys
@@ -109,6 +110,7 @@ def axis(points: int = 41, extent: float = 1.0) -> np.ndarray:
     return np.arange(-half, half + 1) / half * extent
 
 
+@on_any_mesh(apply_fn="params images")
 def surface(
     apply_fn: ApplyFn,
     params: Params,

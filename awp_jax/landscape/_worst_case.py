@@ -13,6 +13,7 @@ from awp_jax.attacks import PGD
 from awp_jax.attacks._goal import Goal
 from awp_jax.attacks._in_ball import starting_point
 from awp_jax.attacks._result import AttackResult, judge
+from awp_jax.explicit import on_any_mesh
 from awp_jax.landscape._model import full_precision, logits_at
 from awp_jax.landscape._prepared import prepared
 from awp_jax.landscape._robust_loss import PGD_20, Keep, RobustLoss, mean, stacked
@@ -77,6 +78,7 @@ class WorstCaseFlatness(NamedTuple):
         return axes
 
 
+@on_any_mesh(apply_fn="params images")
 def worst_case_flatness(
     apply_fn: ApplyFn,
     params: Params,
