@@ -90,7 +90,8 @@ INPUTS = (
             "workers",
             0,
             integer(0),
-            "Processes that decode them ahead, by grain; 0: threads. It changes no number.",
+            "Processes that decode them ahead in training, by grain (pip install "
+            "'awp_jax[grain]'); 0: threads. It changes no number.",
         ),
         ("crop_padding", 4, integer(0), "Pixels around an image before a random crop; 0: none."),
         (
