@@ -110,6 +110,20 @@ def test_a_radius_above_the_range_of_inputs_is_refused(key, value, said):
     schema.validate(config)
 
 
+@pytest.mark.parametrize("key", ["model.mean", "model.std"])
+def test_statistics_of_images_up_to_255_are_refused(key):
+    config = schema.default()
+    config.model.mean, config.model.std = (0.5,) * 3, (1.0,)
+    schema.validate(config)
+    schema.override(config, key, "(128, 128, 128)")
+    said = rf"{key} is \(128, 128, 128\), but images are in \[0, 1\] .*: divide by 255."
+    with pytest.raises(ValueError, match=said):
+        schema.validate(config)
+    schema.override(config, key, "('a',)")
+    with pytest.raises(ValueError, match="but a sequence of numbers in"):
+        schema.validate(config)
+
+
 def test_a_step_above_one_warns():
     config = schema.default()
     config.attack.step_size = "2"
