@@ -134,6 +134,23 @@ def test_what_is_not_in_the_cache_is_one_sentence(hub, model, capsys):
         assert "\n" not in str(found.value)
 
 
+def test_a_hub_that_is_not_reached_is_asked_once(tmp_path, model, monkeypatch, caplog):
+    module = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    class Session:
+        def head(self, url, timeout):
+            asked.append(url)
+            raise RuntimeError("no route\nto host")  # of httpx: no OSError
+
+    monkeypatch.setattr(module.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module.utils, "get_session", Session)
+    with pytest.raises(CheckpointError, match=r"lab/one has no .* cannot be reached: no route\.$"):
+        load_torch("hf://lab/one", model[0])
+    # The library itself would try ten times for more than a minute, and warn each time.
+    assert len(asked) == 1 and not caplog.records
+
+
 def test_weights_are_written_to_the_hub(monkeypatch, model):
     module = pytest.importorskip("huggingface_hub")
     calls = []
@@ -155,7 +172,7 @@ def test_weights_are_written_to_the_hub(monkeypatch, model):
         np.testing.assert_array_equal(calls[1][3][name], value)
 
     def refuse(self, *_, **__):
-        raise OSError("no token\nlook at the docs")
+        raise RuntimeError("no token\nlook at the docs")
 
     monkeypatch.setattr(Api, "upload_file", refuse)
     with pytest.raises(CheckpointError, match=r"hf://lab/mine cannot be written: no token\.$"):
