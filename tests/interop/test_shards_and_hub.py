@@ -79,6 +79,16 @@ def test_a_wrong_index_is_one_sentence(tmp_path, model, change, message):
         load_torch(index, model[0])
 
 
+def test_one_shard_alone_names_the_index(tmp_path, model):
+    shard = write_shards(tmp_path, model).with_name("model-00001-of-00002.safetensors")
+    for path in (shard, "hf://lab/many/model-00001-of-00002.safetensors"):
+        said = "is one of 2 files .* give their index, model.safetensors.index.json, or the folder"
+        with pytest.raises(CheckpointError, match=said):
+            load_torch(path, model[0])
+    save_torch(tmp_path / "model-00001-of-00001.safetensors", *model)
+    check(load_torch(tmp_path / "model-00001-of-00001.safetensors", model[0]), model)
+
+
 def test_a_truncated_shard_is_one_sentence(tmp_path, model):
     index = write_shards(tmp_path, model)
     shard = tmp_path / "model-00002-of-00002.safetensors"
