@@ -145,6 +145,13 @@ def test_files_that_pages_name_are_there():
             assert any(path.exists() for path in beside), f"{page} names {name}, which is not there"
 
 
+def test_configs_that_commands_name_are_there():
+    for page in (GUIDES.parent / "README.md", *GUIDES.glob("**/*.md")):
+        # FILE.yaml and ... stand for anything.
+        for name in re.findall(r"--config=(?!FILE|\.\.\.)([\w./-]+)", page.read_text()):
+            assert (GUIDES.parent / name).is_file(), f"{page} names {name}, which is not there"
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_have_docstrings(name):
