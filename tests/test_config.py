@@ -379,20 +379,6 @@ def test_the_recipes_for_imagenet(model):
         assert config.schedule.warmup_epochs == 10 and not config.model.normalize
 
 
-def test_fine_tuning_takes_over_what_the_run_is_of(tmp_path):
-    before = schema.default()
-    before.model.name, before.model.mean, before.model.std = "wrn-16-2", (0.5,) * 3, (0.2,) * 3
-    before.data.name, before.data.validation_examples = "svhn", 0
-    before.attack.norm, before.attack.epsilon = "l2", "128/255"
-    (tmp_path / "config.json").write_text(before.to_json())
-    config = get("finetune", f"{tmp_path},trades-awp")
-    assert config.init_from == str(tmp_path) and config.epochs == 10
-    assert config.model.to_dict() == before.model.to_dict()
-    assert (config.data.name, config.data.validation_examples) == ("svhn", 1000)
-    assert (config.attack.norm, config.attack.epsilon) == ("l2", "128/255")
-    assert (config.objective.name, config.weights.method) == ("trades", "awp")
-
-
 @pytest.mark.parametrize(
     ("name", "argument", "message"),
     [
