@@ -145,6 +145,12 @@ def test_files_that_pages_name_are_there():
             assert any(path.exists() for path in beside), f"{page} names {name}, which is not there"
 
 
+def test_no_cell_of_the_table_of_landscapes_is_empty():
+    lines = (GUIDES / "landscapes.md").read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    assert len(rows) == 8 and all(len(row) == 4 and all(row) for row in rows)
+
+
 def test_configs_that_commands_name_are_there():
     for page in (GUIDES.parent / "README.md", *GUIDES.glob("**/*.md")):
         # FILE.yaml and ... stand for anything.
