@@ -91,7 +91,18 @@ TUTORIALS = GUIDES / "tutorials"
 def test_tutorials_run(name, tmp_path, monkeypatch):
     """As ``make docs`` runs them, for one epoch and on few images."""
     pyplot = pytest.importorskip("matplotlib.pyplot")
-    monkeypatch.setattr(pyplot, "show", lambda: pyplot.close("all"))
+
+    def show():
+        for axes in (
+            axes for number in pyplot.get_fignums() for axes in pyplot.figure(number).axes
+        ):
+            texts = (
+                [text.get_text() for text in axes.get_legend().texts] if axes.get_legend() else []
+            )
+            assert len(set(texts)) == len(texts), texts
+        pyplot.close("all")
+
+    monkeypatch.setattr(pyplot, "show", show)
     monkeypatch.syspath_prepend(GUIDES.parent)  # their configs
     monkeypatch.chdir(tmp_path)
     text, page = (TUTORIALS / name).read_text(), {}

@@ -6,6 +6,7 @@ import pathlib
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -215,10 +216,19 @@ def _config(
     config.weights.method = "none"
     config.optimizer.momentum = 0.0  # an optimiser state would only take room
     config.attack.norm, config.attack.epsilon = norm, str(epsilon)
-    quarter = checks.radius(epsilon, "epsilon", norm) / 4  # 2/255 at 8/255
-    config.attack.step_size = f"{quarter:.6g}"
+    config.attack.step_size = _quarter(epsilon, norm)  # 2/255 at 8/255
     config.evaluation.selection = "test"
     return config
+
+
+def _quarter(epsilon: Any, norm: str) -> str:
+    """A fourth of a radius, as text of the same form, which tables show beside it."""
+    quarter = checks.radius(epsilon, "epsilon", norm) / 4
+    upper, slash, lower = str(epsilon).replace(" ", "").partition("/")
+    if not slash:
+        return f"{quarter:.6g}"
+    whole = upper.isdigit() and int(upper) % 4 == 0
+    return f"{int(upper) // 4}/{lower}" if whole else str(Fraction(f"{upper}/{lower}") / 4)
 
 
 def _load(

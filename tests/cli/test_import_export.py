@@ -121,6 +121,7 @@ def test_a_published_name_knows_all_the_rest(tmp_path, monkeypatch, capsys):
     )
     assert (model["mean"], model["std"]) == ([0.4914, 0.4822, 0.4465], [0.2471, 0.2435, 0.2616])
     assert (config["attack"]["norm"], config["attack"]["epsilon"]) == ("linf", "8/255")
+    assert config["attack"]["step_size"] == "2/255"
     assert cli.main([*arguments, "--norm=l2", f"--workdir={tmp_path / 'l2'}"]) == 0
     attack = json.loads((tmp_path / "l2" / "config.json").read_text())["attack"]
     assert (attack["norm"], attack["epsilon"]) == ("l2", "0.5")
