@@ -266,7 +266,8 @@ def _looks_like(checkpoint: str | pathlib.Path, entry: models.Published) -> str:
         for model, name in asked:
             sizes = data.published_sizes(name)
             if sizes is not None and (model, name) != (entry.model, entry.data):
-                shape, classes = sizes.test.images.shape[1:], sizes.test.num_classes
+                height, width, channels = sizes.test.images.shape[1:]
+                shape, classes = (height, width, channels), sizes.test.num_classes
                 yield models.create(model, image_shape=shape, num_classes=classes)
 
     found = fitting(checkpoint, classifiers())
