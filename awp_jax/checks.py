@@ -105,8 +105,10 @@ def choice(value: Any, choices: Iterable[str], name: str) -> str:
     options = list(choices)
     if isinstance(value, str) and value in options:
         return value
-    near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    # Publications write names in capitals.
+    lower = {str(option).lower(): option for option in options}
+    near = difflib.get_close_matches(str(value).lower(), lower, n=1, cutoff=0.5)
+    hint = f" Did you mean {lower[near[0]]!r}?" if near else ""
     few = len(options) <= 40
     known = f"known: {', '.join(options)}" if few else f"{len(options)} names are known"
     raise ValueError(f"Unknown {name} {value!r}; {known}.{hint}")

@@ -17,6 +17,8 @@ from awp_jax.files import write_arrays, write_json
 # Lines of a repr: what fits below the cell of a notebook.
 MOST_LINES = 15
 _MOST_CHARACTERS = 100
+# What stands among a run's attacks and is none: the accuracy under common corruptions.
+CORRUPTIONS = "corruptions"
 
 
 def short(value: Any) -> str:

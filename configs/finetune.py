@@ -8,6 +8,10 @@ The argument is RUN,METHOD: a run directory, whose network, normalisation, data,
 are taken over, and METHOD of at, trades, mart, each with -awp. The network may have been trained
 without an attack (adversarial fine-tuning) or with one.
 
+All of the run's group `data` is taken over: its augmentation, its number of examples, and where it
+was trained with more images, generated or unlabelled, also these. --config.data.extra=null
+(and --config.data.extra_labels=null, where it has a file of labels) leaves them out.
+
 Ten epochs of batches of 128; the rate rises to 0.01 in the first of them and falls along a cosine,
 a slow start and a fast decay (Jeddi et al. 2020, "A simple fine-tuning is all you need", whose
 own numbers are for models that were trained without an attack); gamma 0.005. Numbers and gamma are

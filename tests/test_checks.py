@@ -77,6 +77,8 @@ def test_choice_says_what_was_meant():
     with pytest.raises(ValueError) as error:
         checks.choice("wasserstein", ("linf", "l2"), "norm")
     assert str(error.value) == "Unknown norm 'wasserstein'; known: linf, l2."
+    with pytest.raises(ValueError, match="Unknown norm 'LINFF'.* Did you mean 'Linf'"):
+        checks.choice("LINFF", ("Linf", "l2"), "norm")
     with pytest.raises(ValueError, match="Unknown norm 2"):
         checks.choice(2, ("linf", "l2"), "norm")
 

@@ -113,6 +113,20 @@ def test_a_radius_above_the_range_of_inputs_is_refused(key, value, said):
     schema.validate(config)
 
 
+@pytest.mark.parametrize("key", ["model.mean", "model.std"])
+def test_statistics_of_images_up_to_255_are_refused(key):
+    config = schema.default()
+    config.model.mean, config.model.std = (0.5,) * 3, (1.0,)
+    schema.validate(config)
+    schema.override(config, key, "(128, 128, 128)")
+    said = rf"{key} is \(128, 128, 128\), but images are in \[0, 1\] .*: divide by 255."
+    with pytest.raises(ValueError, match=said):
+        schema.validate(config)
+    schema.override(config, key, "('a',)")
+    with pytest.raises(ValueError, match="but a sequence of numbers in"):
+        schema.validate(config)
+
+
 def test_a_step_above_one_warns():
     config = schema.default()
     config.attack.step_size = "2"
@@ -366,20 +380,6 @@ def test_the_recipes_for_imagenet(model):
     else:
         assert (config.optimizer.name, config.optimizer.decay) == ("adamw", "kernels")
         assert config.schedule.warmup_epochs == 10 and not config.model.normalize
-
-
-def test_fine_tuning_takes_over_what_the_run_is_of(tmp_path):
-    before = schema.default()
-    before.model.name, before.model.mean, before.model.std = "wrn-16-2", (0.5,) * 3, (0.2,) * 3
-    before.data.name, before.data.validation_examples = "svhn", 0
-    before.attack.norm, before.attack.epsilon = "l2", "128/255"
-    (tmp_path / "config.json").write_text(before.to_json())
-    config = get("finetune", f"{tmp_path},trades-awp")
-    assert config.init_from == str(tmp_path) and config.epochs == 10
-    assert config.model.to_dict() == before.model.to_dict()
-    assert (config.data.name, config.data.validation_examples) == ("svhn", 1000)
-    assert (config.attack.norm, config.attack.epsilon) == ("l2", "128/255")
-    assert (config.objective.name, config.weights.method) == ("trades", "awp")
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,18 @@ TUTORIALS = GUIDES / "tutorials"
 def test_tutorials_run(name, tmp_path, monkeypatch):
     """As ``make docs`` runs them, for one epoch and on few images."""
     pyplot = pytest.importorskip("matplotlib.pyplot")
-    monkeypatch.setattr(pyplot, "show", lambda: pyplot.close("all"))
+
+    def show():
+        for axes in (
+            axes for number in pyplot.get_fignums() for axes in pyplot.figure(number).axes
+        ):
+            texts = (
+                [text.get_text() for text in axes.get_legend().texts] if axes.get_legend() else []
+            )
+            assert len(set(texts)) == len(texts), texts
+        pyplot.close("all")
+
+    monkeypatch.setattr(pyplot, "show", show)
     monkeypatch.syspath_prepend(GUIDES.parent)  # their configs
     monkeypatch.chdir(tmp_path)
     text, page = (TUTORIALS / name).read_text(), {}
@@ -143,6 +154,19 @@ def test_files_that_pages_name_are_there():
         for name in named:
             beside = (page.parent / name, GUIDES.parent / name)
             assert any(path.exists() for path in beside), f"{page} names {name}, which is not there"
+
+
+def test_no_cell_of_the_table_of_landscapes_is_empty():
+    lines = (GUIDES / "landscapes.md").read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    assert len(rows) == 8 and all(len(row) == 4 and all(row) for row in rows)
+
+
+def test_configs_that_commands_name_are_there():
+    for page in (GUIDES.parent / "README.md", *GUIDES.glob("**/*.md")):
+        # FILE.yaml and ... stand for anything.
+        for name in re.findall(r"--config=(?!FILE|\.\.\.)([\w./-]+)", page.read_text()):
+            assert (GUIDES.parent / name).is_file(), f"{page} names {name}, which is not there"
 
 
 @pytest.mark.core

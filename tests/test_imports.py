@@ -122,6 +122,15 @@ pydoc.render_doc(awp_jax)  # help() looks at every name of dir()
         assert sentence in text.splitlines(), text
 
 
+@pytest.mark.core
+def test_the_readme_names_every_extra():
+    setup = configparser.ConfigParser()
+    setup.read(CLONE / "setup.cfg")
+    install = (CLONE / "README.md").read_text().partition("## Install")[2].partition("\n## ")[0]
+    named = set(re.findall(r"\w+", install))
+    assert set(setup["options.extras_require"]) - {"docs", "test"} <= named
+
+
 def test_a_command_that_draws_says_so_at_once(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert cli.main(["landscape", "--workdir=nowhere"]) == 2

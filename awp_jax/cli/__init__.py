@@ -155,8 +155,9 @@ def _run(command: str, run: Callable[[Sequence[str]], int], argv: Sequence[str])
     except BrokenPipeError:
         _reader_is_gone()
         return parallel.leave(128 + 13)
-    except KeyboardInterrupt:
-        print(f"awp-jax {command}: interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as told:
+        more = f"; {told}" if str(told) else "."
+        print(f"awp-jax {command}: interrupted{more}", file=sys.stderr)
         return parallel.leave(130)
     except Exception as error:
         if parallel.lost_another(error):

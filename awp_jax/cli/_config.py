@@ -144,6 +144,8 @@ def _where(path: pathlib.Path, name: str, error: Exception) -> str:
     lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     if not lines:  # YAML, which says it itself, or a value that from_dict refuses
         return "" if name in str(error) else f"{name}: "
+    if isinstance(error, ValueError) and path.resolve() in {p.resolve() for p in named().values()}:
+        return ""  # what this library's own config says of its argument
     return f"{name}, line {lines[-1].lineno} ({lines[-1].line}): "
 
 

@@ -1,6 +1,7 @@
 """``awp-jax train``."""
 
 import contextlib
+import pathlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,7 +11,7 @@ from awp_jax import parallel
 from awp_jax.cli import _processes as processes
 from awp_jax.cli._command import Command
 from awp_jax.cli._flags import read_config, required
-from awp_jax.training import train
+from awp_jax.training import LAST, Checkpoints, train
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on. Schedulers can requeue it.
 PREEMPTED = 75
@@ -35,14 +36,17 @@ def main(argv: Sequence[str]) -> int:
     config = read_config(command)
     devices = processes.join(values, preemption=True)
     with _termination() as terminated:
-        outcome = train(
-            config,
-            workdir,
-            max_steps=values["max_steps"].value,
-            devices=devices,
-            should_stop=terminated,
-            extend=bool(values["extend"].value),
-        )
+        try:
+            outcome = train(
+                config,
+                workdir,
+                max_steps=values["max_steps"].value,
+                devices=devices,
+                should_stop=terminated,
+                extend=bool(values["extend"].value),
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_what_is_saved(workdir)) from None
     step = int(outcome.state.step)
     if outcome.preempted:
         if parallel.is_main():
@@ -58,6 +62,14 @@ def main(argv: Sequence[str]) -> int:
     if parallel.is_main():
         print(f"{state} at step {step}{best}: {workdir}")
     return 0
+
+
+def _what_is_saved(workdir: str) -> str:
+    """What becomes of an interrupted run, for who wonders whether to type the command again."""
+    saved = Checkpoints(pathlib.Path(workdir) / "checkpoints", read_only=True).steps(LAST)
+    if saved:
+        return f"saved is step {saved[0]}, from which the same command goes on: {workdir}"
+    return f"no checkpoint was saved yet, the same command begins anew: {workdir}"
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Keys of the run, its images and its network."""
 
 from awp_jax.config._keys import group
-from awp_jax.config._kinds import SIZES, SWITCH, TEXT, choice, integer, number, optional, share
+from awp_jax.config._kinds import PIXELS, SWITCH, TEXT, choice, integer, number, optional, share
 
 # As awp_jax.models.ACTIVATIONS, which needs Flax.
 ACTIVATIONS = ("relu", "silu", "gelu", "mish", "softplus")
@@ -90,7 +90,8 @@ INPUTS = (
             "workers",
             0,
             integer(0),
-            "Processes that decode them ahead, by grain; 0: threads. It changes no number.",
+            "Processes that decode them ahead in training, by grain (pip install "
+            "'awp_jax[grain]'); 0: threads. It changes no number.",
         ),
         ("crop_padding", 4, integer(0), "Pixels around an image before a random crop; 0: none."),
         (
@@ -165,14 +166,16 @@ INPUTS = (
         (
             "mean",
             (),
-            SIZES,
-            "By which normalize shifts each channel; (): as published, or of the training images.",
+            PIXELS,
+            "By which normalize shifts each channel of images in [0, 1]; (): as published, or of "
+            "the training images.",
         ),
         (
             "std",
             (),
-            SIZES,
-            "By which normalize divides each channel; (): as published, or of the training images.",
+            PIXELS,
+            "By which normalize divides each channel of images in [0, 1]; (): as published, or of "
+            "the training images.",
         ),
         (
             "dtype",

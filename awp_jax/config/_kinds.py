@@ -216,10 +216,22 @@ def _fractions(value: Any, name: str, config: ConfigDict) -> None:
             )
 
 
+def _in_pixels(value: Any, name: str, config: ConfigDict) -> None:
+    for number in value:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ValueError(f"{name} is {value}, but {PIXELS.expected} was expected.")
+        if not number <= 1:
+            raise ValueError(
+                f"{name} is {value}, but images are in [0, 1] before they are normalised: divide "
+                "by 255."
+            )
+
+
 _FRACTION = "a number or a fraction such as '8/255'"
 SWITCH = Kind(bool, "true or false")
 TEXT = Kind(str, "text")
 SIZES = Kind(tuple, "a sequence of numbers such as '(0.5, 1.5)'")
+PIXELS = Kind(tuple, "a sequence of numbers in [0, 1], one for each channel or for all", _in_pixels)
 RADIUS = Kind(str, _FRACTION, _radius)
 STEP = Kind(str, _FRACTION, _step)
 SIZE = Kind(str, "a number such as '0.005'", _size)

@@ -87,8 +87,9 @@ def load(
     ====================  ===========================================  =================
 
     An npz file holds x_train, y_train, x_test and y_test; or a folder holds train.npz and test.npz
-    with images and labels each (see `read_npz`); or one file holds images and labels, of which
-    `test_examples`, chosen by a fixed permutation, become the test set.
+    with images and labels each (see `read_npz`, also for other spellings of these keys); or one
+    file holds images and labels, of which `test_examples`, chosen by a fixed permutation, become
+    the test set.
 
     Image files of any size are not read into memory: the splits are `StoredImages`, decoded when
     their rows are asked for. They lie in ``train`` and ``val`` with a folder for each class, sorted

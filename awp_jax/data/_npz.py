@@ -17,24 +17,28 @@ from numpy.lib import format as npy
 from awp_jax.data._dataset import DataError, Dataset
 from awp_jax.data._files import read_all, reading
 
-_KEYS = ("images", "labels", "x_train", "y_train", "x_test", "y_test", "num_classes")
+# As Gowal et al. 2021 and Wang et al. 2023 publish them, this project's own, and Keras'.
+IMAGE_KEYS = ("image", "images", "x")
+LABEL_KEYS = ("label", "labels", "y")
+_SPLIT_KEYS = ("x_train", "y_train", "x_test", "y_test")
+_KEYS = (*IMAGE_KEYS, *LABEL_KEYS, *_SPLIT_KEYS, "num_classes")
 
 
 def read_npz(path: str | Path, *, num_classes: int | None = None) -> Dataset:
-    """One split: the `images` and `labels` of an .npz file.
+    """One split: the images and labels of an .npz file.
 
     Args:
-        path: the file. images: uint8 `[n, height, width, channels]` or, for one channel,
-            `[n, height, width]`; or floats of the same shape in [0, 1], converted to float32.
-            labels: integers `[n]` or `[n, 1]`.
+        path: the file, with `images` and `labels`, `image` and `label`, or `x` and `y`. Images:
+            uint8 `[n, height, width, channels]` or, for one channel, `[n, height, width]`; or
+            floats of the same shape in [0, 1], converted to float32. Labels: integers `[n]` or
+            `[n, 1]`.
         num_classes: by default the entry `num_classes` of the file, else the largest label plus 1.
 
     Raises:
         DataError: when the file cannot be read or does not hold the above.
     """
     path = Path(path)
-    arrays = read_npz_arrays(path)
-    return _dataset(arrays, "images", "labels", path, path.stem, num_classes)
+    return _single(read_npz_arrays(path), path, num_classes)
 
 
 def read_npz_splits(path: Path, num_classes: int | None) -> tuple[Dataset, Dataset | None]:
@@ -45,13 +49,20 @@ def read_npz_splits(path: Path, num_classes: int | None) -> tuple[Dataset, Datas
         )
         return _same_classes(train, test, num_classes)
     arrays = read_npz_arrays(path)
-    if "images" in arrays:
-        return _dataset(arrays, "images", "labels", path, path.stem, num_classes), None
+    if any(key in arrays for key in IMAGE_KEYS):
+        return _single(arrays, path, num_classes), None
     train, test = (
         _dataset(arrays, f"x_{split}", f"y_{split}", path, f"{path.stem} {split}", num_classes)
         for split in ("train", "test")
     )
     return _same_classes(train, test, num_classes)
+
+
+def _single(arrays: dict[str, np.ndarray], path: Path, num_classes: int | None) -> Dataset:
+    """The one split of a file, whichever way its keys are spelt."""
+    images = next((key for key in IMAGE_KEYS if key in arrays), "images")
+    labels = next((key for key in LABEL_KEYS if key in arrays), "labels")
+    return _dataset(arrays, images, labels, path, path.stem, num_classes)
 
 
 def _same_classes(
@@ -77,8 +88,8 @@ def _dataset(
         if key not in arrays:
             held = ", ".join(arrays) or "none of the known ones"
             raise DataError(
-                f"{path} has no {key}; it needs images and labels, or x_train, y_train, x_test "
-                f"and y_test, and holds {held}."
+                f"{path} has no {key}; it needs images and labels (or image and label, or x and "
+                f"y), or x_train, y_train, x_test and y_test, and holds {held}."
             )
     images, labels = arrays[images_key], arrays[labels_key]
     if images.ndim == 3:

@@ -10,12 +10,9 @@ import numpy as np
 from awp_jax.data._dataset import DataError, Dataset, check_shape
 from awp_jax.data._entries import Entry, find_entries
 from awp_jax.data._files import read_all, reading
+from awp_jax.data._npz import IMAGE_KEYS, LABEL_KEYS
 from awp_jax.data._pickle import read_pickle, to_array
 from awp_jax.data._rows import FileRows, JoinedRows, Rows, in_memory, selected
-
-# As Gowal et al. 2021 and Wang et al. 2023 publish them, this project's own, and Keras'.
-_IMAGES = ("image", "images", "x")
-_LABELS = ("label", "labels", "y")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -163,7 +160,7 @@ def _open(path: Path, labels: Path | None, num_classes: int) -> StoredImages:
     images = _images(found, path)
     where = path if labels is None else labels
     beside = found if labels is None else _find(where, bare="labels")
-    entry = _first(beside, _LABELS)
+    entry = _first(beside, LABEL_KEYS)
     if entry is None:
         raise DataError(
             f"{where} has no labels: make some with 'awp-jax pseudo-label --images={path}', and "
@@ -204,7 +201,7 @@ _Found = dict[str, Entry] | dict[str, np.ndarray]
 def _find(path: Path, bare: str = "images") -> _Found:
     """The known arrays of a file: where they lie, or, of a pickle, what they are."""
     if path.suffix not in (".pickle", ".pkl"):
-        return find_entries(path, (*_IMAGES, *_LABELS), bare)
+        return find_entries(path, (*IMAGE_KEYS, *LABEL_KEYS), bare)
     # The file of Carmon et al., 2019: a dict of `data` and `extrapolated_targets`.
     if not path.is_file():
         raise DataError(f"{path} is not a file.")
@@ -224,7 +221,7 @@ def _first(found: _Found, names: tuple[str, ...]) -> Entry | np.ndarray | None:
 
 
 def _images(found: _Found, path: str | Path) -> Rows:
-    entry = _first(found, _IMAGES)
+    entry = _first(found, IMAGE_KEYS)
     if entry is None:
         raise DataError(f"{path} has no images; it holds {', '.join(found) or 'nothing known'}.")
     shape = (*entry.shape, 1) if len(entry.shape) == 3 else entry.shape

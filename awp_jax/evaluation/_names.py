@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from awp_jax import checks
 from awp_jax.attacks import FGSM, PGD, SPSA, FeatureAttack, ensemble
 from awp_jax.balls import NORMS
+from awp_jax.results import CORRUPTIONS
 
 _EXAMPLES = (
     "clean",
@@ -156,12 +157,13 @@ def attacks_by_name(names: Iterable[str], **settings: Any) -> dict[str, Any]:
                 plan = [(stage, replace(attack, eot=eot)) for stage, attack in plan]
             found[name] = plan
             continue
-        if name == "corruptions":
+        if name == CORRUPTIONS:
             raise ValueError(
-                "corruptions are no attack in a ball: awp_jax.evaluation.corruption_accuracy, "
+                f"{CORRUPTIONS} are no attack in a ball: awp_jax.evaluation.corruption_accuracy, "
                 "Run.evaluate and awp-jax evaluate measure them."
             )
         if not _PATTERN.fullmatch(name):
-            _unknown(name, (*_FORMS, *_ENSEMBLES, "paper"), (*_EXAMPLES, *_ENSEMBLES, "paper"))
+            whole = (*_ENSEMBLES, "paper", CORRUPTIONS)
+            _unknown(name, (*_FORMS, *whole), (*_EXAMPLES, *whole))
         found[name] = attack_by_name(name, **settings)
     return found

@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 import pickle
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from awp_jax.interop.errors import CheckpointError
 SAFETENSORS = ".safetensors"
 INDEX = ".safetensors.index.json"
 TORCH = (".pt", ".pth")
+_SHARD = re.compile(r"(.+)-\d+-of-(\d+)\.safetensors")
+# How PyTorch's files begin: a zip archive, or before version 1.6 a pickle of protocol 2.
+_BEGINNINGS = (b"PK", b"\x80")
 # Under these keys training scripts put the state dict, beside the epoch and the accuracy.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
 # The types of safetensors; PyTorch calls these three bfloat16, float8_e4m3fn and float8_e5m2.
@@ -57,6 +61,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
             PyTorch, which is not installed.
         MissingExtraError: for a .safetensors file where that package is not installed.
     """
+    _check_whole(path)
     if isinstance(path, str):
         address, found = path, hub.fetch(path)
         if found.name.endswith(INDEX):
@@ -74,6 +79,16 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     if path.suffix == SAFETENSORS:
         return _read_safetensors(path)
     return _read_torch(path)
+
+
+def _check_whole(path: str | pathlib.Path) -> None:
+    """Raises ``CheckpointError`` for one of the several files that an index names."""
+    shard = _SHARD.fullmatch(pathlib.PurePath(path).name)
+    if shard and int(shard[2]) > 1:
+        raise CheckpointError(
+            f"{path} is one of {int(shard[2])} files that hold the weights together: give their "
+            f"index, {shard[1]}{INDEX}, or the folder that it lies in."
+        )
 
 
 def _read_sharded(
@@ -165,6 +180,13 @@ def _array(dtype: str, shape: Sequence[int], data: bytes) -> np.ndarray:
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:
+        begins = file.read(2)
+    if begins and not begins.startswith(_BEGINNINGS):
+        raise CheckpointError(
+            f"{path} is no PyTorch file: it begins with {begins!r}, where a zip archive or a "
+            "pickle was expected."
+        )
     torch = _torch()
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
@@ -173,7 +195,9 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         if "nsupported" in str(error) or "GLOBAL" in str(error):
             raise CheckpointError(
                 f"{path} holds Python objects beside tensors, and is refused because loading them "
-                "could run any code: save the state dict alone."
+                "could run any code: save the state dict alone, where you trust the file by "
+                f"torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], "
+                "'weights.pt'), with the key that its weights are under."
             ) from error
         raise CheckpointError(f"{path} is damaged, or not a PyTorch file.") from error
     except Exception as error:  # damage brings out struct.error, TypeError, MemoryError, ...

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from awp_jax.extras import needed_by
@@ -11,6 +14,7 @@ from awp_jax.interop.errors import CheckpointError
 SCHEME = "hf://"
 # What is looked for where an address names no file: as transformers and timm write them.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_PATIENCE = 10.0  # seconds that the hub may take to answer at all
 
 
 def is_address(path: Any) -> bool:
@@ -38,7 +42,9 @@ def file_of(address: str) -> str:
 def _hub() -> Any:
     with needed_by("Reading and writing hf:// addresses"):
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
+        import huggingface_hub.utils
     return huggingface_hub
 
 
@@ -57,19 +63,53 @@ def fetch(address: str) -> pathlib.Path:
     """
     repository, revision, file = _parsed(address)
     hub = _hub()
+    silence = _silence(hub)
     problem: Exception | None = None
     for name in (file,) if file else WEIGHTS:
         try:
-            return pathlib.Path(hub.hf_hub_download(repository, name, revision=revision))
+            with _quiet():
+                found = hub.hf_hub_download(
+                    repository, name, revision=revision, local_files_only=silence is not None
+                )
+            return pathlib.Path(found)
         except (hub.errors.EntryNotFoundError, hub.errors.LocalEntryNotFoundError) as error:
             problem = error  # another name, or not in the cache
-        except (hub.errors.HfHubHTTPError, hub.errors.OfflineModeIsEnabled, OSError) as error:
+        except Exception as error:  # a connection that breaks is an error of httpx or requests
             raise CheckpointError(f"{address} cannot be read: {_first_line(error)}") from error
     looked = file or ", ".join(WEIGHTS)
+    if silence is not None:
+        raise CheckpointError(
+            f"{address} has no {looked} in the cache of this machine, and the hub cannot be "
+            f"reached: {_first_line(silence)}"
+        ) from silence
     raise CheckpointError(
         f"{address} has no {looked}, or the hub cannot be reached and it is not in the cache: "
         f"{_first_line(problem)}"
     ) from problem
+
+
+def _silence(hub: Any) -> Exception | None:
+    """Why the hub cannot be reached, or ``None`` where it answers, whatever it says.
+
+    Asked once: downloads try again for more than a minute, for every file that is looked for.
+    """
+    try:
+        hub.utils.get_session().head(hub.constants.ENDPOINT, timeout=_PATIENCE)
+    except Exception as error:  # those of requests before version 1, of httpx since, or offline
+        return error
+    return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's warnings, each a line or two: what counts becomes one sentence."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def fetch_beside(address: str, file: str) -> pathlib.Path:
@@ -93,15 +133,16 @@ def push(address: str, content: bytes) -> None:
     hub = _hub()
     api = hub.HfApi()
     try:
-        api.create_repo(repository, exist_ok=True)
-        api.upload_file(
-            path_or_fileobj=content,
-            path_in_repo=file_of(address),
-            repo_id=repository,
-            revision=revision,
-            commit_message="Weights of awp_jax",
-        )
-    except (hub.errors.HfHubHTTPError, hub.errors.OfflineModeIsEnabled, OSError) as error:
+        with _quiet():
+            api.create_repo(repository, exist_ok=True)
+            api.upload_file(
+                path_or_fileobj=content,
+                path_in_repo=file_of(address),
+                repo_id=repository,
+                revision=revision,
+                commit_message="Weights of awp_jax",
+            )
+    except Exception as error:  # no connection is an error of httpx or requests
         raise CheckpointError(f"{address} cannot be written: {_first_line(error)}") from error
 
 

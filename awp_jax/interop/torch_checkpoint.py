@@ -256,6 +256,30 @@ def _check_shapes(path: Any, classifier: Classifier, expected: Any, found: Any) 
             )
 
 
+def fitting(path: str | os.PathLike[str], classifiers: Iterable[Classifier]) -> Classifier | None:
+    """The first classifier whose tensors a checkpoint holds, all of them in their shapes.
+
+    Args:
+        path: As in ``load_torch``.
+        classifiers: What it may be of.
+    """
+    read = files.read(files.place(path))
+    for classifier in classifiers:
+        state = as_released(classifier.name, read)
+        expected = {
+            torch_key(classifier.name, leaf_path): to_torch_layout(np.empty(like.shape, bool)).shape
+            for tree in jax.eval_shape(classifier.init, jax.random.key(0))
+            for leaf_path, like in leaves(tree)
+        }
+        prefix = _prefix(state, expected)
+        held = {name.removeprefix(prefix): value.shape for name, value in state.items()}
+        if expected.items() <= held.items() and not [
+            name for name in _extra(held, expected) if _normalisation(name) is None
+        ]:
+            return classifier
+    return None
+
+
 def _extra(found: Iterable[str], expected: Any) -> list[str]:
     return [
         name

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from awp_jax.reporting._tables import attack_label, markdown_table
+from awp_jax.reporting._tables import NO_ATTACK, attack_label, markdown_table
 
 # What runs have in common whose numbers may be averaged.
 _SAME = ("method", "norm", "epsilon", "step_size", "restarts", "selection", "data", "model", "eot")
@@ -58,6 +58,6 @@ def _accuracies(measured: Mapping[str, Any]) -> dict[str, float]:
     if "train" in measured and "test" in measured:
         for attack in measured["test"]:
             label = attack_label(attack)
-            if attack != "clean" and f"{label} train" in found:
+            if attack not in NO_ATTACK and f"{label} train" in found:
                 found[f"{label} gap"] = found[f"{label} train"] - found[f"{label} test"]
     return found

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from awp_jax.panels import bars
+from awp_jax.results import CORRUPTIONS
 
 _NAMES = {
     "clean": "natural",
@@ -12,10 +13,10 @@ _NAMES = {
     "rand": "AutoAttack rand",
     "feature": "feature attack",
     "square": "Square",
-    "corruptions": "corruptions",
+    CORRUPTIONS: "corruptions",
 }
 # What is measured beside attacks: no robust accuracy, and no part of the union.
-_NO_ATTACK = ("clean", "corruptions")
+NO_ATTACK = ("clean", CORRUPTIONS)
 
 
 def attack_label(attack: str) -> str:
@@ -82,7 +83,7 @@ def evaluation_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             attacks = list(dict.fromkeys(a for s in sets for a in measured[s]))
             # The gap of the papers is that of PGD; another attack only where PGD was not run.
             of_all = [
-                a for a in attacks if a != "corruptions" and all(a in measured[s] for s in sets)
+                a for a in attacks if a != CORRUPTIONS and all(a in measured[s] for s in sets)
             ]
             reference = next((a for a in reversed(of_all) if a.startswith("pgd-")), of_all[-1])
             columns = {"run": name, "method": result["method"], "checkpoint": which}
@@ -215,8 +216,8 @@ def attack_table(result: Mapping[str, Any]) -> str:
         A Markdown table: accuracy left, examples that were right and were broken, median steps (or
         queries) to success over these, robust loss in nats (the highest over restarts; over all,
         and over those that are right and wrong on clean images), seconds; last all attacks
-        together. Columns in which nothing was measured are left out, and checkpoints that are the
-        same state share their rows.
+        together, where there was one. Columns in which nothing was measured are left out, and
+        checkpoints that are the same state share their rows.
     """
     header = ["checkpoint", "set", "attack", "accuracy", "broke", "median steps"]
     header += ["loss", "loss if right", "loss if wrong", "seconds"]
@@ -230,9 +231,11 @@ def attack_table(result: Mapping[str, Any]) -> str:
                 for corruption, by_severity in found.get("by_severity", {}).items():
                     mean = {"accuracy": sum(by_severity) / len(by_severity)}
                     rows.append(_attack_row(which, part, f"- {corruption}", mean))
-            attacks = [attack for attack in measured[part] if attack not in _NO_ATTACK]
+            attacks = [attack for attack in measured[part] if attack not in NO_ATTACK]
             together = union.get("attacks", attacks)
-            name = "all" if set(together) == set(attacks) else ", ".join(together)
+            if not together:  # the row of clean images once more
+                continue
+            name = "all attacks" if set(together) == set(attacks) else ", ".join(together)
             name += f" together (strongest: {union['strongest']})"
             rows.append(_attack_row(which, part, name, union))
     used = [i for i in range(len(header)) if any(row[i] for row in rows)]

@@ -10,8 +10,8 @@ from awp_jax import data
 from awp_jax.data.corruptions import SEVERITIES
 from awp_jax.evaluation import PartialResults
 from awp_jax.evaluation._corruptions import as_bytes, by_severity, chosen
+from awp_jax.results import CORRUPTIONS
 
-CORRUPTIONS = "corruptions"  # among the names of attacks
 _SEED = 0  # of the images, so the same for every run
 
 

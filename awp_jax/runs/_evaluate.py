@@ -24,7 +24,8 @@ from awp_jax.evaluation._tell import Tell
 from awp_jax.files import write_json
 from awp_jax.progress import Progress, Show
 from awp_jax.reporting import accuracy_panel, attack_table, evaluation_table
-from awp_jax.runs._corruptions import CORRUPTIONS, corruptions_of
+from awp_jax.results import CORRUPTIONS
+from awp_jax.runs._corruptions import corruptions_of
 from awp_jax.runs._directory import SETS, RunDirectory
 from awp_jax.runs._kept import EVALUATION, read_evaluation, with_earlier
 from awp_jax.runs._method import method_name

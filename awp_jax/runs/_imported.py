@@ -1,10 +1,12 @@
 """Run directories of PyTorch checkpoints, and state dicts of run directories."""
 
+import collections
 import os
 import pathlib
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from awp_jax.files import write_json
 from awp_jax.interop import (
     CheckpointError,
     OtherArchitectureError,
+    fitting,
     load_torch,
     normalisation,
     save_torch,
@@ -36,6 +39,8 @@ from awp_jax.training import (
 
 # Enough to see a wrong normalisation, few enough for a wide network on a CPU.
 _LOOK_AT = 100
+# Of the published architectures so many are tried on a file of another one: half a second each.
+_LIKELY = 12
 
 
 class Imported(NamedTuple):
@@ -166,7 +171,7 @@ def import_checkpoint(
     experiment, problem = open_experiment(config)
     if problem and config.data.path is not None:  # it would be fixed in the run
         raise data.DataError(problem)
-    params, batch_stats = _load(checkpoint, experiment, rename)
+    params, batch_stats = _load(checkpoint, experiment, rename, entry)
     state = TrainState(
         jnp.zeros([], jnp.int32), params, batch_stats, experiment.optimizer.init(params)
     )
@@ -211,18 +216,35 @@ def _config(
     config.weights.method = "none"
     config.optimizer.momentum = 0.0  # an optimiser state would only take room
     config.attack.norm, config.attack.epsilon = norm, str(epsilon)
-    quarter = checks.radius(epsilon, "epsilon", norm) / 4  # 2/255 at 8/255
-    config.attack.step_size = f"{quarter:.6g}"
+    config.attack.step_size = _quarter(epsilon, norm)  # 2/255 at 8/255
     config.evaluation.selection = "test"
     return config
 
 
+def _quarter(epsilon: Any, norm: str) -> str:
+    """A fourth of a radius, as text of the same form, which tables show beside it."""
+    quarter = checks.radius(epsilon, "epsilon", norm) / 4
+    upper, slash, lower = str(epsilon).replace(" ", "").partition("/")
+    if not slash:
+        return f"{quarter:.6g}"
+    whole = upper.isdigit() and int(upper) % 4 == 0
+    return f"{int(upper) // 4}/{lower}" if whole else str(Fraction(f"{upper}/{lower}") / 4)
+
+
 def _load(
-    checkpoint: str | pathlib.Path, experiment: Experiment, rename: Mapping[str, str] | None
+    checkpoint: str | pathlib.Path,
+    experiment: Experiment,
+    rename: Mapping[str, str] | None,
+    entry: models.Published | None,
 ) -> Any:
     try:
         return load_torch(checkpoint, experiment.classifier, rename=rename)
     except OtherArchitectureError as error:
+        if entry is not None:  # which has its data and its width
+            like = _looks_like(checkpoint, entry)
+            raise CheckpointError(
+                f"{error.problem}: it is not the file of {entry.name}{like}."
+            ) from None
         # Those two have no width of their own: that of a wide ResNet is in its name.
         if "wrn-" in experiment.config.model.name or experiment.config.model.name == "linear":
             raise
@@ -230,6 +252,26 @@ def _load(
             f"{error.problem}; where the images are of another size, give --data, where only the "
             "number of channels differs, give --width, the channels of the first stage."
         ) from None
+
+
+def _looks_like(checkpoint: str | pathlib.Path, entry: models.Published) -> str:
+    """The end of a sentence: of which published architecture a file is; empty if of none known."""
+    others = [other for other in models.PUBLISHED if other.name == entry.name and other != entry]
+    of_data = [other for other in models.PUBLISHED if other.data == entry.data]
+    common = collections.Counter(other.model for other in of_data).most_common(_LIKELY)
+    asked = dict.fromkeys([(other.model, other.data) for other in others])
+    asked |= dict.fromkeys([(model, entry.data) for model, _ in common])
+
+    def classifiers() -> Iterator[Any]:
+        for model, name in asked:
+            sizes = data.published_sizes(name)
+            if sizes is not None and (model, name) != (entry.model, entry.data):
+                height, width, channels = sizes.test.images.shape[1:]
+                shape, classes = (height, width, channels), sizes.test.num_classes
+                yield models.create(model, image_shape=shape, num_classes=classes)
+
+    found = fitting(checkpoint, classifiers())
+    return "" if found is None else f", but looks like {found.name} of {found.num_classes} classes"
 
 
 def _look(experiment: Experiment, state: TrainState) -> float:

@@ -27,7 +27,7 @@ from awp_jax.training._outcome import NonFiniteError, Outcome
 from awp_jax.training._own_batches import OwnBatches, go_on
 from awp_jax.training._pending import Pending, Told
 from awp_jax.training._selection import Selection, StoppedError
-from awp_jax.training._settings import check_shares
+from awp_jax.training._settings import check_shares, check_workers
 from awp_jax.training._state import TrainState
 from awp_jax.training._teacher import check_same, mark_of, with_teacher
 from awp_jax.training._trackers import trackers
@@ -95,6 +95,7 @@ def train(
     )
     own = None if batches is None else OwnBatches(batches, experiment)
     check_shares(experiment)
+    check_workers(experiment)
     experiment = with_teacher(experiment)
     start = experiment.config.init_from
     if start and not (workdir / "config.json").exists():  # a started run needs it no more

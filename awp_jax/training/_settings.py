@@ -49,8 +49,6 @@ def check_settings(experiment: Any) -> None:
             f"data.{key} is {d[key]}, but the images of {d.name} are of one size already: it is of "
             "image files that are decoded."
         )
-    if d.workers:
-        require("grain", f"data.workers {d.workers}")
     for name in ("autoaugment", "trivialaugment"):
         if d[name] and (images.dtype != np.uint8 or shape[2] != 3):
             raise ValueError(
@@ -70,6 +68,14 @@ def check_settings(experiment: Any) -> None:
     if parts.own(experiment.config, "optimizer", experiment.given) is not None:
         _check_updates(experiment)
     Regularisation(**experiment.config.regularisation)
+
+
+def check_workers(experiment: Any) -> None:
+    """Raises ``MissingExtraError`` where grain is missing that trains with ``data.workers``."""
+    # Not of every experiment: what is described or evaluated is decoded by no process of grain.
+    workers = experiment.config.data.workers
+    if workers:
+        require("grain", f"data.workers {workers}")
 
 
 def check_shares(experiment: Any) -> None:

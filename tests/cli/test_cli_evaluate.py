@@ -59,7 +59,7 @@ def evaluate(run, *arguments):
 def test_a_row_per_attack_and_all_together(run, capsys):
     assert evaluate(run, "--attacks=pgd-2,square-10,autoattack", "--save_images=true") == 0
     printed = capsys.readouterr()
-    for text in ("loss if wrong", "- apgd-ce", "all together (strongest:"):
+    for text in ("loss if wrong", "- apgd-ce", "all attacks together (strongest:"):
         assert text in printed.out
     assert "best test autoattack: 100% done" in printed.err
     result = json.loads((run / "evaluation.json").read_text())
@@ -124,7 +124,7 @@ def test_corruptions_are_measured_beside_attacks_and_resumed(run, capsys, monkey
     printed = capsys.readouterr()
     assert "corruptions test" in printed.out and "- jpeg" in printed.out
     assert "best test corruptions: 100% done" in printed.err
-    assert "all together (strongest: fgsm)" in printed.out
+    assert "all attacks together (strongest: fgsm)" in printed.out
     result = json.loads((workdir / "evaluation.json").read_text())
     found = result["checkpoints"]["best"]["test"]["corruptions"]
     assert list(found["by_severity"]) == [name for name in CORRUPTIONS if name != "saturate"]

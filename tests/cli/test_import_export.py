@@ -121,12 +121,20 @@ def test_a_published_name_knows_all_the_rest(tmp_path, monkeypatch, capsys):
     )
     assert (model["mean"], model["std"]) == ([0.4914, 0.4822, 0.4465], [0.2471, 0.2435, 0.2616])
     assert (config["attack"]["norm"], config["attack"]["epsilon"]) == ("linf", "8/255")
+    assert config["attack"]["step_size"] == "2/255"
     assert cli.main([*arguments, "--norm=l2", f"--workdir={tmp_path / 'l2'}"]) == 0
     attack = json.loads((tmp_path / "l2" / "config.json").read_text())["attack"]
     assert (attack["norm"], attack["epsilon"]) == ("l2", "0.5")
     # 100 logits are asked for, of a file with 10
     assert cli.main([*arguments, "--data=cifar100", f"--workdir={tmp_path / 'c'}"]) == 2
-    assert "another architecture than dm-preact-resnet-18: logits." in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "another architecture than dm-preact-resnet-18: logits." in said
+    assert "but looks like dm-preact-resnet-18 of 10 classes." in said
+    narrow = models.create("dm-wrn-10-1", image_shape=(32, 32, 3), num_classes=10)
+    save_torch(path, narrow, *jax.jit(narrow.init)(jax.random.key(0)))
+    assert cli.main([*arguments, f"--workdir={tmp_path / 'd'}"]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith("it is not the file of Rade2021Helper_R18_ddpm.\n")
 
 
 def test_a_published_name_of_imagenet(tmp_path, monkeypatch, capsys):

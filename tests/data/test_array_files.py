@@ -85,6 +85,22 @@ def test_npz(tmp_path):
     assert {image.tobytes() for image in together} == {image.tobytes() for image in images}
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("names", [("image", "label"), ("images", "labels"), ("x", "y")])
+def test_npz_has_the_spellings_of_extra_images(tmp_path, names):
+    images, labels = writers.random_examples(6, (5, 4, 3), classes=4)
+    for name in ("train", "test"):
+        path = writers.write_npz(
+            tmp_path / f"{name}.npz", **dict(zip(names, (images, labels), strict=True))
+        )
+        np.testing.assert_array_equal(read_npz(path).labels, labels)
+    assert len(load("npz", path=tmp_path).test) == 6
+    splits = load("npz", path=path, test_examples=2)
+    assert (len(splits.train), len(splits.test)) == (4, 2)
+    writers.write_npz(path, **{names[0]: images})
+    fails("npz", path, "has no labels; it needs .*image and label, or x and y", test_examples=2)
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ">f4"])
 def test_npz_floats_and_grey_images(tmp_path, dtype):
     images = np.asfortranarray(np.linspace(0, 1, 40).reshape(2, 5, 4).astype(dtype))

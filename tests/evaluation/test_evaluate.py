@@ -151,6 +151,7 @@ def test_selections_by_name():
         ("autoatack", "'autoattack'"),
         ("apgd", r"Unknown attack.*pgd-N, .*square\[-N\]"),
         ("pgd-0", "Unknown attack"),
+        ("corruption", "paper, corruptions, .*Did you mean 'corruptions'"),
     ):
         with pytest.raises(ValueError, match=match):
             attacks_by_name([name])

@@ -1,5 +1,8 @@
 """Random damage: a checkpoint either gives a whole model or is refused in one sentence."""
 
+import argparse
+import contextlib
+import re
 import warnings
 
 import jax
@@ -34,6 +37,29 @@ FORMATS = {
     "zip": ("a.pt", write_zip),
     "pickle": ("a.pth", write_old),
 }
+
+
+def test_what_is_no_pytorch_file_says_so(tmp_path):
+    path = tmp_path / "bad.pt"
+    path.write_text("some text\n")
+    with pytest.raises(CheckpointError, match=r"bad.pt is no PyTorch file: it begins with b'so'"):
+        load_torch(path, CLASSIFIER)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_with_python_objects_names_the_line_that_strips_them(tmp_path, zipped):
+    path = tmp_path / "last.pth.tar"
+    params, batch_stats = jax.jit(CLASSIFIER.init)(jax.random.key(0))
+    state = to_state_dict(CLASSIFIER, params, batch_stats)
+    content = {"state_dict": {k: torch.tensor(v) for k, v in state.items()}}
+    content["args"] = argparse.Namespace(model="mlp")
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="Python objects beside tensors") as found:
+        load_torch(path, CLASSIFIER)
+    line = re.search(r"torch\.save\(.*'weights\.pt'\)", str(found.value))[0]
+    with contextlib.chdir(tmp_path):
+        eval(line, {"torch": torch})
+    load_torch(tmp_path / "weights.pt", CLASSIFIER)
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -79,6 +79,16 @@ def test_a_wrong_index_is_one_sentence(tmp_path, model, change, message):
         load_torch(index, model[0])
 
 
+def test_one_shard_alone_names_the_index(tmp_path, model):
+    shard = write_shards(tmp_path, model).with_name("model-00001-of-00002.safetensors")
+    for path in (shard, "hf://lab/many/model-00001-of-00002.safetensors"):
+        said = "is one of 2 files .* give their index, model.safetensors.index.json, or the folder"
+        with pytest.raises(CheckpointError, match=said):
+            load_torch(path, model[0])
+    save_torch(tmp_path / "model-00001-of-00001.safetensors", *model)
+    check(load_torch(tmp_path / "model-00001-of-00001.safetensors", model[0]), model)
+
+
 def test_a_truncated_shard_is_one_sentence(tmp_path, model):
     index = write_shards(tmp_path, model)
     shard = tmp_path / "model-00002-of-00002.safetensors"
@@ -134,6 +144,23 @@ def test_what_is_not_in_the_cache_is_one_sentence(hub, model, capsys):
         assert "\n" not in str(found.value)
 
 
+def test_a_hub_that_is_not_reached_is_asked_once(tmp_path, model, monkeypatch, caplog):
+    module = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    class Session:
+        def head(self, url, timeout):
+            asked.append(url)
+            raise RuntimeError("no route\nto host")  # of httpx: no OSError
+
+    monkeypatch.setattr(module.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module.utils, "get_session", Session)
+    with pytest.raises(CheckpointError, match=r"lab/one has no .* cannot be reached: no route\.$"):
+        load_torch("hf://lab/one", model[0])
+    # The library itself would try ten times for more than a minute, and warn each time.
+    assert len(asked) == 1 and not caplog.records
+
+
 def test_weights_are_written_to_the_hub(monkeypatch, model):
     module = pytest.importorskip("huggingface_hub")
     calls = []
@@ -155,7 +182,7 @@ def test_weights_are_written_to_the_hub(monkeypatch, model):
         np.testing.assert_array_equal(calls[1][3][name], value)
 
     def refuse(self, *_, **__):
-        raise OSError("no token\nlook at the docs")
+        raise RuntimeError("no token\nlook at the docs")
 
     monkeypatch.setattr(Api, "upload_file", refuse)
     with pytest.raises(CheckpointError, match=r"hf://lab/mine cannot be written: no token\.$"):

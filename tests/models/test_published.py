@@ -254,3 +254,10 @@ def test_the_table_of_entries_is_that_of_the_code():
     page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "models.md"
     written = [line for line in page.read_text().splitlines() if re.match(r"\| [A-Z]\w+", line)]
     assert written == [row(entry) for entry in models.PUBLISHED]
+
+
+def test_the_numbers_of_entries_and_names_are_those_of_the_code():
+    page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "robustbench.md"
+    whole = " ".join(page.read_text().split())
+    names = {entry.name for entry in models.PUBLISHED}
+    assert f"{len(models.PUBLISHED)} entries of RobustBench are known under {len(names)}" in whole

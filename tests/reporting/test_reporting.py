@@ -6,6 +6,7 @@ import pytest
 
 from awp_jax import config
 from awp_jax.reporting import (
+    attack_table,
     evaluation_note,
     evaluation_table,
     falls_after_best,
@@ -137,6 +138,19 @@ def test_runs_that_differ_in_their_seed_are_averaged():
     assert seed_table({"b": result("AT-AWP", 0.6, 0.5)}) == ""
     other = {**result("AT", 0.7, 0.5), "seed": 1, "epsilon": "4/255"}
     assert seed_table({"a": result("AT", 0.7, 0.5), "c": other}) == ""
+
+
+def test_corruptions_are_no_attack():
+    corrupted = copy.deepcopy(result("AT", 0.7, 0.5))
+    for part in ("train", "test"):
+        measured = corrupted["checkpoints"]["best"][part]
+        del measured["pgd-20"]
+        measured["corruptions"] = {**measured["clean"], "accuracy": 0.09}
+    union = {"accuracy": 0.8, "strongest": "clean", "attacks": []}
+    corrupted["unions"] = {"best": {"test": union}, "last": {"test": union}}
+    assert "together" not in attack_table(corrupted) and "9.00" in attack_table(corrupted)
+    table = seed_table({"a": corrupted, "b": {**corrupted, "seed": 4}})
+    assert "corruptions test" in table and "gap" not in table
 
 
 def test_runs_that_were_attacked_differently_keep_all_their_numbers():

@@ -17,6 +17,7 @@ from small_run import image_config, tiny_config
 
 from awp_jax import runs
 from awp_jax.data import DataError, Decoding, load, random_box
+from awp_jax.extras import MissingExtraError
 from awp_jax.training import Feed, build, read_metrics, train
 
 SEED = image_config("").seed
@@ -184,6 +185,15 @@ def test_a_damaged_file_stops_the_run_in_one_sentence(folders, tmp_path, capsys,
     assert (tmp_path / "run" / "checkpoints" / "last" / "2").is_dir()
     rest = train(config, tmp_path / "run", progress=None)
     equal(train(config, tmp_path / "again", progress=None).state, rest.state)
+
+
+def test_only_training_needs_grain(folders, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "grain", None)
+    config = image_config(folders, workers=2)
+    assert runs.describe(build(config)).data["train"] == 17
+    with pytest.raises(MissingExtraError, match="data.workers 2 needs grain: pip install 'awp_jax"):
+        train(config, tmp_path / "run", progress=None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_that_do_not_fit_are_one_sentence(folders):
