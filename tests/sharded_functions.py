@@ -126,7 +126,9 @@ def functions():
     }
     for scope in ("leaf", "global", "filter", "element"):
         ball = WeightBall(0.1, scope=scope)
-        found[f"awp {scope}"] = of_optimizer(lambda ball=ball: weights.awp(optax.sgd(0.1), ball=ball))
+        found[f"awp {scope}"] = of_optimizer(
+            lambda ball=ball: weights.awp(optax.sgd(0.1), ball=ball)
+        )
     found["sam"] = of_optimizer(lambda: weights.sam(optax.sgd(0.1)))
     found["asam"] = of_optimizer(lambda: weights.asam(optax.sgd(0.1)))
     found["rwp"] = of_optimizer(rwp)
@@ -204,14 +206,15 @@ def numbers(tree):
 
 def misplaced(found, params, images):
     """Results that are not sharded as what they belong to."""
-    there = {"params": params, "images": images}
-    for name, like in there.items():
-        if isinstance(found, dict) and name in found:
-            for mine, its in zip(
-                jax.tree.leaves(found[name]), jax.tree.leaves(like), strict=True
-            ):
-                if not mine.sharding.is_equivalent_to(its.sharding, mine.ndim):
-                    yield f"{name} {mine.shape} lie as {mine.sharding.spec}, not {its.sharding.spec}"
+    wrong = []
+    for name, like in {"params": params, "images": images}.items():
+        if name not in found:
+            continue
+        pairs = zip(jax.tree.leaves(found[name]), jax.tree.leaves(like), strict=True)
+        for mine, its in pairs:
+            if not mine.sharding.is_equivalent_to(its.sharding, mine.ndim):
+                wrong.append(f"{name} {mine.shape}: {mine.sharding.spec}, not {its.sharding.spec}")
+    return wrong
 
 
 def main(mode, shape):
@@ -236,7 +239,7 @@ def main(mode, shape):
                 got = function(fn, *split)
             pairs = zip(numbers(want), numbers(got), strict=True)
             row["difference"] = max(float(np.abs(a - b).max()) for a, b in pairs if a.size)
-            row["misplaced"] = list(misplaced(got, split[0], split[1]))
+            row["misplaced"] = misplaced(got, split[0], split[1])
         except Exception as error:
             row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
         print(json.dumps(row), flush=True)
