@@ -23,7 +23,9 @@ def vary(tree: Any, axis_name: str | None) -> Any:
 
 def varies_over(leaf: Any) -> tuple[str, ...]:
     """The mapped axes over which ``shard_map`` knows an array to differ from device to device."""
-    return tuple(sorted(getattr(jax.typeof(leaf), "vma", ())))
+    kind = jax.typeof(leaf)
+    known = getattr(kind, "manual_axis_type", None)  # before jax 0.10 the type itself had them
+    return tuple(sorted(getattr(kind, "vma", ()) if known is None else known.varying))
 
 
 def everywhere(flag: jax.Array, axes: Any) -> jax.Array:

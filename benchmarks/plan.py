@@ -2,7 +2,8 @@
 
     python3.12 -m venv .venv-gpu && .venv-gpu/bin/pip install -e '.[train]' 'jax[cuda13]'  # 3 GB
     .venv-gpu/bin/python benchmarks/plan.py [--model=preact-resnet-18] [--image=32] [--batch=128]
-        [--objective=at] [--method=awp|none] [--dtype=bfloat16] [--label=TEXT] [--quick]
+        [--mesh=data:1] [--objective=at] [--method=awp|none] [--dtype=bfloat16] [--label=TEXT]
+        [--quick]
 
 XLA's compiler for GPUs needs no GPU, but a description of one (``jax.experimental.topologies``),
 here of an H100. The program that comes out has the kernels that would run, how often (loops turn as
@@ -23,6 +24,7 @@ import collections
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import time
@@ -36,7 +38,7 @@ import optax  # noqa: E402
 from hlo import bytes_of, computations, inner, instruction  # noqa: E402
 from readme import write_section  # noqa: E402
 
-from awp_jax import models, objectives, training  # noqa: E402
+from awp_jax import models, objectives, parallel, training  # noqa: E402
 from awp_jax.reporting import markdown_table  # noqa: E402
 
 BANDWIDTH = 3.0e12  # bytes per second that a kernel reaches on an H100
@@ -66,7 +68,7 @@ NAMES |= {
     "__cudnn$convBiasActivationForward": "convolution",
 }
 SHOWN = ("convolution", "reduction", "elementwise")  # kinds with a column of their own
-KEY = ("model", "image", "batch", "objective", "method", "dtype", "label")
+KEY = ("model", "image", "batch", "mesh", "objective", "method", "dtype", "label")
 
 
 def kernels(found, name="ENTRY", times=1):
@@ -96,14 +98,17 @@ def _kind(operation, line):
 
 
 def compiled_step(o):
-    """The program of a step on one H100."""
+    """The program of a step, on one H100 or on each of a mesh of them."""
     from jax.experimental import topologies
 
+    axes = parallel.axes_of(o.mesh)
+    count = math.prod(axes.values())
     topology = topologies.get_topology_desc(
-        "h100", platform="cuda", target_config=H100, topology="1x1x1"
+        "h100", platform="cuda", target_config=H100, topology=f"1x{count}x1"
     )
-    mesh = jax.sharding.Mesh(np.array(topology.devices), ("data",))
-    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    devices = np.array(topology.devices).reshape(list(axes.values()))
+    mesh = jax.sharding.Mesh(devices, tuple(axes))
+    everywhere = parallel.replicated(mesh)
     classifier = models.create(
         o.model,
         image_shape=(o.image, o.image, 3),
@@ -118,17 +123,22 @@ def compiled_step(o):
         objectives.create(o.objective),
         optimizer,
         weights=training.WeightPerturbation(o.method, gamma=0.01),
+        mesh=mesh,
         unroll=False,
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda k: training.init_state(classifier, optimizer, k), key)
-    images = jax.ShapeDtypeStruct((o.batch, o.image, o.image, 3), jnp.float32)
-    labels = jax.ShapeDtypeStruct((o.batch,), jnp.int32)
+    rows = o.batch * count
+    images = jax.ShapeDtypeStruct((rows, o.image, o.image, 3), jnp.float32)
+    labels = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    split, places = parallel.batch_sharding(mesh, rows), parallel.state_sharding(mesh, state)
     arguments = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
+        lambda a, at: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at),
         (state, images, labels, key),
+        (places, split, split, everywhere),
     )
-    traced = jax.jit(step, donate_argnums=0, out_shardings=place).trace(*arguments)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere))
+    traced = step.trace(*arguments)
     return traced.lower(lowering_platforms=("cuda",)).compile()
 
 
@@ -188,7 +198,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="preact-resnet-18")
     parser.add_argument("--image", type=int, default=32, help="width; beside 32: 1000 classes")
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=128, help="images on each device")
+    parser.add_argument("--mesh", default="data:1", help="or data:8, or data:1,fsdp:8")
     parser.add_argument("--objective", default="at")
     parser.add_argument("--method", default="awp")
     parser.add_argument("--dtype", default="bfloat16")

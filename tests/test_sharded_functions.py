@@ -1,4 +1,4 @@
-"""Weights and images that are split among devices, in Auto and Explicit meshes and under mapping."""
+"""Weights and images split among devices: Auto and Explicit meshes, shard_map and pmap."""
 
 import json
 import os

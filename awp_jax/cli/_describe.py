@@ -25,6 +25,7 @@ def main(argv: Sequence[str]) -> int:
     )
     command.string("workdir", None, "a run directory, whose config is described")
     command.string("keys", None, "instead, what the keys of a group mean, such as attack, or all")
+    command.integer("devices", 1, "how many would train it, for the memory on each")
     declare_json(command)
     values = command.parse(argv)
     if values["keys"].value:
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         config = read_config(command)
     experiment, problem = open_experiment(config)
-    description = describe(experiment)
+    description = describe(experiment, devices=values["devices"].value or 1)
     if values["json"].value:
         print_json({"config": experiment.config.to_dict(), **description._asdict()})
         return 0

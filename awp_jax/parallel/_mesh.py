@@ -47,6 +47,27 @@ def axes_of(shape: str) -> dict[str, int]:
     return found
 
 
+def sizes_of(shape: str, devices: int) -> dict[str, int]:
+    """The axes of a mesh of so many devices, which need not be there.
+
+    Args:
+        shape: See ``axes_of``.
+        devices: How many.
+
+    Raises:
+        ValueError: In one sentence, for axes that do not come to their number.
+    """
+    axes = axes_of(shape)
+    known = math.prod(count for count in axes.values() if count > 0)
+    free = -1 in axes.values()
+    if devices % known or (not free and known != devices):
+        raise ValueError(
+            f"parallel.mesh is {shape!r}, which is made of {'a multiple of ' if free else ''}"
+            f"{known} devices, but {devices} are there."
+        )
+    return {name: count if count > 0 else devices // known for name, count in axes.items()}
+
+
 def data_mesh(devices: int | None = None, shape: str = ONLY_DATA) -> Mesh:
     """A mesh with the axis ``"data"`` over the devices of all processes.
 
@@ -63,7 +84,6 @@ def data_mesh(devices: int | None = None, shape: str = ONLY_DATA) -> Mesh:
         ValueError: For more devices than there are, a part of them in a run of several processes,
             or axes that do not come to their number.
     """
-    axes = axes_of(shape)
     there = jax.devices()
     chosen = getattr(jax.config, "jax_default_device", None)
     if devices is None and isinstance(chosen, jax.Device) and jax.process_count() == 1:
@@ -80,15 +100,8 @@ def data_mesh(devices: int | None = None, shape: str = ONLY_DATA) -> Mesh:
             f"devices is {devices}, but a run of {jax.process_count()} processes uses all "
             f"{len(there)} of theirs."
         )
-    known = math.prod(count for count in axes.values() if count > 0)
-    free = -1 in axes.values()
-    if devices % known or (not free and known != devices):
-        raise ValueError(
-            f"parallel.mesh is {shape!r}, which is made of {'a multiple of ' if free else ''}"
-            f"{known} devices, but {devices} are there."
-        )
-    sizes = [count if count > 0 else devices // known for count in axes.values()]
-    places = np.array(there[:devices]).reshape(sizes)
+    axes = sizes_of(shape, devices)
+    places = np.array(there[:devices]).reshape(list(axes.values()))
     return Mesh(places, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
@@ -133,14 +146,18 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
     """
 
     def place(leaf: Any) -> NamedSharding:
-        shape, count = leaf.shape, mesh.shape.get(FSDP, 1)
-        dividing = [axis for axis, size in enumerate(shape) if size % count == 0]
-        if count == 1 or not dividing or math.prod(shape) < _LEAST:
-            return replicated(mesh)
-        axis = max(dividing, key=lambda a: (shape[a], a))
-        return NamedSharding(mesh, P(*[None] * axis, FSDP))
+        axis = split_axis(leaf.shape, mesh.shape.get(FSDP, 1))
+        return replicated(mesh) if axis is None else NamedSharding(mesh, P(*[None] * axis, FSDP))
 
     return jax.tree.map(place, tree)
+
+
+def split_axis(shape: tuple[int, ...], count: int) -> int | None:
+    """Which axis of an array ``count`` devices share, see ``state_sharding``; ``None`` for none."""
+    dividing = [axis for axis, size in enumerate(shape) if size % count == 0]
+    if count == 1 or not dividing or math.prod(shape) < _LEAST:
+        return None
+    return max(dividing, key=lambda axis: (shape[axis], axis))
 
 
 def gathered(mesh: Mesh, tree: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from awp_jax import results
+from awp_jax import checks, parallel, results
 from awp_jax.attacks import cross_entropy
 from awp_jax.objectives import ADVERSARIAL
 from awp_jax.reporting import markdown_table
@@ -19,6 +19,7 @@ from awp_jax.training import (
     weight_perturbation,
 )
 from awp_jax.training._alignment import misalignment
+from awp_jax.training._settings import check_shares
 
 _LARGEST = 12
 
@@ -33,7 +34,8 @@ class Description(NamedTuple):
         weights: How weights are perturbed: ``method``, and where it is not ``"none"`` what it does
             in words (``how``) and the ``tensors`` that move, largest first: ``name``, ``shape``,
             ``size``, ``norm`` at the start and ``radius`` of v, means where there are several.
-        memory: Estimated bytes on one device, by what they hold.
+        memory: Estimated bytes on each device, by what they hold.
+        devices: How many there are.
         operations: Floating-point operations of convolutions and matrix products, two for each
             product that is summed: a ``forward`` pass of one image, and an optimiser ``step``, over
             all devices. An attack of one's own is not counted.
@@ -45,10 +47,12 @@ class Description(NamedTuple):
     weights: dict[str, Any]
     memory: dict[str, int]
     operations: dict[str, int]
+    devices: int = 1
 
     def text(self) -> str:
         """For a person."""
         data = self.data
+        on = f" on each of {self.devices} devices" if self.devices > 1 else ""
         lines = [
             f"data: {data['train']} training, {data['validation']} validation, {data['test']} test "
             f"images of {' x '.join(map(str, data['shape']))}, {data['classes']} classes",
@@ -59,7 +63,8 @@ class Description(NamedTuple):
             "",
             self._counted(),
             "",
-            "memory (estimated without compiling; XLA may need less by fusing, more by padding):",
+            f"memory{on} (estimated without compiling; XLA may need less by fusing, more by "
+            "padding):",
             markdown_table(
                 ("what", "size"),
                 [(name, f"{size / 2**20:,.1f} MiB") for name, size in self.memory.items()],
@@ -99,15 +104,22 @@ class Description(NamedTuple):
         return results.cut(self.text(), "print(found.text())")
 
 
-def describe(experiment: Experiment) -> Description:
+def describe(experiment: Experiment, *, devices: int = 1) -> Description:
     """What an experiment is, beside the values of its config.
 
     Args:
         experiment: From ``open_experiment`` or ``awp_jax.training.build``.
+        devices: How many train it, for the memory on each of them by ``config.parallel``; they need
+            not be there.
 
     Returns:
         A ``Description``.
+
+    Raises:
+        ValueError: For devices that do not come to the axes of ``config.parallel.mesh``, or that
+            cannot share a batch.
     """
+    checks.positive_integer(devices, "devices")
     config, splits = experiment.config, experiment.splits
     state = experiment.abstract_state()
     return Description(
@@ -124,8 +136,9 @@ def describe(experiment: Experiment) -> Description:
         },
         {"per_epoch": experiment.steps_per_epoch, "total": experiment.total_steps},
         _weights(experiment),
-        _memory(experiment),
+        _memory(experiment, devices),
         _operations(experiment),
+        devices,
     )
 
 
@@ -166,14 +179,23 @@ def _weights(experiment: Experiment) -> dict[str, Any]:
     return {"method": experiment.config.weights.method, "how": how, "tensors": tensors}
 
 
-def _memory(experiment: Experiment) -> dict[str, int]:
+def _memory(experiment: Experiment, devices: int) -> dict[str, int]:
     config, splits = experiment.config, experiment.splits
+    split = parallel.sizes_of(config.parallel.mesh, devices).get(parallel.FSDP, 1)
+    check_shares(config, devices)
     state = experiment.abstract_state()
     objective = objective_of(config, experiment.given)
     parts = config.optimizer.micro_batches
 
     def size(tree: Any) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    def held(tree: Any) -> int:
+        """Bytes on each device of what is split as the weights are."""
+        return sum(
+            size(leaf) // (1 if parallel.split_axis(leaf.shape, split) is None else split)
+            for leaf in jax.tree.leaves(tree)
+        )
 
     def kept_by(of: Any) -> int:
         def backward(params, batch_stats, images):
@@ -187,28 +209,32 @@ def _memory(experiment: Experiment) -> dict[str, int]:
         # What grows with the images: parameters are kept as well, and counted elsewhere.
         return kept(2 * rows) - kept(rows)
 
-    rows = config.batch_size // parts
+    rows = config.batch_size // parts // devices
     kept = len(objective.inputs) * kept_by(_forward)
     if objective.gradient_alignment:
         kept += kept_by(_misaligned)
     perturbed = config.weights.method != "none"
     # Of a batch in parts the sum of the gradients before lies beside the gradient.
-    working = ((3 if perturbed else 1) + (parts > 1)) * size(state.params)
+    working = ((3 if perturbed else 1) + (parts > 1)) * held(state.params)
+    # Where a pass computes the weights are whole, in the dtype that it computes in.
+    bits = jnp.finfo(config.model.dtype).bits
+    whole = {"weights gathered for a pass": size(state.params) * bits // 32} if split > 1 else {}
     if experiment.on_host:
         data, dataset = (
             "two batches from the host",
-            2 * config.batch_size * experiment.pool.images[:1].nbytes,
+            2 * config.batch_size // devices * experiment.pool.images[:1].nbytes,
         )
     else:
         pool = experiment.pool
         data, dataset = "training set on the device", pool.images.nbytes + pool.labels.nbytes
     name, teacher = _teacher(experiment)
     taught = {} if teacher is None else {f"teacher, {name}": size(teacher[1:])}
-    total = size(state) + working + dataset + kept + sum(taught.values())
+    total = held(state) + working + dataset + kept + sum((taught | whole).values())
     part = f", one of {parts} parts of a batch" if parts > 1 else ""
     return {
-        "state (parameters, statistics, momentum)": size(state),
+        "state (parameters, statistics, momentum)": held(state),
         "w + v, v and gradient" if perturbed else "gradient": working,
+        **whole,
         data: dataset,
         **taught,
         f"kept for the backward pass of {rows} images{part}": kept,

@@ -94,7 +94,7 @@ def train(
         config, splits, devices=devices, given=given, streamed=batches is not None, sharded=True
     )
     own = None if batches is None else OwnBatches(batches, experiment)
-    check_shares(experiment)
+    check_shares(experiment.config, experiment.mesh.size)
     check_workers(experiment)
     experiment = with_teacher(experiment)
     start = experiment.config.init_from

@@ -78,9 +78,8 @@ def check_workers(experiment: Any) -> None:
         require("grain", f"data.workers {workers}")
 
 
-def check_shares(experiment: Any) -> None:
-    """Raises ``ValueError`` where the devices cannot share a batch, or a part of it, equally."""
-    config, count = experiment.config, experiment.mesh.size
+def check_shares(config: Any, count: int) -> None:
+    """Raises ``ValueError`` where ``count`` devices cannot share a batch, or a part of it."""
     batch_size, parts = config.batch_size, config.optimizer.micro_batches
     if batch_size % count:
         raise ValueError(

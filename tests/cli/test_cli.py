@@ -431,6 +431,27 @@ def test_describe_says_what_is_perturbed(capsys):
         assert part in text
 
 
+def test_describe_says_what_each_of_many_devices_holds(capsys):
+    def memory(*flags):
+        arguments = ["describe", f"--config={CONFIG}", "--json", *flags]
+        assert cli.main(arguments) == 0
+        found = json.loads(capsys.readouterr().out)
+        return list(found["memory"].values()), found
+
+    size = ["--config.batch_size=128", "--config.model.width=64"]
+    one, _ = memory(*size)
+    eight, found = memory(*size, "--devices=64")
+    assert found["devices"] == 64 and eight[:3] == one[:3] and eight[3] * 64 == one[3]
+    split, found = memory(*size, "--devices=64", "--config.parallel.mesh=data:8,fsdp:8")
+    assert split[0] < one[0] / 7 and split[1] < one[1] / 7  # BatchNorm stays whole
+    assert split[2] == 4 * found["model"]["parameters"]  # gathered, in float32
+    assert cli.main(["describe", f"--config={CONFIG}", "--devices=7"]) == 1
+    assert "7 devices cannot share equally" in capsys.readouterr().err
+    mesh = "--config.parallel.mesh=data:3,fsdp:4"
+    assert cli.main(["describe", f"--config={CONFIG}", "--devices=8", mesh]) == 1
+    assert "made of 12 devices, but 8 are there" in capsys.readouterr().err
+
+
 def test_describe_plans_for_imagenet_without_its_data(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("AWP_JAX_DATA", str(tmp_path))
     path = tmp_path / "c.yaml"

@@ -186,6 +186,7 @@ def test_weights_are_perturbed_from_their_start_epoch(tiny_config):
     assert not training.build(tiny_config(method="none")).perturbs_weights(8)
 
 
+@pytest.mark.filterwarnings("ignore:weights.start_epoch")
 def test_before_the_start_epoch_training_is_plain_adversarial_training(
     whole, tmp_path, tiny_config
 ):
