@@ -1,6 +1,9 @@
 """Reads the text of a compiled program of XLA: its computations, and what their lines hold."""
 
+import math
 import re
+
+import numpy as np
 
 SIZES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "s64": 8, "u64": 8, "s32": 4, "u32": 4}
 SIZES |= {"s16": 2, "u16": 2, "s8": 1, "u8": 1, "pred": 1}
@@ -54,3 +57,42 @@ def inner(line):
     if re.search(r" (?:call|conditional)\(", line):
         return [(name, 1) for name in _CALLED.findall(line)]
     return []
+
+
+def _numbers(text):
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def _arranged(sizes, dimensions, turned):
+    ids = np.arange(math.prod(sizes))
+    if dimensions:
+        ids = ids.reshape(_numbers(dimensions))
+    return ids.transpose(_numbers(turned)) if turned else ids
+
+
+def group(line, devices):
+    """Which devices, by number, a collective's first group has; all where the line names none."""
+    mesh = re.search(
+        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[(.*?)\](?:T\((.*?)\))?\))? \{(.*?)\}",
+        line,
+    )
+    if mesh:
+        axes, dimensions, turned, over = mesh.groups()
+        names, sizes = zip(*re.findall(r"'(\w+)'=(\d+)", axes), strict=True)
+        if ":" in over:
+            raise ValueError(f"Parts of an axis are not read: {over}.")
+        ids = _arranged([int(s) for s in sizes], dimensions, turned).reshape(
+            [int(s) for s in sizes]
+        )
+        chosen = re.findall(r"'(\w+)'", over)
+        return sorted(ids[tuple(slice(None) if n in chosen else 0 for n in names)].ravel().tolist())
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
+    if listed:
+        return sorted(_numbers(listed[1]))
+    counted = re.search(r"replica_groups=\[(.*?)\]<=\[(.*?)\](?:T\((.*?)\))?", line)
+    if counted:
+        sizes, dimensions, turned = counted.groups()
+        return sorted(
+            _arranged(_numbers(sizes), dimensions, turned).reshape(_numbers(sizes))[0].tolist()
+        )
+    return list(range(devices))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import jax
 import numpy as np
@@ -161,6 +162,38 @@ def test_mapped_steps_and_split_weights_are_refused_together():
         training.make_train_step(
             classifier, objectives.at(), optax.sgd(0.1), axis_name="data", mesh=mesh
         )
+
+
+def test_weights_are_gathered_once_for_the_whole_attack():
+    mesh = parallel.data_mesh(8, "data:2,fsdp:4")
+    classifier = models.create("mlp", image_shape=(8, 8, 1), num_classes=10, width=128)
+    optimizer = optax.sgd(0.1)
+    state = jax.eval_shape(
+        lambda key: training.init_state(classifier, optimizer, key), jax.random.key(0)
+    )
+    places, rows = parallel.state_sharding(mesh, state), parallel.batch_sharding(mesh, 16)
+
+    def place(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    batch = (place(np.zeros((16, 8, 8, 1), "f4"), rows), place(np.zeros(16, "i4"), rows))
+    arguments = jax.tree.map(place, state, places), *batch, jax.random.key(0)
+
+    def gathers(steps):
+        step = training.make_train_step(
+            classifier,
+            objectives.at(),
+            optimizer,
+            attack=training.TrainingAttack(steps=steps),
+            mesh=mesh,
+            unroll=True,
+        )
+        step = jax.jit(step, out_shardings=(places, parallel.replicated(mesh)))
+        return len(
+            re.findall(r" all-gather(?:-start)?\(", step.lower(*arguments).compile().as_text())
+        )
+
+    assert gathers(1) == gathers(3) > 0
 
 
 def test_several_steps_in_one_call(tmp_path):
