@@ -31,7 +31,10 @@ part() { # seconds, name of the results, script, arguments
     timed "$limit" "$result" "$PYTHON" "$HERE/$script.py" --readme="$OUT/$result.md" \
         --out="$OUT/$result.json" "$@"
 }
-preact="training --models=preact-resnet-18"
+model=preact-resnet-18
+# PyTorch takes minutes to compile the large model on a CPU.
+[ -n "$quick" ] && model=digits-resnet
+preact="training --models=$model"
 part 110 batch-128 $preact --batch=$small --methods="AT;AT-AWP" "$@"
 part 110 batch-512 $preact --batch=$large --methods="AT-AWP" "$@"
 # Launches in one graph (NOTES.md): to be compared with batch-128.
