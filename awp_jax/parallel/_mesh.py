@@ -162,7 +162,14 @@ def split_axis(shape: tuple[int, ...], count: int) -> int | None:
 
 def gathered(mesh: Mesh, tree: Any) -> Any:
     """Arrays whole on every device, where the weights of this mesh lie in parts."""
-    return jax.device_put(tree, replicated(mesh)) if splits_weights(mesh) else tree
+    if not splits_weights(mesh):
+        return tree
+    # Compiled: a process cannot put elsewhere what it holds only in part.
+    return jax.jit(_as_it_is, out_shardings=replicated(mesh))(tree)
+
+
+def _as_it_is(tree: Any) -> Any:
+    return tree
 
 
 def mesh_of(tree: Any) -> Mesh | None:

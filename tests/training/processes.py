@@ -86,6 +86,32 @@ def train_and_measure(folder, measures):
         np.savez(folder / f"measured-{jax.process_index()}.npz", **found)
 
 
+def split_config(mesh):
+    """5 steps of a model whose weights two processes share, one evaluation."""
+    found = config()
+    found.model.name, found.model.width, found.parallel.mesh = "mlp", 128, mesh
+    found.averaging.name, found.data.train_examples = "ema", 160
+    return found
+
+
+def in_parts(folder):
+    """Two processes train with weights in parts, are stopped, and go on in another mesh."""
+
+    def work(number, address):
+        parallel.initialize(coordinator=address, process_id=number, num_processes=2)
+        workdir = folder / "run"
+        first = training.train(split_config("fsdp:2,data:1"), workdir, max_steps=3, progress=None)
+        leaves = jax.tree.leaves(first.state)
+        held = sum(leaf.addressable_data(0).nbytes for leaf in leaves)
+        (folder / f"held-{number}").write_text(str(held))
+        if parallel.is_main():
+            shutil.copytree(workdir, folder / "cut")
+        training.train(split_config("data:-1"), workdir, progress=None)
+        return 0
+
+    return {"statuses": statuses(start(2, work), 400)}
+
+
 def free_port():
     """A port of this machine that nobody listens on."""
     with contextlib.closing(socket.socket()) as found:
@@ -236,6 +262,8 @@ if __name__ == "__main__":
     place, what, *deaths = pathlib.Path(sys.argv[1]), *sys.argv[2:]
     if what == "images":
         result = on_images(place, deaths[0])
+    elif what == "in-parts":
+        result = in_parts(place)
     elif what == "interrupted":
         result = interrupted(place, deaths)
     else:

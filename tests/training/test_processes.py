@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -74,6 +75,23 @@ def test_processes_train_evaluate_and_go_on_as_one_process_with_as_many_devices(
         there = np.load(tmp_path / f"measured-{process}.npz")
         for name, values in here.items():
             np.testing.assert_array_equal(there[name], values, err_msg=name)
+
+
+def test_two_processes_share_weights_and_go_on_in_another_mesh(tmp_path):
+    found, said = run(tmp_path, "in-parts")
+    assert found["statuses"] == [0, 0], said
+    config = processes.split_config
+    alone = training.train(config("data:-1"), tmp_path / "alone", devices=2, progress=None)
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(alone.state))
+    held = [int((tmp_path / f"held-{number}").read_text()) for number in range(2)]
+    assert max(held) < 0.6 * whole  # a half, and what is small
+    nearly_equal(alone.state, last_of(tmp_path / "run", 2))
+    # What two processes have saved in parts, one goes on with, whole or in parts.
+    for mesh, devices in (("data:-1", 1), ("data:2,fsdp:4", 8)):
+        copy = tmp_path / f"cut-{devices}"
+        shutil.copytree(tmp_path / "cut", copy)
+        rest = training.train(config(mesh), copy, devices=devices, progress=None)
+        nearly_equal(alone.state, rest.state)
 
 
 DEATHS = [
