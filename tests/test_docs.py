@@ -87,6 +87,7 @@ def test_guides_run(name, tmp_path, monkeypatch):
 TUTORIALS = GUIDES / "tutorials"
 
 
+@pytest.mark.filterwarnings("ignore:(weights|averaging).start_epoch")  # of epochs cut to one
 @pytest.mark.parametrize("name", sorted(path.name for path in TUTORIALS.glob("*.md")))
 def test_tutorials_run(name, tmp_path, monkeypatch):
     """As ``make docs`` runs them, for one epoch and on few images."""
