@@ -445,10 +445,10 @@ def test_describe_says_what_each_of_many_devices_holds(capsys):
     split, found = memory(*size, "--devices=64", "--config.parallel.mesh=data:8,fsdp:8")
     assert split[0] < one[0] / 7 and split[1] < one[1] / 7  # BatchNorm stays whole
     assert split[2] == 4 * found["model"]["parameters"]  # gathered, in float32
-    assert cli.main(["describe", f"--config={CONFIG}", "--devices=7"]) == 1
+    assert cli.main(["describe", f"--config={CONFIG}", "--devices=7"]) == 2
     assert "7 devices cannot share equally" in capsys.readouterr().err
     mesh = "--config.parallel.mesh=data:3,fsdp:4"
-    assert cli.main(["describe", f"--config={CONFIG}", "--devices=8", mesh]) == 1
+    assert cli.main(["describe", f"--config={CONFIG}", "--devices=8", mesh]) == 2
     assert "made of 12 devices, but 8 are there" in capsys.readouterr().err
 
 
