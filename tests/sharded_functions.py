@@ -1,6 +1,6 @@
 """Every public function on weights split over ``fsdp`` and images over ``data``, beside one device.
 
-    NPROC=32 python tests/sharded_functions.py explicit 4x2
+    NPROC=32 python tests/sharded_functions.py 'explicit 4x2' 'auto 8x1'
 
 prints a line of JSON for each: its name, the largest difference, and an error or sharding that is
 not as it should be. A process of its own: JAX on a CPU has a thread for each of few cores, which
@@ -217,32 +217,45 @@ def misplaced(found, params, images):
     return wrong
 
 
-def main(mode, shape):
+def main(*places):
+    params, images, labels = problem()
+    whole = jax.tree.map(jnp.asarray, (params, images, labels))
+    given = {place: split_among(place, params, images, labels) for place in places}
+    for name, function in functions().items():
+        want = function(apply_fn, *whole)
+        for place, (mesh, split) in given.items():
+            row = {"name": name, "place": place}
+            try:
+                row |= compared(name, function, want, mesh, split)
+            except Exception as error:
+                row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+            print(json.dumps(row), flush=True)
+
+
+def split_among(place, params, images, labels):
+    """A mesh such as ``"auto 4x2"``, and the problem on it."""
+    mode, shape = place.split()
     kind = AxisType.Explicit if mode == "explicit" else AxisType.Auto
     sizes = tuple(map(int, shape.split("x")))
     mesh = jax.make_mesh(sizes, ("data", "fsdp"), axis_types=(kind, kind))
-    params, images, labels = problem()
 
     def put(tree, specs):
         return jax.tree.map(lambda a, s: jax.device_put(a, NamedSharding(mesh, s)), tree, specs)
 
-    split = put(params, SPECS), put(images, P("data")), put(labels, P("data"))
-    whole = jax.tree.map(jnp.asarray, (params, images, labels))
-    fn = explicit_apply_fn if mode == "explicit" else apply_fn
-    for name, function in functions().items():
-        row = {"name": name}
-        try:
-            want = function(apply_fn, *whole)
-            # The library's own functions need no mesh of the context; a user's gradients do.
-            of_user = name.split()[0] not in ATTACKS and mode == "explicit"
-            with jax.set_mesh(mesh) if of_user else contextlib.nullcontext():
-                got = function(fn, *split)
-            pairs = zip(numbers(want), numbers(got), strict=True)
-            row["difference"] = max(float(np.abs(a - b).max()) for a, b in pairs if a.size)
-            row["misplaced"] = misplaced(got, split[0], split[1])
-        except Exception as error:
-            row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
-        print(json.dumps(row), flush=True)
+    return mesh, (put(params, SPECS), put(images, P("data")), put(labels, P("data")))
+
+
+def compared(name, function, want, mesh, split):
+    explicit = AxisType.Explicit in mesh.axis_types
+    # The library's own functions need no mesh of the context; a user's gradients do.
+    of_user = name.split()[0] not in ATTACKS and explicit
+    with jax.set_mesh(mesh) if of_user else contextlib.nullcontext():
+        got = function(explicit_apply_fn if explicit else apply_fn, *split)
+    pairs = zip(numbers(want), numbers(got), strict=True)
+    return {
+        "difference": max(float(np.abs(a - b).max()) for a, b in pairs if a.size),
+        "misplaced": misplaced(got, split[0], split[1]),
+    }
 
 
 if __name__ == "__main__":
