@@ -7,6 +7,7 @@ mode as they were written, and results are sharded as the inputs they belong to.
 """
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, reshard, use_abs
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
-_ROWS = "data"  # the axis of a mesh along which batches are split, here as in ``parallel``
+from awp_jax.parallel import AXIS
+
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
@@ -49,7 +51,7 @@ def on_any_mesh(**functions: str) -> Callable[[AnyFunction], AnyFunction]:
                 return function(*args, **kwargs)
             given = signature.bind(*args, **kwargs)
             before = dict(given.arguments)
-            with _entered(mesh, _concrete_mesh((args, kwargs))):
+            with _entered(mesh, (args, kwargs)):
                 auto = mesh.update_axis_types({name: AxisType.Auto for name in mesh.axis_names})
                 with use_abstract_mesh(auto):
                     for name, value in before.items():
@@ -89,10 +91,11 @@ def _concrete_mesh(tree: Any) -> Any:
     return None
 
 
-def _entered(mesh: AbstractMesh, concrete: Any) -> Any:
+def _entered(mesh: AbstractMesh, tree: Any) -> Any:
     """The mesh as that of the context, where the caller has set none."""
     if not jax.sharding.get_abstract_mesh().empty:
         return contextlib.nullcontext()
+    concrete = _concrete_mesh(tree)
     return use_abstract_mesh(mesh) if concrete is None else jax.set_mesh(concrete)
 
 
@@ -111,7 +114,7 @@ def _as_explicit(function: Any, shaped: dict[str, Any], mesh: AbstractMesh) -> P
     leaves, structure = jax.tree.flatten(whole)
     specs = tuple(_spec(leaf) for leaf in leaves)
     # Images that lie nowhere yet are split as those of the library are.
-    rows = P(_ROWS) if _ROWS in mesh.axis_names else P()
+    rows = P(AXIS) if AXIS in mesh.axis_names else P()
     likes = tuple(
         tuple(
             rows if name != "params" and _sharding(leaf) is None else _spec(leaf)
@@ -122,34 +125,31 @@ def _as_explicit(function: Any, shaped: dict[str, Any], mesh: AbstractMesh) -> P
     return Partial(_InExplicitMode(structure, specs, likes, mesh), *map(_cast, leaves))
 
 
+@dataclasses.dataclass(frozen=True)
 class _InExplicitMode:
     """Known by its parts, so that it is the key of what is compiled."""
 
-    def __init__(self, structure: Any, specs: Any, likes: Any, mesh: AbstractMesh) -> None:
-        self._parts = (structure, specs, likes, mesh)
-
-    def __hash__(self) -> int:
-        return hash(self._parts)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _InExplicitMode) and self._parts == other._parts
+    structure: Any
+    specs: tuple[Any, ...]
+    likes: tuple[Any, ...]
+    mesh: AbstractMesh
 
     def __call__(self, *args: Any) -> Any:
-        structure, specs, likes, mesh = self._parts
-        leaves, given = args[: len(specs)], args[len(specs) :]
+        leaves, given = args[: len(self.specs)], args[len(self.specs) :]
 
         def places(value: Any, like: Any) -> Any:
             there, form = jax.tree.flatten(value)
             pairs = zip(like or [P()] * len(there), there, strict=True)
-            return jax.tree.unflatten(form, [_dividing(s, leaf.shape, mesh) for s, leaf in pairs])
+            found = [_dividing(spec, leaf.shape, self.mesh) for spec, leaf in pairs]
+            return jax.tree.unflatten(form, found)
 
-        beside = [()] * (len(given) - len(likes))
-        wanted = [places(*pair) for pair in zip(given, [*likes, *beside], strict=True)]
+        beside = [()] * (len(given) - len(self.likes))
+        wanted = [places(*pair) for pair in zip(given, [*self.likes, *beside], strict=True)]
 
         def run(leaves: Any, *given: Any) -> Any:
-            return jax.tree.unflatten(structure, leaves)(*given)
+            return jax.tree.unflatten(self.structure, leaves)(*given)
 
-        entered = jax.sharding.explicit_axes(run, in_sharding=(list(specs), *wanted))
+        entered = jax.sharding.explicit_axes(run, in_sharding=(list(self.specs), *wanted))
         return entered(list(leaves), *given)
 
 

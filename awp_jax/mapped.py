@@ -28,11 +28,17 @@ def varies_over(leaf: Any) -> tuple[str, ...]:
     return tuple(sorted(getattr(kind, "vma", ()) if known is None else known.varying))
 
 
+def names_of(axes: Any) -> tuple[str, ...]:
+    """The names of mapped axes, of which one, several or none may be given."""
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
 def everywhere(flag: jax.Array, axes: Any) -> jax.Array:
     """Whether a flag holds on all devices of mapped axes, such as those of split weights."""
-    names = (axes,) if isinstance(axes, str) else tuple(axes or ())
-    if varies_over(flag):  # what is the same on all devices has no minimum over them
-        names = tuple(name for name in names if name in varies_over(flag))
+    names = names_of(axes)
+    varying = varies_over(flag)
+    if varying:  # what is the same on all devices has no minimum over them
+        names = tuple(name for name in names if name in varying)
     return jax.lax.pmin(flag.astype("int32"), names) > 0 if names else flag
 
 

@@ -17,13 +17,9 @@ _SPLIT = contextvars.ContextVar("split", default=False)
 
 
 @contextlib.contextmanager
-def of_split_weights(split: bool = True) -> Iterator[None]:
-    """Traced inside, sums of weights keep their axes: reshaped, those on many devices would move.
-
-    Args:
-        split: Whether weights lie in parts on several devices.
-    """
-    token = _SPLIT.set(split)
+def of_split_weights() -> Iterator[None]:
+    """Traced inside, sums of weights keep their axes: those of many devices would move."""
+    token = _SPLIT.set(True)
     try:
         yield
     finally:

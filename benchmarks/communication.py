@@ -32,7 +32,6 @@ os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # as in plan.py
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
 import optax  # noqa: E402
 from hlo import bytes_of, computations, group, inner  # noqa: E402
 from readme import write_section  # noqa: E402
@@ -129,15 +128,9 @@ def mesh_of(shape, gpu):
     """A mesh of eight devices, as ``parallel.mesh`` names it."""
     if not gpu:
         return parallel.data_mesh(DEVICES, shape)
-    from jax.experimental import topologies
-    from plan import H100
+    from plan import described_mesh
 
-    described = topologies.get_topology_desc(
-        "h100", platform="cuda", target_config=H100, topology=f"1x{DEVICES}x1"
-    )
-    axes = parallel.axes_of(shape)
-    places = np.array(described.devices).reshape(list(axes.values()))
-    return jax.sharding.Mesh(places, tuple(axes))
+    return described_mesh(shape)
 
 
 def compiled_step(name, groups, shape=DATA, gpu=False):

@@ -37,6 +37,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 from hlo import bytes_of, computations, inner, instruction  # noqa: E402
 from readme import write_section  # noqa: E402
+from training import peak_bytes  # noqa: E402
 
 from awp_jax import models, objectives, parallel, training  # noqa: E402
 from awp_jax.reporting import markdown_table  # noqa: E402
@@ -97,17 +98,21 @@ def _kind(operation, line):
     return operation
 
 
-def compiled_step(o):
-    """The program of a step, on one H100 or on each of a mesh of them."""
+def described_mesh(shape):
+    """A mesh of H100 that are only described, as ``parallel.mesh`` names it."""
     from jax.experimental import topologies
 
-    axes = parallel.axes_of(o.mesh)
-    count = math.prod(axes.values())
+    axes = parallel.axes_of(shape)
     topology = topologies.get_topology_desc(
-        "h100", platform="cuda", target_config=H100, topology=f"1x{count}x1"
+        "h100", platform="cuda", target_config=H100, topology=f"1x{math.prod(axes.values())}x1"
     )
     devices = np.array(topology.devices).reshape(list(axes.values()))
-    mesh = jax.sharding.Mesh(devices, tuple(axes))
+    return jax.sharding.Mesh(devices, tuple(axes))
+
+
+def compiled_step(o):
+    """The program of a step, on one H100 or on each of a mesh of them."""
+    mesh = described_mesh(o.mesh)
     everywhere = parallel.replicated(mesh)
     classifier = models.create(
         o.model,
@@ -128,7 +133,7 @@ def compiled_step(o):
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda k: training.init_state(classifier, optimizer, k), key)
-    rows = o.batch * count
+    rows = o.batch * mesh.size
     images = jax.ShapeDtypeStruct((rows, o.image, o.image, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((rows,), jnp.int32)
     split, places = parallel.batch_sharding(mesh, rows), parallel.state_sharding(mesh, state)
@@ -142,17 +147,11 @@ def compiled_step(o):
     return traced.lower(lowering_platforms=("cuda",)).compile()
 
 
-def held(memory):
-    """Bytes on the device while the step runs: state, batch and what is needed on the way."""
-    ends = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    return ends - memory.alias_size_in_bytes + memory.temp_size_in_bytes
-
-
 def plan(o):
     """One row of ``plan.json``."""
     began = time.perf_counter()
     program = compiled_step(o)
-    text, memory = program.as_text(), program.memory_analysis()
+    text = program.as_text()
     if o.hlo:
         pathlib.Path(o.hlo).write_text(text)
     kinds = collections.defaultdict(lambda: [0, 0, 0.0])
@@ -170,7 +169,7 @@ def plan(o):
         "kernels": total[0],
         "gigabytes": round(total[1] / 1e9, 3),
         "milliseconds": round(1e3 * total[2], 3),
-        "memory_gigabytes": round(held(memory) / 1e9, 3),
+        "memory_gigabytes": round(peak_bytes(program) / 1e9, 3),
         "kinds": {
             kind: {"kernels": r, "gigabytes": round(b / 1e9, 3), "milliseconds": round(1e3 * s, 3)}
             for kind, (r, b, s) in ordered

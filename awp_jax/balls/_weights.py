@@ -15,7 +15,7 @@ from awp_jax.balls._norms import (
     reciprocal,
     sizes,
 )
-from awp_jax.mapped import varies_over
+from awp_jax.mapped import names_of, varies_over
 from awp_jax.pytrees import flatten, is_function, pytree_dataclass
 from awp_jax.random import leaf_keys
 from awp_jax.typing import Displacement, Gradients, Key, Params, PyTree, Radius
@@ -317,11 +317,14 @@ class WeightBall:
             split=self._split(centre),
         )
 
-    def _split(self, centre: Params) -> list[tuple[str, ...]]:
-        """For each leaf that moves the mapped axes over which it is split."""
+    def _split(self, centre: Params) -> list[tuple[str, ...]] | None:
+        """For each leaf that moves the mapped axes over which it is split; ``None``: none is."""
+        given = names_of(self.axis_name)
+        unknown = self.axis_name is None and jax.sharding.get_abstract_mesh().manual_axes
+        if not given and not unknown:  # as nearly always, where looking at each leaf says nothing
+            return None
         varying = [varies_over(leaf) for leaf in self._moving(centre, centre)]
-        given = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name
-        if given is None:
+        if not given:
             first = next(filter(None, varying), None)
             if first is not None:
                 raise ValueError(
@@ -330,9 +333,9 @@ class WeightBall:
                     f"ball=WeightBall(..., axis_name={first[0]!r}); or axis_name=() where each "
                     "device has weights of its own."
                 )
-            return [()] * len(varying)
+            return None
         if not any(varying):  # nobody knows
-            return [tuple(given)] * len(varying)
+            return [given] * len(varying)
         return [tuple(name for name in given if name in names) for names in varying]
 
     def _lengths(self, centre: Params) -> list[jax.Array]:

@@ -88,12 +88,7 @@ def load_torch(
     path = files.place(path)
     state = as_released(classifier.name, _renamed(path, files.read(path), rename or {}))
     params_like, stats_like = jax.eval_shape(classifier.init, jax.random.key(0))
-    expected = {
-        torch_key(classifier.name, leaf_path): like
-        for leaf_path, like in (*leaves(params_like), *leaves(stats_like))
-    }
-    prefix = _prefix(state, expected)
-    found = {name.removeprefix(prefix): value for name, value in state.items()}
+    expected, found = _paired(classifier, (params_like, stats_like), state)
     if not expected.keys() & found.keys():
         raise CheckpointError(
             f"{path} holds no tensor of {classifier.name}: it has {_few(list(found))}, where "
@@ -235,7 +230,7 @@ def _proposal(missing: list[str], unknown: list[str], expected: Any, found: Any)
     pairs: dict[str, str] = {}
     for name in missing:
         module, _, leaf = name.rpartition(".")
-        shape = to_torch_layout(np.empty(expected[name].shape, np.bool_)).shape
+        shape = _torch_shape(expected[name])
         fitting = [u for u in unknown if u.endswith(f".{leaf}") and found[u].shape == shape]
         nearest = difflib.get_close_matches(name, fitting, n=1, cutoff=0.0)
         if module and nearest:
@@ -248,7 +243,7 @@ def _check_shapes(path: Any, classifier: Classifier, expected: Any, found: Any) 
     for name, like in expected.items():
         if name not in found:
             continue
-        shape = to_torch_layout(np.empty(like.shape, np.bool_)).shape
+        shape = _torch_shape(like)
         if found[name].shape != shape:
             raise OtherArchitectureError(
                 f"{path} is of another architecture than {classifier.name}: {name} has shape "
@@ -265,19 +260,31 @@ def fitting(path: str | os.PathLike[str], classifiers: Iterable[Classifier]) -> 
     """
     read = files.read(files.place(path))
     for classifier in classifiers:
-        state = as_released(classifier.name, read)
-        expected = {
-            torch_key(classifier.name, leaf_path): to_torch_layout(np.empty(like.shape, bool)).shape
-            for tree in jax.eval_shape(classifier.init, jax.random.key(0))
-            for leaf_path, like in leaves(tree)
-        }
-        prefix = _prefix(state, expected)
-        held = {name.removeprefix(prefix): value.shape for name, value in state.items()}
-        if expected.items() <= held.items() and not [
-            name for name in _extra(held, expected) if _normalisation(name) is None
-        ]:
-            return classifier
+        trees = jax.eval_shape(classifier.init, jax.random.key(0))
+        expected, found = _paired(classifier, trees, as_released(classifier.name, read))
+        unknown = [name for name in _extra(found, expected) if _normalisation(name) is None]
+        shapes = {name: value.shape for name, value in found.items()}
+        if {name: _torch_shape(like) for name, like in expected.items()}.items() <= shapes.items():
+            if not unknown:
+                return classifier
     return None
+
+
+def _paired(
+    classifier: Classifier, trees: Iterable[Tree], state: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What is expected by PyTorch's names, and what is there without what wrappers put before."""
+    expected = {
+        torch_key(classifier.name, leaf_path): like
+        for tree in trees
+        for leaf_path, like in leaves(tree)
+    }
+    prefix = _prefix(state, expected)
+    return expected, {name.removeprefix(prefix): value for name, value in state.items()}
+
+
+def _torch_shape(like: Any) -> tuple[int, ...]:
+    return to_torch_layout(np.empty(like.shape, np.bool_)).shape
 
 
 def _extra(found: Iterable[str], expected: Any) -> list[str]:

@@ -77,14 +77,18 @@ class Experiment:
     @functools.cached_property
     def places(self) -> Any:
         """Where the arrays of the state lie, see ``parallel.state_sharding``."""
-        # Any typed key will do for shapes.
-        return parallel.state_sharding(self.mesh, jax.eval_shape(self._init, self.key))
+        return parallel.state_sharding(self.mesh, self._shapes)
+
+    @functools.cached_property
+    def _shapes(self) -> TrainState:
+        # Any typed key will do for shapes. Kept: a large model takes seconds to trace.
+        return jax.eval_shape(self._init, self.key)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and places of the state, without computing it."""
         return jax.tree.map(
             lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
-            jax.eval_shape(self._init, self.key),
+            self._shapes,
             self.places,
         )
 

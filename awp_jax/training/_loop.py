@@ -217,9 +217,13 @@ class _Run:
         while step < min(last_of_epoch, self.end):
             count = experiment.steps_of_call(step, self.end)
             steps = range(step, step + count)
-            state, metrics = (experiment.step if count == 1 else experiment.steps)(
+            if count == 1:
+                run, fed = experiment.step, self.feed(step)
+            else:
+                run, fed = experiment.steps, self.feed.several(steps)
+            state, metrics = run(
                 state,
-                *(self.feed(step) if count == 1 else self.feed.several(steps)),
+                *fed,
                 order,
                 experiment.key,
                 batch_size=experiment.rows_of(step),

@@ -10,6 +10,7 @@ import sys
 import jax
 import optax
 import pytest
+import small_flags
 
 from awp_jax import cli
 from awp_jax.cli._config import load
@@ -17,13 +18,7 @@ from awp_jax.config import to_yaml
 
 CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "digits_resnet.py")
 SMALL = [
-    "--config.model.name=mlp",
-    "--config.epochs=2",
-    "--config.batch_size=32",
-    "--config.data.train_examples=64",
-    "--config.data.validation_examples=32",
-    "--config.data.test_examples=40",
-    "--config.attack.steps=2",
+    *small_flags.SMALL,
     "--config.evaluation.steps=2",
     "--config.evaluation.every_epochs=1",
     "--config.evaluation.batch_size=32",

@@ -1,22 +1,12 @@
 """What ``awp-jax train`` says of a run that ends before its time."""
 
 import pytest
+from small_flags import SMALL
 
 from awp_jax import cli
 from awp_jax.training import _loop
 
-# Two epochs of two steps.
-SMALL = [
-    "--config=digits_resnet:at",
-    "--config.model.name=mlp",
-    "--config.epochs=2",
-    "--config.batch_size=32",
-    "--config.data.train_examples=64",
-    "--config.data.validation_examples=32",
-    "--config.data.test_examples=40",
-    "--config.attack.steps=2",
-    "--config.checkpoint.every_epochs=1",
-]
+FLAGS = ["--config=digits_resnet:at", *SMALL, "--config.checkpoint.every_epochs=1"]
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -35,6 +25,6 @@ def test_an_interrupted_run_says_from_where_it_goes_on(tmp_path, capsys, monkeyp
         return False
 
     monkeypatch.setattr(_loop._Run, "_stop_requested", interrupted)  # asked after every step
-    assert cli.main(["train", f"--workdir={tmp_path / 'run'}", *SMALL]) == 130
+    assert cli.main(["train", f"--workdir={tmp_path / 'run'}", *FLAGS]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"awp-jax train: interrupted; {said}") and last.endswith("run")
