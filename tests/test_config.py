@@ -365,6 +365,14 @@ def test_the_recipes_of_one_step(data, method):
     assert config.attack.warmup_epochs == (5 if data == "svhn" else 0)
 
 
+@pytest.mark.parametrize("method", ["free", "free-awp"])
+def test_the_recipe_of_free_adversarial_training(method):
+    config = get("fast", f"cifar10,{method}")
+    assert (config.epochs, config.batch_size, config.attack.replays) == (11, 128, 8)
+    assert (config.attack.name, config.optimizer.learning_rate) == ("free", 0.04)
+    assert config.weights.method == ("awp" if method.endswith("-awp") else "none")
+
+
 @pytest.mark.parametrize("model", ["resnet-50", "convnext-t", "convnext-t-convstem"])
 def test_the_recipes_for_imagenet(model):
     config = get("imagenet", f"{model},at-awp")

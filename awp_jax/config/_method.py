@@ -76,9 +76,10 @@ METHOD = (
         (
             "name",
             "pgd",
-            named("pgd", "fgsm-rs", "n-fgsm"),
+            named("pgd", "fgsm-rs", "n-fgsm", "free"),
             "How images are attacked; fgsm-rs and n-fgsm: by one step of their own length and "
-            "start; one's own: an attack, or a class of them (docs/own.md).",
+            "start; free: by the backward pass of the weights, see replays; one's own: an "
+            "attack, or a class of them (docs/own.md).",
         ),
         ("norm", "linf", choice("linf", "l2", "l1"), "Of its ball, also in evaluation."),
         ("epsilon", "8/255", RADIUS, "Radius, in pixel units of [0, 1]."),
@@ -90,6 +91,13 @@ METHOD = (
         ),
         ("steps", 10, integer(0), "Of PGD (K1)."),
         ("step_size", "2/255", STEP, "Of a step, in pixel units of [0, 1]."),
+        (
+            "replays",
+            8,
+            integer(1),
+            "Of free: steps of the weights with each batch (m), by which an epoch is longer; "
+            "8 on CIFAR-10 and 4 on ImageNet as published.",
+        ),
         (
             "start",
             None,

@@ -297,11 +297,13 @@ def _operations(experiment: Experiment) -> dict[str, int]:
     if ADVERSARIAL in objective.inputs and attack.own is None:
         adversary = attack.steps * operations(jax.grad(forward, 2), *arguments)
     turns = 0 if w.method == "none" else w.alternations
-    ascent = to_weights
+    ascent = descent = to_weights
+    if attack.free:  # one backward pass for both
+        descent = operations(jax.grad(forward, (0, 2)), *arguments)
     if config.optimizer.micro_batches > 1 and w.method != "awp":
         ascent += once  # what a backward pass would keep of all parts is computed again
     ascents = 0 if w.method == "random" else turns * w.steps
-    step = max(turns, 1) * adversary + passes * (ascents * ascent + to_weights)
+    step = max(turns, 1) * adversary + passes * (ascents * ascent + descent)
     if objective.gradient_alignment:
         step += operations(jax.grad(misaligned), *arguments)
     _, teacher = _teacher(experiment)

@@ -14,13 +14,15 @@ def method_name(config: Any) -> str:
     known = {"none": "", "awp": "-AWP", "rwp": "-RWP", "random": "-RandomWP"}
     # What never began is no part of the name: a run that was shortened to try it, say.
     name += known.get(w.method, f"-{short(w.method)}") if w.start_epoch < config.epochs else ""
+    attack = short(config.attack.name)
+    attack += f", {config.attack.replays} replays" if attack == "free" else ""
     regularisation, optimizer = config.regularisation, config.optimizer
     extras = {
         "shared backward": w.shared_backward,
         f"LSC{list(w.loss_range)}": w.loss_range,
         "extra images": d.extra and not name.startswith("RST"),
         "fine-tuned": config.init_from,
-        short(config.attack.name): config.attack.name != "pgd",
+        attack: config.attack.name != "pgd",
         "early-stopped PGD": config.attack.early_stop is not None,
         f"teacher {pathlib.Path(objective.teacher or '').name}": objective.teacher,
         "label smoothing": objective.label_smoothing,

@@ -16,6 +16,7 @@ from awp_jax.balls._protocol import scaled
 from awp_jax.objectives import Objective, check_losses
 from awp_jax.scaling import over, times
 from awp_jax.training._descent import counted
+from awp_jax.training._free import check_free
 from awp_jax.typing import BatchStats, Images, Inputs, Key, Labels, Logits, Params, Radius
 
 
@@ -40,6 +41,11 @@ class TrainingAttack(InBall):
             algorithm 1): an image that is misclassified takes at most tau steps more.
         scale: ``None``, or ``step -> factor`` of the ball's radius and of ``step_size`` at that
             optimiser step, such as a warm-up of epsilon; not for ``own``.
+        free: Whether nothing is attacked: as in free adversarial training (Shafahi et al., NeurIPS
+            2019) the images are perturbed by ``TrainState.delta``, and the backward pass of the
+            descent gives the gradient of both weights and images, by which delta takes one step of
+            ``step_size`` for the next step. Hand each batch to so many steps as there are replays.
+            ``steps`` is not used, ``start`` is where delta was left, and the ball an ``InputBall``.
     """
 
     steps: int = dataclasses.field(default=10, kw_only=False)
@@ -49,6 +55,7 @@ class TrainingAttack(InBall):
     early_stop: int | None = None
     own: Any = None
     scale: Callable[..., Any] | None = None
+    free: bool = False
 
     def __post_init__(self, epsilon: Radius, norm: Any) -> None:
         super().__post_init__(epsilon, norm)
@@ -70,6 +77,8 @@ class TrainingAttack(InBall):
                     "early_stop, scale (attack.warmup_epochs) and batch_norm 'released' are of "
                     "PGD, not of own."
                 )
+        if self.free:
+            check_free(self)
         if self.batch_norm is not None:
             checks.choice(self.batch_norm, ("batch", "running", "released"), "attack_batch_norm")
 

@@ -19,7 +19,8 @@ from awp_jax.training._state import digest
 LAST, BEST, KEPT, AVERAGE = "last", "best", "kept", "average"
 KINDS = (LAST, BEST, KEPT, AVERAGE)
 _CHECKSUM = "info_crc32"
-_LATER = ("class_means", "loss_scale")  # fields of the state that checkpoints before them have not
+# Fields of the state that checkpoints before them have not.
+_LATER = ("class_means", "loss_scale", "delta")
 
 
 class CheckpointError(ValueError):
@@ -256,7 +257,9 @@ class Checkpoints:
 def _written(state: Any) -> dict[str, Any]:
     """What Orbax is given: it tells an empty field from none, and older checkpoints have none."""
     fields = state._asdict()
-    return {name: held for name, held in fields.items() if name not in _LATER or held}
+    return {
+        name: held for name, held in fields.items() if name not in _LATER or jax.tree.leaves(held)
+    }
 
 
 def _sharding(leaf: Any) -> Any:

@@ -17,6 +17,12 @@ from awp_jax.typing import Radius
 
 # Fast adversarial training: attacks of one step, which say themselves how long it is.
 ONE_STEP = {"fgsm-rs": FGSMRS, "n-fgsm": NFGSM}
+FREE = "free"
+
+
+def replays_of(config: ConfigDict) -> int:
+    """How many steps each batch is for: more than one in free adversarial training."""
+    return config.attack.replays if config.attack.name == FREE else 1
 
 
 def training_attack(
@@ -33,6 +39,9 @@ def training_attack(
             options={"ball": ball, "steps": a.steps, "step_size": checks.radius(a.step_size)},
         )
     steps, step_size, start = a.steps, a.step_size, a.start
+    free = a.name == FREE
+    if free:
+        steps, step_size = 0, ball.radius  # as released
     if a.name in ONE_STEP:
         made = ONE_STEP[a.name](ball=ball)
         ball, steps, step_size, start = made.ball, 1, made.size, made.start
@@ -45,6 +54,7 @@ def training_attack(
         batch_norm=a.batch_norm,
         early_stop=a.early_stop,
         scale=warmup(a.warmup_epochs, steps_per_epoch) if a.warmup_epochs else None,
+        free=free,
     )
 
 

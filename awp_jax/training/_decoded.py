@@ -23,12 +23,13 @@ _Crops = Callable[..., np.ndarray]
 class DecodedBatches:
     """The images of one step after the other, of the rows that this process computes on.
 
-    What is decoded is a function of the step and of the rows (see ``DecodedRows.crops``), so that
-    there is no position to keep beside the step: a run that goes on asks for the same rows again.
+    What is decoded is a function of the number of the batch and of the rows (see
+    ``DecodedRows.crops``), so that there is no position to keep beside the step: a run that goes on
+    asks for the same rows again.
 
     Args:
         images: Where they are decoded from.
-        rows: By step, in their order, the rows to decode.
+        rows: By number of the batch, in their order, the rows to decode.
         workers: Processes that decode; 0 for threads of this one.
         seed: See ``DecodedRows.crops``.
         least: See ``DecodedRows.crops``.
@@ -51,21 +52,21 @@ class DecodedBatches:
         self._pieces: Any = None
         if workers:
             cuts = [
-                (step, found[start : start + _PIECE])
-                for step, found in rows.items()
+                (number, found[start : start + _PIECE])
+                for number, found in rows.items()
                 for start in range(0, len(found), _PIECE)
             ]
             self._pieces = _decoded_by(workers, self._crops, cuts)
 
-    def __call__(self, step: int) -> np.ndarray:
-        """uint8 ``[rows, height, width, 3]`` of a step; with workers, steps come in their order.
+    def __call__(self, number: int) -> np.ndarray:
+        """uint8 ``[rows, height, width, 3]`` of a batch; with workers, batches come in their order.
 
         Raises:
             DataError: When a file is damaged or gone, or a worker process was killed.
         """
-        rows = self._rows[step]
+        rows = self._rows[number]
         if self._pieces is None:
-            return self._crops(rows, step)
+            return self._crops(rows, number)
         found, done = np.empty((len(rows), *self._shape), np.uint8), 0
         while done < len(rows):
             piece = np.frombuffer(next(self._pieces), np.uint8).reshape(-1, *self._shape)
@@ -98,10 +99,10 @@ def _decoded_by(
 
 
 def _piece(crops: _Crops, cut: tuple[int, np.ndarray]) -> bytes:
-    step, rows = cut
+    number, rows = cut
     # Not an array, which would come through shared memory: containers have little of it, and what
     # a killed process leaves there stays.
-    return crops(rows, step, threads=1).tobytes()
+    return crops(rows, number, threads=1).tobytes()
 
 
 def _one_sentence(pieces: Any) -> Iterator[bytes]:

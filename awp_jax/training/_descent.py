@@ -24,6 +24,7 @@ from awp_jax.random import example_keys, keys_at
 from awp_jax.scaling import over, times
 from awp_jax.training import _class_means
 from awp_jax.training._alignment import misalignment
+from awp_jax.training._free import Free
 from awp_jax.training._loss_scale import LossScale
 from awp_jax.training._norms import norms
 from awp_jax.training._parts import WHOLE, Parts
@@ -31,6 +32,7 @@ from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
 from awp_jax.typing import BatchStats, Images, Key, Labels, Logits, Params
 
+IN_IMAGES = "gradient of images"  # beside logits, of free adversarial training
 BESIDE = "beside"  # the images x + eta of GradAlign, which only the descent looks at
 
 
@@ -143,6 +145,8 @@ class Descent:
         steps_per_epoch: After which means of classes begin anew, or ``None``.
         parts: How the batch is cut.
         loss_scale: By which the loss is multiplied while it is differentiated.
+        free: Of free adversarial training, or ``None``.
+        attack_scale: Of its radius and step size, see ``TrainingAttack.scale``.
     """
 
     model: StepModel
@@ -154,6 +158,8 @@ class Descent:
     steps_per_epoch: int | None = None
     parts: Parts = WHOLE
     loss_scale: LossScale = LossScale()
+    free: Free | None = None
+    attack_scale: Callable[..., Any] | None = None
 
     def __call__(
         self,
@@ -215,7 +221,10 @@ class Descent:
         if scale is not None:
             metrics["loss_scale"] = jnp.asarray(scale, jnp.float32)
             scaled = self.loss_scale.after(scaled, jnp.isfinite(metrics["gradient_norm"]))
-        after = TrainState(state.step + 1, params, batch_stats, opt_state, average, means, scaled)
+        delta = self._delta(state, inputs, logits.get(IN_IMAGES))
+        after = TrainState(
+            state.step + 1, params, batch_stats, opt_state, average, means, scaled, delta
+        )
         return self._kept(state, after, metrics, new_norm)
 
     def _gradient(
@@ -233,9 +242,10 @@ class Descent:
         """Loss and gradient, the statistics afterwards, and the logits of each input."""
         model = self.model
 
-        def mean_loss(params: Params) -> tuple[jax.Array, Any]:
+        def mean_loss(params: Params, attacked: Any = None) -> tuple[jax.Array, Any]:
+            seen = inputs if attacked is None else {**inputs, ADVERSARIAL: attacked}
             values, aux = model.losses(
-                "update", params, batch_stats, inputs, labels, dropout_key, mask, places
+                "update", params, batch_stats, seen, labels, dropout_key, mask, places
             )
             # The penalty is one of w + v, and only here: weights do not ascend it.
             loss = weighted(values, relative).mean() + self.regularisation.penalty(params)
@@ -245,11 +255,15 @@ class Descent:
                 )
             return times(loss, scale), aux
 
-        (loss, (logits, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
-            # Each device differentiates its own part, whatever JAX does with replicated arguments.
-            mapped.vary(perturbed, model.axis_name)
-        )
-        return over((loss, grads), scale), batch_stats, logits
+        # Each device differentiates its own part, whatever JAX does with replicated arguments.
+        at = mapped.vary(perturbed, model.axis_name)
+        if self.free is None:
+            (loss, (logits, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(at)
+            return over((loss, grads), scale), batch_stats, logits
+        both = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
+        (loss, (logits, batch_stats)), (grads, in_images) = both(at, inputs[ADVERSARIAL])
+        rows = {**logits, IN_IMAGES: over(in_images, scale)}
+        return over((loss, grads), scale), batch_stats, rows
 
     def _alignment(
         self,
@@ -278,6 +292,16 @@ class Descent:
 
         apart = misalignment(losses, inputs[CLEAN], inputs[BESIDE], relative, model.axis_name)
         return model.objective.gradient_alignment * apart
+
+    def _delta(self, state: TrainState, inputs: dict[str, Any], in_images: Any) -> Any:
+        if self.free is None:
+            return state.delta
+        images = inputs[CLEAN]
+        rows = images.shape[0]
+        scale = None if self.attack_scale is None else self.attack_scale(state.step)
+        moved = self.free.after(images, state.delta[:rows], in_images, scale)
+        # The last batch of an epoch may be smaller: the rest stays for the next.
+        return jnp.concatenate([moved, state.delta[rows:]]) if rows < len(state.delta) else moved
 
     def _average(self, state: TrainState, params: Params) -> Any:
         if self.average_rate is None:

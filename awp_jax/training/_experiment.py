@@ -14,7 +14,13 @@ from awp_jax.training._averaging import estimate_batch_stats
 from awp_jax.training._batch import batch_function
 from awp_jax.training._classifier import create_classifier, with_statistics
 from awp_jax.training._compiled import compiled, runs_in_parts, several, step_of
-from awp_jax.training._configured import loss_scale_of, objective_of, splits_of
+from awp_jax.training._configured import (
+    FREE,
+    loss_scale_of,
+    objective_of,
+    replays_of,
+    splits_of,
+)
 from awp_jax.training._optimizers import make_optimizer
 from awp_jax.training._schedules import schedule
 from awp_jax.training._settings import check_settings
@@ -77,7 +83,10 @@ class Experiment:
     @functools.cached_property
     def places(self) -> Any:
         """Where the arrays of the state lie, see ``parallel.state_sharding``."""
-        return parallel.state_sharding(self.mesh, self._shapes)
+        places = parallel.state_sharding(self.mesh, self._shapes)
+        # It follows the images, and not the weights.
+        split = parallel.batch_sharding(self.mesh, self.config.batch_size)
+        return places._replace(delta=jax.tree.map(lambda _: split, places.delta))
 
     @functools.cached_property
     def _shapes(self) -> TrainState:
@@ -102,6 +111,7 @@ class Experiment:
             averaged=averaged,
             class_means=means,
             loss_scale=loss_scale_of(self.config),
+            delta=self._batch_shape if self.config.attack.name == FREE else None,
         )
 
     @functools.cached_property
@@ -139,8 +149,21 @@ class Experiment:
         return jax.device_put((pool.images, pool.labels), parallel.replicated(self.mesh))
 
     @property
+    def _batch_shape(self) -> tuple[int, ...]:
+        return (self.config.batch_size, *self.splits.train.images.shape[1:])
+
+    @property
     def _original_batch(self) -> int:
         return _original_batch(self.config, self.extra is not None)
+
+    @property
+    def replays(self) -> int:
+        """Steps that each batch is for, one behind the other."""
+        return replays_of(self.config)
+
+    def batch_of(self, step: int) -> int:
+        """Which batch of the run a step (from 0) takes."""
+        return step // self.replays
 
     def order(self, epoch: int) -> jax.Array:
         """The order of the training examples in an epoch (from 0), int32 ``[n]``."""
@@ -158,7 +181,8 @@ class Experiment:
 
         With extra images every batch is filled up to ``batch_size`` with them.
         """
-        position = (step % self.steps_per_epoch) * self._original_batch
+        batch = self.batch_of(step) % (self.steps_per_epoch // self.replays)
+        position = batch * self._original_batch
         return min(self._original_batch, self.examples - position)
 
     @property
@@ -197,12 +221,13 @@ class Experiment:
             self.config,
             original=self.examples,
             extra=0 if self.extra is None else len(self.extra),
-            steps_per_epoch=self.steps_per_epoch,
+            steps_per_epoch=self.steps_per_epoch // self.replays,
             original_batch=self._original_batch,
             num_classes=self.splits.train.num_classes,
             mesh=self.mesh,
             on_host=self.on_host,
             padded=self.padded,
+            replays=self.replays,
         )
 
     def perturbs_weights(self, step: int) -> bool:
@@ -340,7 +365,8 @@ def build(
     shape, classes = splits.train.images.shape[1:], splits.train.num_classes
     classifier = create_classifier(config, shape, classes, given)
     original = _original_batch(config, extra is not None)
-    steps_per_epoch = data.steps_per_epoch(n, original, keep_last=not streamed)
+    batches = data.steps_per_epoch(n, original, keep_last=not streamed)
+    steps_per_epoch = batches * replays_of(config)
     learning_rate = schedule(
         config.schedule.name,
         config.optimizer.learning_rate,

@@ -32,8 +32,9 @@ class Feed:
     def __init__(self, experiment: Any, own: OwnBatches | None = None) -> None:
         self._experiment, self._own = experiment, own
         self._rows: dict[int, Any] = {}
-        # Batches that are made ahead, by their step: as many as one call takes.
+        # Batches by their number: made ahead, as many as one call takes, and the one in use.
         self._next: dict[int, Future[Any]] = {}
+        self._now: tuple[int, Any] = (-1, None)
         self._worker: ThreadPoolExecutor | None = None
         self._decoded: DecodedBatches | None = None
         if experiment.on_host:
@@ -52,11 +53,13 @@ class Feed:
         self._forget()
         if self._worker is not None:
             # For all steps at once: looked up one by one, each would wait for the step before it.
-            chosen = [self._experiment.chosen(step, order) for step in steps]
-            self._rows = dict(zip(steps, parallel.to_host(chosen), strict=True))
+            first_of = {self._experiment.batch_of(step): step for step in reversed(steps)}
+            chosen = [self._experiment.chosen(step, order) for step in first_of.values()]
+            rows = dict(zip(first_of, parallel.to_host(chosen), strict=True))
+            self._rows = dict(sorted(rows.items()))
             if self._experiment.decoded and self._own is None:
                 d = self._experiment.config.data
-                mine = {step: rows[self._mine(rows)] for step, rows in self._rows.items()}
+                mine = {number: rows[self._mine(rows)] for number, rows in self._rows.items()}
                 self._decoded = DecodedBatches(
                     self._experiment.pool.images,
                     mine,
@@ -69,12 +72,15 @@ class Feed:
         """Images and labels that ``experiment.step`` takes for a step of this epoch."""
         if self._worker is None:
             return self._pool
-        ahead = self._next.pop(step, None)
-        batch = self._batch(step) if ahead is None else ahead.result()
+        number = self._experiment.batch_of(step)
+        if number != self._now[0]:  # else it is replayed
+            ahead = self._next.pop(number, None)
+            self._now = number, self._batch(number) if ahead is None else ahead.result()
         # While the device computes; in their order, as there is one thread.
-        for later in range(step + 1, step + 1 + self._experiment.steps_per_call):
+        for later in range(number + 1, number + 1 + self._experiment.steps_per_call):
             if later in self._rows and later not in self._next:
                 self._next[later] = self._worker.submit(self._batch, later)
+        batch: tuple[jax.Array, jax.Array] = self._now[1]
         return batch
 
     def several(self, steps: range) -> tuple[Any, Any]:
@@ -94,7 +100,7 @@ class Feed:
         for made in self._next.values():
             made.cancel()
         wait(self._next.values())
-        self._next = {}
+        self._next, self._now = {}, (-1, None)
         if self._decoded is not None:
             self._decoded.close()
             self._decoded = None
@@ -107,20 +113,20 @@ class Feed:
             found[index or slice(None)] = True
         return np.flatnonzero(found)
 
-    def _batch(self, step: int) -> tuple[jax.Array, jax.Array]:
+    def _batch(self, number: int) -> tuple[jax.Array, jax.Array]:
         if self._own is not None:
-            sharding = parallel.batch_sharding(self._experiment.mesh, len(self._rows[step]))
+            sharding = parallel.batch_sharding(self._experiment.mesh, len(self._rows[number]))
             return tuple(
-                jax.make_array_from_process_local_data(sharding, part) for part in self._own(step)
+                jax.make_array_from_process_local_data(sharding, part) for part in self._own(number)
             )
-        rows, pool = self._rows[step], self._experiment.pool
+        rows, pool = self._rows[number], self._experiment.pool
         sharding = parallel.batch_sharding(self._experiment.mesh, len(rows))
         images, labels = pool.images, pool.labels
         shape = (len(rows), *images.shape[1:])
         if self._decoded is None:
             looked_up = lambda part: images[rows[part]]  # noqa: E731
         else:
-            decoded, mine = self._decoded(step), self._mine(rows)
+            decoded, mine = self._decoded(number), self._mine(rows)
             places = np.arange(len(rows))
             looked_up = lambda part: decoded[np.searchsorted(mine, places[part])]  # noqa: E731
         return (

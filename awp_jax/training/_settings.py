@@ -8,12 +8,14 @@ import numpy as np
 from awp_jax import data, parts
 from awp_jax.extras import require
 from awp_jax.training._configured import (
+    FREE,
     ONE_STEP,
     objective_of,
     training_attack,
     weight_perturbation,
 )
 from awp_jax.training._regularisation import Regularisation
+from awp_jax.training._step_checks import check_free_step
 from awp_jax.weights._displacement import check_gradient
 
 
@@ -41,6 +43,11 @@ def check_settings(experiment: Any) -> None:
             f"data.{unused[0]} is {d[unused[0]]!r}, but batches are given, on which it has no "
             "effect: leave it out."
         )
+    if experiment.streamed and experiment.replays > 1:
+        raise ValueError(
+            f"attack.name is {FREE!r}, which takes each batch {experiment.replays} times, but "
+            "batches are given, which come once: give none."
+        )
     # Stand-ins for ImageNet are of one size.
     of_files = experiment.decoded or d.name in data.IMAGE_FILES
     if not of_files and (d.resized_crop or d.workers):
@@ -61,8 +68,9 @@ def check_settings(experiment: Any) -> None:
         )
     _check_parts(experiment)
     # These check themselves when they are made.
-    weight_perturbation(experiment.config, experiment.given)
-    training_attack(experiment.config, experiment.given)
+    weights = weight_perturbation(experiment.config, experiment.given)
+    if training_attack(experiment.config, experiment.given).free:
+        check_free_step(objective_of(experiment.config, experiment.given), weights)
     _check_teacher(experiment)
     _check_alignment(experiment)
     if parts.own(experiment.config, "optimizer", experiment.given) is not None:
@@ -124,6 +132,7 @@ def _check_alignment(experiment: Any) -> None:
     lambda_, steps = c.objective.gradient_alignment, c.attack.steps
     one = c.attack.name in ONE_STEP or steps == 1 or parts.is_reference(c.attack.name)
     attacked = objective_of(c, experiment.given).attack_loss is not None
+    steps = 0 if c.attack.name == FREE else steps
     if lambda_ and not (one and attacked):
         raise ValueError(
             f"objective.gradient_alignment is {lambda_:g}, but GradAlign is for attacks of one "

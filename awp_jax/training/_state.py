@@ -22,6 +22,8 @@ class TrainState(NamedTuple):
         average: The average of the parameters (SWA or EMA), like them; ``{}`` when none is kept.
         class_means: What is predicted for each class, see ``objectives.ikl``; ``{}`` for others.
         loss_scale: A dynamic loss scale, and finite steps since it changed; ``{}`` for others.
+        delta: The perturbation that free adversarial training carries from step to step, ``[batch,
+            height, width, channels]``; ``{}`` for others.
     """
 
     step: jax.Array
@@ -31,6 +33,7 @@ class TrainState(NamedTuple):
     average: Any = {}
     class_means: Any = {}
     loss_scale: Any = {}
+    delta: Any = {}
 
 
 def init_state(
@@ -41,6 +44,7 @@ def init_state(
     averaged: bool = False,
     class_means: bool = False,
     loss_scale: Any = None,
+    delta: tuple[int, ...] | None = None,
 ) -> TrainState:
     """A fresh state: parameters from ``key``, optimiser state, step 0; the average starts there.
 
@@ -51,6 +55,8 @@ def init_state(
         averaged: Whether an average of the parameters is kept.
         class_means: Whether means of classes are, as objectives with a ``class_temperature`` need.
         loss_scale: As ``make_train_step`` has it.
+        delta: The shape of a batch, ``[batch, height, width, channels]``, for an attack that is
+            ``free``; ``None`` for others.
     """
     params, batch_stats = classifier.init(key)
     # A copy: the step donates the state, and no buffer can be donated twice.
@@ -59,7 +65,8 @@ def init_state(
     means = fresh(classifier.num_classes) if class_means else {}
     scale = LossScale(loss_scale).fresh()
     step = jnp.zeros([], jnp.int32)
-    return TrainState(step, params, batch_stats, opt_state, average, means, scale)
+    carried: Any = {} if delta is None else jnp.zeros(delta)
+    return TrainState(step, params, batch_stats, opt_state, average, means, scale, carried)
 
 
 def _words(leaf: jax.Array) -> jax.Array:

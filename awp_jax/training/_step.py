@@ -17,12 +17,19 @@ from awp_jax.training._ascended import losses_in_parts, losses_of
 from awp_jax.training._attack import Crafted, TrainingAttack, make_attack, shrunk
 from awp_jax.training._class_means import of_labels
 from awp_jax.training._descent import BESIDE, Descent, StepModel
+from awp_jax.training._free import Free, check_carried
 from awp_jax.training._gathered import on_mesh
 from awp_jax.training._loss_scale import LossScale, of_sum
 from awp_jax.training._parts import Parts
 from awp_jax.training._regularisation import Regularisation
 from awp_jax.training._state import TrainState
-from awp_jax.training._step_checks import check_axis, check_parts, check_shareable, check_teacher
+from awp_jax.training._step_checks import (
+    check_axis,
+    check_free_step,
+    check_parts,
+    check_shareable,
+    check_teacher,
+)
 from awp_jax.training._weights import Ascent, WeightPerturbation
 from awp_jax.typing import BatchStats, Displacement, Images, Key, Labels, Params
 from awp_jax.weights._displacement import moved
@@ -125,6 +132,8 @@ def make_train_step(
     if objective.class_temperature is not None:
         checks.positive_integer(steps_per_epoch, f"steps_per_epoch of {objective.name}")
     weights = WeightPerturbation("none") if weights is None else weights
+    if attack.free:
+        check_free_step(objective, weights)
     if weights.shared_backward:
         check_shareable(objective, attack)
     checks.positive_integer(micro_batches, "micro_batches")
@@ -162,6 +171,8 @@ def make_train_step(
             steps_per_epoch,
             parts,
             scaling,
+            Free(attack.ball, attack.step_size) if attack.free else None,
+            attack.scale,
         ),
         weights=weights,
         unroll=unroll,
@@ -225,8 +236,14 @@ def _step(
     check_teacher(story.model.objective, teacher)
     crafted, batch_stats, v, perturbed = None, state.batch_stats, None, state.params
     attacked = adversarial
+    if story.attack.free:
+        if adversarial is not None:
+            raise ValueError(
+                "adversarial was given, but the attack is free: its images are delta's."
+            )
+        attacked = _carried(story, state, images)
     for alternation in range(method.alternations if method.method == "awp" else 1):
-        if adversarial is None:
+        if adversarial is None and not story.attack.free:
             crafted = _attack(
                 story, batch, state.step, perturbed, batch_stats, alternation, loss_scale
             )
@@ -313,6 +330,14 @@ def _drawn(
         beside_keys=fold_keys(keys, streams.EXAMPLE_ALIGNMENT) if aligned else None,
         places=places,
     )
+
+
+def _carried(story: _Story, state: TrainState, images: Images) -> Images:
+    """The images as free adversarial training left their perturbation."""
+    check_carried(state.delta, images)
+    free = story.descent.free
+    assert free is not None
+    return free.attacked(images, state.delta[: images.shape[0]])
 
 
 def _attack(

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from awp_jax.objectives import Objective
+from awp_jax.objectives import ADVERSARIAL, Objective
 from awp_jax.parallel import splits_weights
 from awp_jax.training._attack import TrainingAttack
 from awp_jax.training._parts import Parts
@@ -19,6 +19,20 @@ def check_teacher(objective: Objective, teacher: Any) -> None:
         )
     if objective.teacher is None and teacher is not None:
         raise ValueError(f"A teacher was given, but {objective.name} learns from none.")
+
+
+def check_free_step(objective: Objective, weights: Any) -> None:
+    """What a free attack has no room for: it needs images to attack, and is no attack itself."""
+    if objective.attack_loss is None or ADVERSARIAL not in objective.inputs:
+        raise ValueError(
+            f"The attack is free, but objective {objective.name} looks at no attacked images."
+        )
+    if weights.alternations > 1 or weights.shared_backward:
+        name = "shared_backward" if weights.shared_backward else "alternations"
+        raise ValueError(
+            f"{name} is {getattr(weights, name)}, but a free attack makes no pass of its own, to "
+            "be shared or to alternate with."
+        )
 
 
 def check_axis(classifier: Any, batch_stats: BatchStats, axis_name: str | None) -> None:

@@ -88,6 +88,8 @@ def test_a_step_of_each_kind():
     assert described()["step"] == 10 * one * (10 * 2 + 2 + 2)
     # An attack of one step, whatever attack.steps says of PGD.
     assert described(attack_name="n-fgsm")["step"] == 10 * one * (2 + 2 + 2)
+    # Nor of free adversarial training, whose one way back is to weights and images.
+    assert described(attack_name="free")["step"] == 10 * one * (2 + 3)
     assert described(objective_name="trades")["step"] == 10 * one * (10 * 2 + 4 + 4)
     assert described(objective_name="natural", weights_method="none")["step"] == 10 * one * 2
     assert described(weights_method="random")["step"] == 10 * one * (10 * 2 + 2)

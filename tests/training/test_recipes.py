@@ -327,6 +327,13 @@ RECIPES = {
         "schedule.name": "cyclic",
         "weights.gamma": "0.005",
     },
+    "free": {
+        "attack.name": "free",
+        "attack.replays": 3,
+        "optimizer.learning_rate": 0.05,
+        "schedule.name": "cyclic",
+        "weights.gamma": "0.005",
+    },
     "fast": {
         "attack.name": "n-fgsm",
         "optimizer.learning_rate": 0.5,
