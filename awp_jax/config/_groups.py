@@ -5,7 +5,7 @@ The defaults are AT-AWP of PreActResNet-18 on CIFAR-10 (NeurIPS 2020, Table 1).
 
 from awp_jax.config._inputs import INPUTS
 from awp_jax.config._keys import group
-from awp_jax.config._kinds import RADIUS, STEP, choice, integer, mesh, optional, tracked
+from awp_jax.config._kinds import RADIUS, STEP, choice, integer, mesh, optional, rules, tracked
 from awp_jax.config._method import METHOD
 
 GROUPS = (
@@ -48,6 +48,13 @@ GROUPS = (
             mesh(),
             "The devices, -1 for what is left: data:2,fsdp:4 splits weights, moments and averages "
             "among four, and batches among all eight.",
+        ),
+        (
+            "rules",
+            "",
+            rules(),
+            "Along which axis weights are split, as linear.kernel:0,*embed*:none, where not along "
+            "the largest.",
         ),
     ),
     group(

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from awp_jax import checks
-from awp_jax.parallel import axes_of
+from awp_jax.parallel import axes_of, rules_of
 from awp_jax.parts import is_reference
 
 _NOTHING = ("null", "None")  # as YAML writes it, and Python; "none" is a value of some keys
@@ -163,6 +163,15 @@ def mesh() -> Kind:
         axes_of(value)
 
     return Kind(str, "data:2,fsdp:4", check)
+
+
+def rules() -> Kind:
+    """Which weights are split along which axis."""
+
+    def check(value, name, config):
+        rules_of(value)
+
+    return Kind(str, "linear.kernel:0,*embed*:none", check)
 
 
 OWN = "package.module:function"

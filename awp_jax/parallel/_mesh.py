@@ -1,5 +1,6 @@
 """The mesh, and which of its devices hold what."""
 
+import fnmatch
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -130,7 +131,7 @@ def splits_weights(mesh: Mesh) -> bool:
     return mesh.shape.get(FSDP, 1) > 1
 
 
-def state_sharding(mesh: Mesh, tree: Any) -> Any:
+def state_sharding(mesh: Mesh, tree: Any, rules: str = "") -> Any:
     """Where the arrays of a training state lie: whole, or in parts along ``"fsdp"``.
 
     The largest axis that divides by the devices of ``"fsdp"`` is split, the last one of those of
@@ -140,20 +141,97 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
     Args:
         mesh: From ``data_mesh``.
         tree: Arrays, or their shapes.
+        rules: Other axes, see ``rules_of``.
 
     Returns:
         A ``NamedSharding`` for each.
     """
 
-    def place(leaf: Any) -> NamedSharding:
-        axis = split_axis(leaf.shape, mesh.shape.get(FSDP, 1))
-        return replicated(mesh) if axis is None else NamedSharding(mesh, P(*[None] * axis, FSDP))
+    def place(leaf: Any, axis: int) -> NamedSharding:
+        return replicated(mesh) if axis < 0 else NamedSharding(mesh, P(*[None] * axis, FSDP))
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(place, tree, split_axes(tree, mesh.shape.get(FSDP, 1), rules))
+
+
+def split_axes(tree: Any, count: int, rules: str = "") -> Any:
+    """Which axis of each array ``count`` devices share, see ``state_sharding``; -1 for none."""
+    known = rules_of(rules)
+
+    def axis(path: Any, leaf: Any) -> int:
+        if count == 1:
+            return -1
+        for pattern, chosen in known:
+            if _matches(pattern, path):
+                fits = chosen < len(leaf.shape) and leaf.shape[chosen] % count == 0
+                return chosen if fits else -1
+        found = split_axis(leaf.shape, count)
+        return -1 if found is None else found
+
+    return jax.tree_util.tree_map_with_path(axis, tree)
+
+
+def rules_of(rules: str) -> list[tuple[str, int]]:
+    """Which arrays are split along another axis than the largest, the first that fits counting.
+
+    Args:
+        rules: ``"linear.kernel:0,*embed*:none"``: patterns (``fnmatch``) of the path of an array,
+            or of its end, so that a rule for a weight holds for its moments and averages; and the
+            axis, from 0, or none for an array that stays whole.
+
+    Returns:
+        Patterns and axes; -1 for none.
+
+    Raises:
+        ValueError: In one sentence, for what is no rule.
+    """
+    found = []
+    for rule in filter(None, map(str.strip, rules.split(","))):
+        pattern, _, axis = rule.rpartition(":")
+        if not pattern or not (axis == "none" or axis.isdecimal()):
+            raise ValueError(
+                f"parallel.rules has {rule!r}, but a path and an axis, from 0, or none, were "
+                "expected, such as linear.kernel:0 or *embed*:none."
+            )
+        found.append((pattern.replace("/", "."), -1 if axis == "none" else int(axis)))
+    return found
+
+
+def check_rules(params: Any, count: int, rules: str) -> None:
+    """Raises ``ValueError`` where a rule fits no weight, or an axis does not divide.
+
+    Args:
+        params: Weights, or their shapes.
+        count: Devices that share each.
+        rules: See ``rules_of``.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for pattern, axis in rules_of(rules):
+        fitting = [(path, leaf.shape) for path, leaf in leaves if _matches(pattern, path)]
+        if not fitting:
+            first = _dotted(max(leaves, key=lambda item: item[1].size)[0])
+            raise ValueError(
+                f"parallel.rules names {pattern!r}, but no weight of the model is called so; one "
+                f"is called {first!r}."
+            )
+        for path, shape in fitting:
+            if axis >= len(shape) or (axis >= 0 and shape[axis] % count):
+                raise ValueError(
+                    f"parallel.rules splits axis {axis} of {_dotted(path)}, of shape {shape}, "
+                    f"among {count} devices, which do not divide it."
+                )
+
+
+def _matches(pattern: str, path: Any) -> bool:
+    name = _dotted(path)
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")
+
+
+def _dotted(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def split_axis(shape: tuple[int, ...], count: int) -> int | None:
-    """Which axis of an array ``count`` devices share, see ``state_sharding``; ``None`` for none."""
+    """The largest axis that ``count`` devices share, see ``state_sharding``; ``None`` for none."""
     dividing = [axis for axis, size in enumerate(shape) if size % count == 0]
     if count == 1 or not dividing or math.prod(shape) < _LEAST:
         return None

@@ -184,6 +184,7 @@ def _memory(experiment: Experiment, devices: int) -> dict[str, int]:
     split = parallel.sizes_of(config.parallel.mesh, devices).get(parallel.FSDP, 1)
     check_shares(config, devices)
     state = experiment.abstract_state()
+    parallel.check_rules(state.params, split, config.parallel.rules)
     objective = objective_of(config, experiment.given)
     parts = config.optimizer.micro_batches
 
@@ -192,10 +193,9 @@ def _memory(experiment: Experiment, devices: int) -> dict[str, int]:
 
     def held(tree: Any) -> int:
         """Bytes on each device of what is split as the weights are."""
-        return sum(
-            size(leaf) // (1 if parallel.split_axis(leaf.shape, split) is None else split)
-            for leaf in jax.tree.leaves(tree)
-        )
+        axes = parallel.split_axes(tree, split, config.parallel.rules)
+        leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(axes), strict=True)
+        return sum(size(leaf) // (1 if axis < 0 else split) for leaf, axis in leaves)
 
     def kept_by(of: Any) -> int:
         def backward(params, batch_stats, images):

@@ -50,6 +50,7 @@ def step_of(experiment: Any, classifier: Any, gather: Callable[..., Any]) -> Cal
         micro_batches=config.optimizer.micro_batches,
         loss_scale=loss_scale_of(config),
         mesh=experiment.mesh,
+        rules=config.parallel.rules,
     )
     if runs_in_parts(experiment):
         everywhere = parallel.replicated(experiment.mesh)

@@ -83,7 +83,8 @@ class Experiment:
     @functools.cached_property
     def places(self) -> Any:
         """Where the arrays of the state lie, see ``parallel.state_sharding``."""
-        places = parallel.state_sharding(self.mesh, self._shapes)
+        rules = self.config.parallel.rules
+        places = parallel.state_sharding(self.mesh, self._shapes, rules)
         # It follows the images, and not the weights.
         split = parallel.batch_sharding(self.mesh, self.config.batch_size)
         return places._replace(delta=jax.tree.map(lambda _: split, places.delta))

@@ -21,10 +21,11 @@ class Gathered:
     Args:
         classifier: Fulfils the contract of ``awp_jax.models.Classifier``.
         mesh: With an axis ``"fsdp"``.
+        rules: See ``parallel.rules_of``.
     """
 
-    def __init__(self, classifier: Any, mesh: jax.sharding.Mesh) -> None:
-        self._classifier, self._mesh = classifier, mesh
+    def __init__(self, classifier: Any, mesh: jax.sharding.Mesh, rules: str = "") -> None:
+        self._classifier, self._mesh, self._rules = classifier, mesh, rules
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._classifier, name)
@@ -43,10 +44,13 @@ class Gathered:
         return self._whole(cast(params))
 
     def _whole(self, params: Params) -> Any:
-        return jax.tree.map(functools.partial(_whole, self._mesh), params)
+        places = parallel.state_sharding(self._mesh, params, self._rules)
+        return jax.tree.map(functools.partial(_whole, self._mesh), places, params)
 
 
-def on_mesh(classifier: Any, mesh: jax.sharding.Mesh | None) -> tuple[Any, Callable[..., Any]]:
+def on_mesh(
+    classifier: Any, mesh: jax.sharding.Mesh | None, rules: str = ""
+) -> tuple[Any, Callable[..., Any]]:
     """What a training step on this mesh computes with, and how it is wrapped.
 
     Where the mesh splits weights: the classifier ``Gathered``, and sums of weights that leave them
@@ -62,21 +66,28 @@ def on_mesh(classifier: Any, mesh: jax.sharding.Mesh | None) -> tuple[Any, Calla
 
         return call
 
-    return Gathered(classifier, mesh), on_parts
+    return Gathered(classifier, mesh, rules), on_parts
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _whole(mesh: jax.sharding.Mesh, weights: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _whole(
+    mesh: jax.sharding.Mesh, place: jax.sharding.NamedSharding, weights: jax.Array
+) -> jax.Array:
+    del place
     return jax.lax.with_sharding_constraint(weights, parallel.replicated(mesh))
 
 
-def _forward(mesh: jax.sharding.Mesh, weights: jax.Array) -> tuple[jax.Array, None]:
-    return _whole(mesh, weights), None
+def _forward(
+    mesh: jax.sharding.Mesh, place: jax.sharding.NamedSharding, weights: jax.Array
+) -> tuple[jax.Array, None]:
+    return _whole(mesh, place, weights), None
 
 
-def _backward(mesh: jax.sharding.Mesh, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+def _backward(
+    mesh: jax.sharding.Mesh, place: jax.sharding.NamedSharding, _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    del mesh
     # In parts again: a reduce-scatter where the transpose of the above is an all-reduce.
-    place = parallel.state_sharding(mesh, gradient)
     return (jax.lax.with_sharding_constraint(gradient, place),)
 
 

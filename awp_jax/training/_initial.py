@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 
-from awp_jax import parallel
 from awp_jax.config import from_dict
 from awp_jax.training._checkpoints import BEST
 from awp_jax.training._experiment import Experiment, build
@@ -44,7 +43,7 @@ def initial_state(experiment: Experiment) -> TrainState:
     if not config.init_from:
         return state
     start = start_from(state, config.init_from, config.init_checkpoint)
-    return jax.device_put(start, parallel.state_sharding(experiment.mesh, start))
+    return jax.device_put(start, experiment.places)
 
 
 def start_from(state: TrainState, workdir: str, which: str = BEST) -> TrainState:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from awp_jax import data, parts
+from awp_jax import data, parallel, parts
 from awp_jax.extras import require
 from awp_jax.training._configured import (
     FREE,
@@ -67,6 +67,10 @@ def check_settings(experiment: Any) -> None:
             f"objective.rotation_weight needs square images, but those of {d.name} are {shape}."
         )
     _check_parts(experiment)
+    if experiment.config.parallel.rules and parallel.splits_weights(experiment.mesh):
+        params = jax.eval_shape(experiment.classifier.init, jax.random.key(0))[0]
+        count = experiment.mesh.shape[parallel.FSDP]
+        parallel.check_rules(params, count, experiment.config.parallel.rules)
     # These check themselves when they are made.
     weights = weight_perturbation(experiment.config, experiment.given)
     if training_attack(experiment.config, experiment.given).free:

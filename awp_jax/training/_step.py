@@ -51,6 +51,7 @@ def make_train_step(
     micro_batches: int = 1,
     loss_scale: Any = None,
     mesh: jax.sharding.Mesh | None = None,
+    rules: str = "",
     axis_name: str | None = None,
     unroll: bool | None = None,
 ) -> Callable[..., Any]:
@@ -85,6 +86,8 @@ def make_train_step(
         mesh: Under plain ``jit`` over several devices: the mesh over whose axes batches are split.
             Needed with ``micro_batches``, and with an axis ``"fsdp"``, along which the state is
             split (``awp_jax.parallel.state_sharding``).
+        rules: With that axis: along which others weights are split, ``"linear.kernel:0"``, see
+            ``state_sharding``.
         axis_name: For a loop of your own that maps the step with ``jax.pmap`` or ``jax.shard_map``
             over an axis of this name: every device gets its equal, contiguous share of the batch,
             and the numbers are those of the whole batch, whatever the number of devices. The
@@ -145,7 +148,7 @@ def make_train_step(
         )
     parts = Parts(micro_batches, axis_name, mesh, unroll)
     check_parts(classifier, objective, parts)
-    classifier, on_parts = on_mesh(classifier, mesh)
+    classifier, on_parts = on_mesh(classifier, mesh, rules)
     craft, released = make_attack(
         classifier,
         objective,

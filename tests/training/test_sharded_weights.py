@@ -86,6 +86,88 @@ def test_the_largest_axis_that_divides_is_split():
     assert parallel.state_sharding(plain, jax.ShapeDtypeStruct((64, 64), "f4")).spec == P()
 
 
+def test_rules_split_other_axes():
+    """Of weights, moments and averages; the numbers are the same."""
+    rules = "hidden*.kernel:0, linear.kernel:none"
+
+    def state_of(rules):
+        config = config_of("data:2,fsdp:4")
+        config.parallel.rules = rules
+        experiment = training.build(config, devices=8, sharded=True)
+        pool, order = experiment.on_devices(), experiment.order(0)
+        state, _ = experiment.step(
+            experiment.init(), *pool, order, experiment.key, batch_size=32, perturb_weights=True
+        )
+        return state
+
+    by_rules, plain = state_of(rules), state_of("")
+    assert_close(by_rules, plain, 2e-6)
+    differ = 0
+    for held in (by_rules.params, by_rules.average, by_rules.opt_state):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(held):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            if "hidden" in name and name.endswith("kernel"):
+                assert leaf.sharding.spec == P("fsdp"), name
+                differ += 1
+    assert differ == 3 * len(by_rules.params["hidden"]) == 6
+    moved = jax.tree.leaves(plain.params)
+    assert any(leaf.sharding.spec == P(None, "fsdp") for leaf in moved)
+
+
+def test_a_step_by_hand_takes_rules():
+    """The gradient of a weight is split as the weight is."""
+    mesh, rules = parallel.data_mesh(8, "data:2,fsdp:4"), "hidden.0.kernel:1"
+    model = models.create("mlp", image_shape=(8, 8, 3), num_classes=10, width=128)
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    state = training.init_state(model, optimizer, jax.random.key(0))
+    images = jax.random.uniform(jax.random.key(1), (16, 8, 8, 3))
+    labels = np.arange(16) % 10
+
+    def after(rules, mesh):
+        step = training.make_train_step(model, objectives.at(), optimizer, mesh=mesh, rules=rules)
+        placed = (
+            state
+            if mesh is None
+            else jax.device_put(state, parallel.state_sharding(mesh, state, rules))
+        )
+        return jax.jit(step)(placed, images, labels, jax.random.key(2))[0]
+
+    found = after(rules, mesh)
+    assert_close(after("", None), found, 2e-6)
+    assert found.params["hidden"]["0"]["kernel"].sharding.spec == P(None, "fsdp")
+
+
+def test_weights_of_another_run_lie_as_the_rules_say(tmp_path):
+    config = config_of("data:2,fsdp:4")
+    config.parallel.rules = "hidden*.kernel:0"
+    training.train(config, tmp_path / "first", devices=8, max_steps=2, progress=None)
+    tuned = config_of("data:2,fsdp:4")
+    tuned.parallel.rules, tuned.init_from = config.parallel.rules, str(tmp_path / "first")
+    tuned.init_checkpoint = "last"
+    outcome = training.train(tuned, tmp_path / "tuned", devices=8, max_steps=1, progress=None)
+    kernels = [leaf for leaf in jax.tree.leaves(outcome.state.params) if leaf.shape == (64, 128)]
+    assert kernels and all(leaf.sharding.spec == P("fsdp") for leaf in kernels)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ("kernel", "has 'kernel', but a path and an axis"),
+        ("linear.kernel:last", "has 'linear.kernel:last', but a path and an axis"),
+        ("head.kernel:0", "names 'head.kernel', but no weight of the model is called so; one is"),
+        ("linear.kernel:1", r"splits axis 1 of linear.kernel, of shape \(128, 10\), among 4"),
+        ("linear.kernel:2", r"splits axis 2 of linear.kernel"),
+    ],
+)
+def test_bad_rules_are_one_sentence(rules, said):
+    config = config_of("data:2,fsdp:4")
+    config.parallel.rules = rules
+    with pytest.raises(ValueError, match=said) as found:
+        training.build(config, devices=8, sharded=True)
+    assert str(found.value).startswith("parallel.rules") and "\n" not in str(found.value)
+
+
 @pytest.mark.core
 @pytest.mark.parametrize(
     ("shape", "said"),
