@@ -1,8 +1,10 @@
 """Settings for the whole suite."""
 
+import atexit
 import gc
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,8 +28,12 @@ use_fast_convolutions()  # as the commands do
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# The same small programs are compiled by many tests: compile each once per test session.
-_CACHE = os.environ.setdefault("AWP_JAX_TEST_CACHE", tempfile.mkdtemp(prefix="awp-jax-xla-"))
+# The same small programs are compiled by many tests: compile each once per test session, in a
+# folder that all its processes share and the first one removes.
+if "AWP_JAX_TEST_CACHE" not in os.environ:
+    os.environ["AWP_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="awp-jax-xla-")
+    atexit.register(shutil.rmtree, os.environ["AWP_JAX_TEST_CACHE"], ignore_errors=True)
+_CACHE = os.environ["AWP_JAX_TEST_CACHE"]
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 # Several fake devices, so that sharded and mapped code is exercised everywhere.

@@ -1,10 +1,12 @@
 """Norms that neither overflow nor underflow: values are scaled before they are squared."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from awp_jax.reductions import PARTS, keeps_axes, parts_of
 
@@ -79,6 +81,21 @@ def sizes(
         split: Under ``shard_map`` or ``pmap``, for each array the mapped axes over which it is
             split; ``None``: none is.
     """
+    if one_pass and not split and arrays and not any(isinstance(a, Tracer) for a in arrays):
+        # Outside jit the condition below would be compiled anew in each call.
+        along = tuple(None if a is None else tuple(a) for a in axes)
+        return _compiled(list(arrays), kind, along, together, keeps_axes(arrays))
+    return _sizes(arrays, kind, axes, together, one_pass, split)
+
+
+def _sizes(
+    arrays: Sequence[jax.Array],
+    kind: str,
+    axes: Sequence[Sequence[int] | None],
+    together: bool,
+    one_pass: bool,
+    split: Sequence[tuple[str, ...]] | None,
+) -> Sizes:
     mapped = split or [()] * len(arrays)
 
     def over(combine: Callable[..., Any], values: list[jax.Array]) -> list[jax.Array]:
@@ -128,6 +145,18 @@ def sizes(
     else:
         powers, sums = scaled()
     return Sizes(powers, sums if kind == "l1" else [jnp.sqrt(value) for value in sums])
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _compiled(
+    arrays: list[jax.Array],
+    kind: str,
+    axes: Sequence[Sequence[int] | None],
+    together: bool,
+    kept: bool,
+) -> Sizes:
+    del kept  # what it is traced as depends on it
+    return _sizes(arrays, kind, axes, together, True, None)
 
 
 def _in_stages(

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from compiled import programs_of
+from small_run import tiny_config
 
 from awp_jax import models, objectives, training
 
@@ -60,3 +62,23 @@ def test_norms_of_all_weights_take_one_reduction_for_each_large_leaf():
     large = [leaf for leaf in jax.tree.leaves(params) if leaf.size >= 1 << 14]
     assert len(large) == 4
     assert text.count(":4 = stablehlo.reduce(") == len(large) + 1
+
+
+@pytest.mark.parametrize("method", ["none", "awp", "rwp", "random"])
+def test_a_second_step_compiles_nothing(method):
+    """Also where the step is no program of its own, as that of RWP on a CPU."""
+    experiment = training.build(tiny_config("linear", width=None, method=method), devices=1)
+    order = experiment.order(0)
+
+    def step(state):
+        return experiment.step(
+            state,
+            *experiment.on_devices(),
+            order,
+            experiment.key,
+            batch_size=32,
+            perturb_weights=method != "none",
+        )[0]
+
+    state = step(experiment.init())
+    assert programs_of(lambda: step(state), anew=False) == 0
