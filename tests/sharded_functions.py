@@ -1,6 +1,6 @@
 """Every public function on weights split over ``fsdp`` and images over ``data``, beside one device.
 
-    NPROC=32 python tests/sharded_functions.py 'explicit 4x2' 'auto 8x1'
+    NPROC=32 python tests/sharded_functions.py [--names=pgd,sam] 'explicit 4x2' 'auto 8x1'
 
 prints a line of JSON for each: its name, the largest difference, and an error or sharding that is
 not as it should be. A process of its own: JAX on a CPU has a thread for each of few cores, which
@@ -218,10 +218,15 @@ def misplaced(found, params, images):
 
 
 def main(*places):
+    chosen = functions()
+    if places[0].startswith("--names="):
+        names = places[0].removeprefix("--names=")
+        chosen = {name: chosen[name] for name in names.split(",")} if names else chosen
+        places = places[1:]
     params, images, labels = problem()
     whole = jax.tree.map(jnp.asarray, (params, images, labels))
     given = {place: split_among(place, params, images, labels) for place in places}
-    for name, function in functions().items():
+    for name, function in chosen.items():
         want = function(apply_fn, *whole)
         for place, (mesh, split) in given.items():
             row = {"name": name, "place": place}

@@ -89,7 +89,7 @@ def sizes(
 
 
 def _sizes(
-    arrays: Sequence[jax.Array],
+    arrays: list[jax.Array],
     kind: str,
     axes: Sequence[Sequence[int] | None],
     together: bool,
@@ -160,7 +160,7 @@ def _compiled(
 
 
 def _in_stages(
-    arrays: list[jax.Array], kind: str, together: bool
+    arrays: Sequence[jax.Array], kind: str, together: bool
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """As ``scaled``: one kernel for each array and one for all, where XLA makes two for each."""
 

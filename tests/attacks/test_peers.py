@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from digits_network import EPSILON, from_torch
+from longer import some
 
 from awp_jax.attacks import APGD, FAB, PGD, APGDTargeted, FABTargeted, Square, autoattack
 from awp_jax.balls import input_norms
@@ -124,7 +125,7 @@ def test_fab_radii_agree_with_torchattacks(digits, torch_digits, norm):
     assert bool(wrong[np.isfinite(mine.radius)].all())
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", some(NORMS, {"linf"}))
 def test_square_agrees_with_torchattacks(digits, peer, norm):
     attack, seeds = Square(EPSILON[norm], QUERIES[norm], norm, released_corners=True), range(2)
     mine = np.mean([ours(digits, attack, seed) for seed in seeds])

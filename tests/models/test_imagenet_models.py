@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from longer import longer, some
 from one_step import one_step_of_at_awp
 from robustbench_peer import ZOO, architecture, has_timm, has_torchvision
 from torch import nn
@@ -178,7 +179,7 @@ def has_batch_norm(name):
 @pytest.mark.parametrize(
     ("name", "mode"),
     [(name, "update") for name in CASES]
-    + [(name, "running") for name in filter(has_batch_norm, CASES)],
+    + longer(*((name, "running") for name in filter(has_batch_norm, CASES))),
 )
 def test_logits_gradients_and_statistics(x64, name, mode):
     peer_or_skip(name)
@@ -233,7 +234,11 @@ PEERS = {
 }
 
 
-@pytest.mark.parametrize("name", PEERS)
+# Those of other depths and widths are named and shaped as these.
+SMALLEST = {n for n in PEERS if not re.search(r"-(34|101|152|[bl])(-|$)|convnext-s|-[ml]12", n)}
+
+
+@pytest.mark.parametrize("name", some(PEERS, SMALLEST))
 def test_names_shapes_and_number_of_parameters(name):
     build, their_name, count = PEERS[name]
     classifier = models.create(name, **FULL)

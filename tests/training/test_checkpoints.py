@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from longer import longer
 
 from awp_jax import training
 from awp_jax.training import (
@@ -242,7 +243,7 @@ logger.warning("A line of somebody else.")
 """
 
 
-@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("asked", [False, *longer(True)])
 def test_as_a_library_orbax_is_quiet_unless_asked(tmp_path, tiny_config, asked):
     values = training.plain(tiny_config("linear", width=None))
     done = subprocess.run(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from longer import longer
 from small_run import goes_on_bit_by_bit
 
 from awp_jax import models, objectives
@@ -82,7 +83,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("parts", [4, *longer(1)])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_power_of_two_changes_no_bit_of_float32(name, parts):
     settings = {"attack": TrainingAttack(0.1, 2, "linf", step_size=0.05), **SETTINGS[name]}
@@ -198,7 +199,7 @@ def test_an_overflow_is_skipped_and_halves_the_scale():
     assert metrics["finite"] and int(state.loss_scale["finite_steps"]) == 1
 
 
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("parts", [4, *longer(1)])
 def test_a_run_in_float16_goes_on_bit_by_bit(tmp_path, tiny_config, parts, monkeypatch):
     monkeypatch.setattr("awp_jax.training._loss_scale.INITIAL", 2.0**23)
     config = tiny_config(width=128)

@@ -9,6 +9,7 @@ import optax
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from longer import longer
 from small_run import goes_on_bit_by_bit
 
 from awp_jax import models, objectives
@@ -147,7 +148,7 @@ def whole(case):
     return run(case, jax.jit(step_of(case, 1, unroll=False)))
 
 
-@pytest.mark.parametrize(("parts", "unroll"), [(4, False), (2, None)])
+@pytest.mark.parametrize(("parts", "unroll"), [(4, False), *longer((2, None))])
 @pytest.mark.parametrize("case", CASES)
 def test_parts_are_the_whole_batch(x64, case, parts, unroll):
     assert_close(run(case, jax.jit(step_of(case, parts, unroll=unroll))), whole(case))
@@ -167,7 +168,7 @@ def test_distributions_for_labels(x64):
     assert_close(found, expected)
 
 
-@pytest.mark.parametrize("case", ["shared", "mart", "rwp, released statistics", "ikl"])
+@pytest.mark.parametrize("case", ["ikl", *longer("shared", "mart", "rwp, released statistics")])
 def test_padding_is_none_of_the_parts(x64, case):
     """The last part has one example, or none; each group is a part, and they move alike."""
     for real in (13, 9, 8):
@@ -212,9 +213,8 @@ def by_sharding(step, mesh):
     ("case", "parts", "devices"),
     [
         ("at, two steps of a range", 4, 4),
-        ("at, two steps of a range", 2, 2),
         ("rwp, released statistics", 4, 2),
-        ("shared", 2, 2),
+        *longer(("at, two steps of a range", 2, 2), ("shared", 2, 2)),
         ("ikl", 4, 2),
         ("ard", 2, 2),
     ],
@@ -231,7 +231,7 @@ def test_the_number_of_devices_changes_nothing(x64, case, parts, devices, way):
     assert_close(run(case, step), whole(case), 1e-11)
 
 
-@pytest.mark.parametrize("unroll", [True, False])
+@pytest.mark.parametrize("unroll", [False, *longer(True)])
 def test_memory_is_that_of_a_part(unroll):
     classifier = models.create("mnist-cnn", image_shape=(28, 28, 1), num_classes=10)
     made = optax.sgd(0.1)
@@ -338,7 +338,7 @@ def test_the_parts_of_a_config_have_their_share_of_the_groups(tiny_config):
     config.attack.steps = 0  # a sign flips by rounding
     config.objective.name = "trades"
     _, expected = epoch_of(config)
-    for parts, devices in ((4, 1), (2, 2)):
+    for parts, devices in ((2, 2),):
         config.optimizer.micro_batches = parts
         experiment, found = epoch_of(config, devices)
         assert not experiment.padded  # the last batch has 16 examples, which groups share equally

@@ -5,6 +5,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from longer import longer
 from small_run import tiny_config
 
 from awp_jax import runs
@@ -75,7 +76,7 @@ def test_the_batches_of_the_training_set_give_the_run_of_the_training_set(tmp_pa
     equal(ordinary.state, own.state)
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4])
+@pytest.mark.parametrize("stop", [4, *longer(1, 3)])
 def test_a_run_on_them_goes_on_bit_by_bit(tmp_path, stop):
     whole = train(small_config(), tmp_path / "whole", batches=endless(digits()), progress=None)
     assert whole.finished and int(whole.state.step) == 6
@@ -92,7 +93,7 @@ def test_a_run_on_them_goes_on_bit_by_bit(tmp_path, stop):
             assert rest.asked == 6 - stop  # none before the position was asked for again
 
 
-@pytest.mark.parametrize("kind", ["dataset", "workers", "loader"])
+@pytest.mark.parametrize("kind", ["workers", "loader", *longer("dataset")])
 def test_loaders_of_grain_drive_a_run(tmp_path, kind):
     grain = pytest.importorskip("grain")
     data = digits()

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from longer import longer
 from small_run import goes_on_bit_by_bit, poison, tiny_config
 
 from awp_jax import training
@@ -49,11 +50,11 @@ def assert_same_run(one, many, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
+        *longer({}),
         {"data.device_megabytes": 0},  # batches come from the host
         {"weights.start_epoch": 1},
         {"data.mixup": 1.0},  # the smaller last batch is not filled up
-        {"checkpoint.every_steps": 5},
+        *longer({"checkpoint.every_steps": 5}),
         {"averaging.name": "ema", "optimizer.non_finite": "skip"},
     ],
     ids=lambda changes: ",".join(changes) or "plain",
@@ -96,7 +97,7 @@ def test_two_programs_serve_all_steps_and_metrics_keep_their_axis():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"checkpoint.every_steps": 5}, {"data.device_megabytes": 0}]
+    "changes", [{"checkpoint.every_steps": 5}, *longer({}, {"data.device_megabytes": 0})]
 )
 def test_a_stopped_run_goes_on_bit_by_bit(tmp_path, changes):
     goes_on_bit_by_bit(config_of(4, **changes), tmp_path, stopped_after=14)  # the end of a call
