@@ -17,6 +17,7 @@ from awp_jax.models.batch_norm import BatchNorm
 from awp_jax.models.context import Context
 from awp_jax.models.initial import Initial, uniform_fan_in
 from awp_jax.models.layer_norm import LayerNorm
+from awp_jax.models.small_images import convolution
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -82,6 +83,7 @@ class Layers:
             padding=padding,
             feature_group_count=groups,
             use_bias=bias,
+            conv_general_dilated=convolution,
             dtype=self._dtype(),
             **_initialised(init or default, bias_init or default),
             rngs=self.rngs,
