@@ -22,7 +22,7 @@ timed() { # seconds, name of the results, command
     limit=$(($1 * slower)) result=$2
     shift 2
     echo "== $result: $*"
-    timeout "$limit" "$@" > "$OUT/$result.log" 2>&1 || { failed=1; echo "$result: exit status $?"; }
+    timeout "$limit" "$@" > "$OUT/$result.log" 2>&1 || { echo "$result: exit status $?"; failed=1; }
     tail -n 15 "$OUT/$result.log"
 }
 part() { # seconds, name of the results, script, arguments
