@@ -64,7 +64,7 @@ experiments: $(VENV)/installed
 	echo "$$(( $$(date +%s) - began )) seconds"; test $$first = 0 && test $$second = 0
 
 test: $(VENV)/installed-peers lint
-	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
+	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal --durations=12
 
 # With the tests that are marked exhaustive, and more kills.
 test-all: $(VENV)/installed-peers lint
