@@ -7,8 +7,8 @@ PGD-10, AWP, SGD. PyTorch's takes one batch that lies on the device (``torch_pee
 take turns, step by step; the table shows the least time of several steps. On CPU ours computes in
 float32, on a GPU also in bfloat16 (parameters and statistics in float32). No compilation cache is
 used.
-``--quick`` only shows that it runs; it and ``--models``, which times a part, leave benchmarks/README.md
-alone.
+``--quick`` only shows that it runs; it and ``--models``, which times a part, leave
+benchmarks/README.md alone.
 """
 
 import argparse
