@@ -109,7 +109,7 @@ def test_tutorials_run(name, tmp_path, monkeypatch):
     text, page = (TUTORIALS / name).read_text(), {}
     text = re.sub(r"^EPOCHS, EXAMPLES = \d+, \d+$", "EPOCHS, EXAMPLES = 1, 50", text, flags=re.M)
     text = re.sub(r"^EPOCHS = \d+$", "EPOCHS = 1", text, flags=re.M)
-    text = re.sub(r"^STEPS = \d+ ", "STEPS = 5 ", text, flags=re.M)
+    text = re.sub(r"^STEPS = \d+ ", "STEPS = 60 ", text, flags=re.M)
     text = re.sub(r"^EXAMPLES = \d+$", "EXAMPLES = 50", text, flags=re.M)
     blocks = list(re.finditer(r"^```\{code-cell\} python3\n(.*?)^```$", text, re.M | re.S))
     assert len(blocks) >= 2
