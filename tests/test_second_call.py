@@ -90,7 +90,6 @@ CALLS = {
 }
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("name", CALLS)
 def test_the_second_call_compiles_nothing(name):
     CALLS[name]()
