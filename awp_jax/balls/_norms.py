@@ -1,13 +1,12 @@
 """Norms that neither overflow nor underflow: values are scaled before they are squared."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
+from awp_jax import checks
 from awp_jax.reductions import PARTS, keeps_axes, parts_of
 
 
@@ -81,11 +80,10 @@ def sizes(
         split: Under ``shard_map`` or ``pmap``, for each array the mapped axes over which it is
             split; ``None``: none is.
     """
-    if one_pass and not split and arrays and not any(isinstance(a, Tracer) for a in arrays):
-        # Outside jit the condition below would be compiled anew in each call.
-        along = tuple(None if a is None else tuple(a) for a in axes)
-        return _compiled(list(arrays), kind, along, together, keeps_axes(arrays))
-    return _sizes(arrays, kind, axes, together, one_pass, split)
+    # Outside jit the condition below would be compiled anew in each call.
+    outside = one_pass and not split and checks.is_concrete(arrays)
+    made = _compiled_sizes if outside else _sizes
+    return made(arrays, kind, tuple(axes), together, one_pass, split, keeps_axes(arrays))
 
 
 def _sizes(
@@ -95,6 +93,7 @@ def _sizes(
     together: bool,
     one_pass: bool,
     split: Sequence[tuple[str, ...]] | None,
+    kept: bool,
 ) -> Sizes:
     mapped = split or [()] * len(arrays)
 
@@ -136,7 +135,7 @@ def _sizes(
     if not arrays:
         return Sizes([], [])
     whole = all(along is None for along in axes) and len({a.dtype for a in arrays}) == 1
-    whole = whole and not keeps_axes(arrays)
+    whole = whole and not kept
     # Devices that talk to each other inside a condition would have to agree on it first.
     if one_pass and not any(mapped):
         # On a GPU a condition costs more than a pass: the host would wait to know it.
@@ -147,20 +146,11 @@ def _sizes(
     return Sizes(powers, sums if kind == "l1" else [jnp.sqrt(value) for value in sums])
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _compiled(
-    arrays: list[jax.Array],
-    kind: str,
-    axes: Sequence[Sequence[int] | None],
-    together: bool,
-    kept: bool,
-) -> Sizes:
-    del kept  # what it is traced as depends on it
-    return _sizes(arrays, kind, axes, together, True, None)
+_compiled_sizes = jax.jit(_sizes, static_argnums=(1, 2, 3, 4, 5, 6))
 
 
 def _in_stages(
-    arrays: Sequence[jax.Array], kind: str, together: bool
+    arrays: list[jax.Array], kind: str, together: bool
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """As ``scaled``: one kernel for each array and one for all, where XLA makes two for each."""
 

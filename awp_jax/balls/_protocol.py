@@ -1,5 +1,6 @@
 """What a ball is: the contract that every adversary moves on."""
 
+import dataclasses
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -104,6 +105,11 @@ def check_step_size(ball: Any, step_size: Radius, what: str) -> None:
         raise ValueError(
             f"{type(ball).__name__} has no radius to derive the size of a step from: give {what}."
         )
+
+
+def shrunk(ball: Any, factor: Any) -> Any:
+    """The ball with ``factor`` times its radius."""
+    return dataclasses.replace(ball, radius=scaled(ball.radius, factor))
 
 
 def scaled(radius: Radius, factor: Any) -> Any:

@@ -164,8 +164,7 @@ def split_axes(tree: Any, count: int, rules: str = "") -> Any:
             if _matches(pattern, path):
                 fits = chosen < len(leaf.shape) and leaf.shape[chosen] % count == 0
                 return chosen if fits else -1
-        found = split_axis(leaf.shape, count)
-        return -1 if found is None else found
+        return _largest_axis(leaf.shape, count)
 
     return jax.tree_util.tree_map_with_path(axis, tree)
 
@@ -230,12 +229,11 @@ def _dotted(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def split_axis(shape: tuple[int, ...], count: int) -> int | None:
-    """The largest axis that ``count`` devices share, see ``state_sharding``; ``None`` for none."""
+def _largest_axis(shape: tuple[int, ...], count: int) -> int:
     dividing = [axis for axis, size in enumerate(shape) if size % count == 0]
-    if count == 1 or not dividing or math.prod(shape) < _LEAST:
-        return None
-    return max(dividing, key=lambda axis: (shape[axis], axis))
+    if math.prod(shape) < _LEAST:
+        return -1
+    return max(dividing, key=lambda axis: (shape[axis], axis), default=-1)
 
 
 def gathered(mesh: Mesh, tree: Any) -> Any:

@@ -12,7 +12,7 @@ from awp_jax import checks, mapped
 from awp_jax.ascent import ascend
 from awp_jax.attacks._in_ball import InBall, check_start, starting_point
 from awp_jax.attacks._result import images_of
-from awp_jax.balls._protocol import scaled
+from awp_jax.balls._protocol import scaled, shrunk
 from awp_jax.objectives import Objective, check_losses
 from awp_jax.scaling import over, times
 from awp_jax.training._descent import counted
@@ -228,11 +228,6 @@ def make_attack(
         return Crafted(ball.project(images, point), batch_stats, weight_gradient)
 
     return craft, released
-
-
-def shrunk(ball: Any, factor: jax.Array) -> Any:
-    """The ball with ``factor`` times its radius."""
-    return dataclasses.replace(ball, radius=scaled(ball.radius, factor))
 
 
 def _friendly(

@@ -39,7 +39,6 @@ def batch_function(
     mesh: jax.sharding.Mesh,
     on_host: bool = False,
     padded: bool = False,
-    replays: int = 1,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """How a config makes the batch of a step.
 
@@ -58,12 +57,11 @@ def batch_function(
         on_host: Whether ``gather`` is handed the rows ``choose(...)`` of images and labels, and
             not all of them.
         padded: Whether the last batch of an epoch is filled up, with examples that do not count.
-        replays: Steps that each batch is for, one behind the other.
 
     Returns:
         ``choose(step, order, key, *, batch_size)``, the examples of a batch, int32 ``[batch]``,
         and ``gather(step, images, labels, order, key, *, batch_size) -> Batch``; not compiled.
-        ``batch_size`` counts the training examples.
+        ``step`` is the number of the batch, and ``batch_size`` counts the training examples.
     """
     d = config.data
     moves = {
@@ -73,14 +71,10 @@ def batch_function(
         "rotation_degrees": d.rotation_degrees,
     }
 
-    def number(step: Any) -> Any:
-        return step if replays == 1 else step // replays
-
-    def first_of(batch: Any) -> Any:
-        return (batch % steps_per_epoch) * original_batch
+    def first_of(step: Any) -> Any:
+        return (step % steps_per_epoch) * original_batch
 
     def choose(step: Any, order: Any, key: Key, *, batch_size: Any) -> Any:
-        step = number(step)
         if padded:
             # Filled up from the beginning of the order; the mask below leaves these out.
             return order[(first_of(step) + jnp.arange(batch_size)) % original]
@@ -97,7 +91,7 @@ def batch_function(
     def gather(
         step: Any, images: Images, labels: Labels, order: Any, key: Key, *, batch_size: Any
     ) -> Any:
-        chosen, step = choose(step, order, key, batch_size=batch_size), number(step)
+        chosen = choose(step, order, key, batch_size=batch_size)
         # Known by their place behind the original ones, also after shuffling.
         weights = jnp.where(chosen < original, 1.0, d.extra_weight) if extra else None
         step_key = jax.random.fold_in(key, step)

@@ -67,7 +67,8 @@ def step_of(experiment: Any, classifier: Any, gather: Callable[..., Any]) -> Cal
         perturb_weights: Any,
         teacher: Any = None,
     ) -> Any:
-        batch = gather(state.step, images, labels, order, key, batch_size=batch_size)
+        number = experiment.batch_of(state.step)
+        batch = gather(number, images, labels, order, key, batch_size=batch_size)
         return train(
             state,
             batch.images,

@@ -146,7 +146,6 @@ class Descent:
         parts: How the batch is cut.
         loss_scale: By which the loss is multiplied while it is differentiated.
         free: Of free adversarial training, or ``None``.
-        attack_scale: Of its radius and step size, see ``TrainingAttack.scale``.
     """
 
     model: StepModel
@@ -159,7 +158,6 @@ class Descent:
     parts: Parts = WHOLE
     loss_scale: LossScale = LossScale()
     free: Free | None = None
-    attack_scale: Callable[..., Any] | None = None
 
     def __call__(
         self,
@@ -298,8 +296,7 @@ class Descent:
             return state.delta
         images = inputs[CLEAN]
         rows = images.shape[0]
-        scale = None if self.attack_scale is None else self.attack_scale(state.step)
-        moved = self.free.after(images, state.delta[:rows], in_images, scale)
+        moved = self.free.after(state.step, images, state.delta[:rows], in_images)
         # The last batch of an epoch may be smaller: the rest stays for the next.
         return jnp.concatenate([moved, state.delta[rows:]]) if rows < len(state.delta) else moved
 

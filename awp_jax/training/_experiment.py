@@ -105,6 +105,7 @@ class Experiment:
     def _init(self, key: Key) -> TrainState:
         averaged = self.config.averaging.name != "none"
         means = objective_of(self.config, self.given).class_temperature is not None
+        batch = self.config.batch_size, *self.splits.train.images.shape[1:]
         return init_state(
             self.classifier,
             self.optimizer,
@@ -112,7 +113,7 @@ class Experiment:
             averaged=averaged,
             class_means=means,
             loss_scale=loss_scale_of(self.config),
-            delta=self._batch_shape if self.config.attack.name == FREE else None,
+            delta=batch if self.config.attack.name == FREE else None,
         )
 
     @functools.cached_property
@@ -150,10 +151,6 @@ class Experiment:
         return jax.device_put((pool.images, pool.labels), parallel.replicated(self.mesh))
 
     @property
-    def _batch_shape(self) -> tuple[int, ...]:
-        return (self.config.batch_size, *self.splits.train.images.shape[1:])
-
-    @property
     def _original_batch(self) -> int:
         return _original_batch(self.config, self.extra is not None)
 
@@ -162,9 +159,9 @@ class Experiment:
         """Steps that each batch is for, one behind the other."""
         return replays_of(self.config)
 
-    def batch_of(self, step: int) -> int:
+    def batch_of(self, step: Any) -> Any:
         """Which batch of the run a step (from 0) takes."""
-        return step // self.replays
+        return step if self.replays == 1 else step // self.replays
 
     def order(self, epoch: int) -> jax.Array:
         """The order of the training examples in an epoch (from 0), int32 ``[n]``."""
@@ -182,8 +179,7 @@ class Experiment:
 
         With extra images every batch is filled up to ``batch_size`` with them.
         """
-        batch = self.batch_of(step) % (self.steps_per_epoch // self.replays)
-        position = batch * self._original_batch
+        position = self.batch_of(step % self.steps_per_epoch) * self._original_batch
         return min(self._original_batch, self.examples - position)
 
     @property
@@ -208,7 +204,7 @@ class Experiment:
 
     def chosen(self, step: int, order: jax.Array) -> jax.Array:
         """Which examples of ``pool`` a step takes, int32 ``[batch]``."""
-        return self._chosen(step, order, self.key, batch_size=self.rows_of(step))
+        return self._chosen(self.batch_of(step), order, self.key, batch_size=self.rows_of(step))
 
     @functools.cached_property
     def _chosen(self) -> Any:
@@ -228,7 +224,6 @@ class Experiment:
             mesh=self.mesh,
             on_host=self.on_host,
             padded=self.padded,
-            replays=self.replays,
         )
 
     def perturbs_weights(self, step: int) -> bool:

@@ -53,10 +53,9 @@ class Feed:
         self._forget()
         if self._worker is not None:
             # For all steps at once: looked up one by one, each would wait for the step before it.
-            first_of = {self._experiment.batch_of(step): step for step in reversed(steps)}
-            chosen = [self._experiment.chosen(step, order) for step in first_of.values()]
-            rows = dict(zip(first_of, parallel.to_host(chosen), strict=True))
-            self._rows = dict(sorted(rows.items()))
+            of_each = {self._experiment.batch_of(step): step for step in steps}
+            chosen = [self._experiment.chosen(step, order) for step in of_each.values()]
+            self._rows = dict(zip(of_each, parallel.to_host(chosen), strict=True))
             if self._experiment.decoded and self._own is None:
                 d = self._experiment.config.data
                 mine = {number: rows[self._mine(rows)] for number, rows in self._rows.items()}

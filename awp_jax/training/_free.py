@@ -1,13 +1,14 @@
 """Free adversarial training: what perturbs the images is carried from step to step."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from awp_jax.balls import InputBall
-from awp_jax.balls._protocol import scaled
+from awp_jax.balls._protocol import scaled, shrunk
 from awp_jax.typing import Gradients, Images, Radius
 
 
@@ -18,32 +19,35 @@ class Free:
     Attributes:
         ball: An ``InputBall``: delta keeps to its norm, and images with delta to its bounds.
         step_size: Of delta, after each step of the weights.
+        scale: Of radius and step size, see ``TrainingAttack.scale``.
     """
 
     ball: InputBall
     step_size: Radius
+    scale: Callable[..., Any] | None
 
     def attacked(self, images: Images, delta: jax.Array) -> Images:
         """The images with the perturbation as it was left, which may be that of other images."""
         return self.ball.clip(images, images + delta)
 
-    def after(self, images: Images, delta: jax.Array, gradient: Gradients, scale: Any) -> jax.Array:
+    def after(
+        self, step: jax.Array, images: Images, delta: jax.Array, gradient: Gradients
+    ) -> jax.Array:
         """The perturbation for the next step.
 
         Args:
+            step: Of the optimiser.
             images: ``[batch, ...]``.
             delta: Like them, of this step.
             gradient: Of the loss in ``attacked(images, delta)``.
-            scale: Of radius and step size, or ``None``.
         """
         # Through the bounds: what they cut off stays as it is. Not bounded itself, as released: the
         # next images have other room.
         moves = images + delta == self.attacked(images, delta)
         ball, size = dataclasses.replace(self.ball, low=None, high=None), self.step_size
-        if scale is not None:
-            scale = jnp.asarray(scale, images.dtype)
-            ball = dataclasses.replace(ball, radius=scaled(ball.radius, scale))
-            size = scaled(size, scale)
+        if self.scale is not None:
+            factor = jnp.asarray(self.scale(step), images.dtype)
+            ball, size = shrunk(ball, factor), scaled(size, factor)
         return ball.step(jnp.zeros_like(delta), delta, jnp.where(moves, gradient, 0), size)
 
 

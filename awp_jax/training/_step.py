@@ -10,11 +10,12 @@ import optax
 from jax.tree_util import Partial
 
 from awp_jax import checks, mapped, streams
+from awp_jax.balls._protocol import shrunk
 from awp_jax.objectives import ADVERSARIAL, CLASS_MEANS, CLEAN, HELPER, TEACHER, Objective, helpers
 from awp_jax.random import check_key, example_keys, fold_keys, keys_at
 from awp_jax.training._alignment import beside
 from awp_jax.training._ascended import losses_in_parts, losses_of
-from awp_jax.training._attack import Crafted, TrainingAttack, make_attack, shrunk
+from awp_jax.training._attack import Crafted, TrainingAttack, make_attack
 from awp_jax.training._class_means import of_labels
 from awp_jax.training._descent import BESIDE, Descent, StepModel
 from awp_jax.training._free import Free, check_carried
@@ -174,8 +175,7 @@ def make_train_step(
             steps_per_epoch,
             parts,
             scaling,
-            Free(attack.ball, attack.step_size) if attack.free else None,
-            attack.scale,
+            Free(attack.ball, attack.step_size, attack.scale) if attack.free else None,
         ),
         weights=weights,
         unroll=unroll,
@@ -238,15 +238,16 @@ def _step(
     method = story.weights if perturb_weights else WeightPerturbation("none")
     check_teacher(story.model.objective, teacher)
     crafted, batch_stats, v, perturbed = None, state.batch_stats, None, state.params
-    attacked = adversarial
-    if story.attack.free:
+    attacked, free = adversarial, story.descent.free
+    if free is not None:
         if adversarial is not None:
             raise ValueError(
                 "adversarial was given, but the attack is free: its images are delta's."
             )
-        attacked = _carried(story, state, images)
+        check_carried(state.delta, images)
+        attacked = free.attacked(images, state.delta[: images.shape[0]])
     for alternation in range(method.alternations if method.method == "awp" else 1):
-        if adversarial is None and not story.attack.free:
+        if adversarial is None and free is None:
             crafted = _attack(
                 story, batch, state.step, perturbed, batch_stats, alternation, loss_scale
             )
@@ -333,14 +334,6 @@ def _drawn(
         beside_keys=fold_keys(keys, streams.EXAMPLE_ALIGNMENT) if aligned else None,
         places=places,
     )
-
-
-def _carried(story: _Story, state: TrainState, images: Images) -> Images:
-    """The images as free adversarial training left their perturbation."""
-    check_carried(state.delta, images)
-    free = story.descent.free
-    assert free is not None
-    return free.attacked(images, state.delta[: images.shape[0]])
 
 
 def _attack(

@@ -184,8 +184,7 @@ def test_a_damaged_file_stops_the_run_in_one_sentence(folders, tmp_path, capsys,
     # Nothing is lost: the steps before were saved.
     assert (tmp_path / "run" / "checkpoints" / "last" / "2").is_dir()
     rest = train(config, tmp_path / "run", progress=None)
-    if not workers:
-        equal(train(config, tmp_path / "again", progress=None).state, rest.state)
+    equal(train(config, tmp_path / "again", progress=None).state, rest.state)
 
 
 def test_only_training_needs_grain(folders, tmp_path, monkeypatch):

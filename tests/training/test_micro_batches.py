@@ -338,7 +338,7 @@ def test_the_parts_of_a_config_have_their_share_of_the_groups(tiny_config):
     config.attack.steps = 0  # a sign flips by rounding
     config.objective.name = "trades"
     _, expected = epoch_of(config)
-    for parts, devices in ((2, 2),):
+    for parts, devices in ((4, 1), (2, 2)):
         config.optimizer.micro_batches = parts
         experiment, found = epoch_of(config, devices)
         assert not experiment.padded  # the last batch has 16 examples, which groups share equally
